@@ -1,0 +1,5 @@
+//! Pochade turns a prompt into a PNG with a quantized Stable Diffusion 1.5.
+
+pub mod checkpoint;
+pub mod pipeline;
+pub mod request;

@@ -1,0 +1,181 @@
+//! One fully resolved description of one picture: its fields, their names and their limits; parsing of flags and of PNG text lives elsewhere.
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Declares an enum whose variants have one spelling each, shared by flags, JSON and messages.
+macro_rules! named_enum {
+    ($(#[$meta:meta])* $name:ident, $what:literal, { $($(#[$vmeta:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub enum $name { $($(#[$vmeta])* $variant,)+ }
+
+        impl $name {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            pub const NAMES: &'static [&'static str] = &[$($text,)+];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = anyhow::Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    _ => bail!("unknown {} '{text}' (one of: {})", $what, Self::NAMES.join(", ")),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = anyhow::Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.name().to_owned()
+            }
+        }
+    };
+}
+
+named_enum!(
+    /// The solver that walks from noise to latents.
+    Sampler, "sampler", {
+        Ddim = "ddim",
+        Ddpm = "ddpm",
+        Pndm = "pndm",
+        Euler = "euler",
+        EulerA = "euler_a",
+        Heun = "heun",
+        Lms = "lms",
+        Dpmpp2m = "dpmpp_2m",
+        Dpmpp2mSde = "dpmpp_2m_sde",
+        Dpmpp2s = "dpmpp_2s",
+        Unipc = "unipc",
+        Lcm = "lcm",
+    }
+);
+
+named_enum!(
+    /// How the sampler's timesteps are spread over the training schedule.
+    Schedule, "schedule", {
+        Leading = "leading",
+        Linspace = "linspace",
+        Trailing = "trailing",
+        Karras = "karras",
+    }
+);
+
+named_enum!(
+    /// Whose random numbers the noise equals.
+    Rng, "rng", {
+        /// PyTorch on the CPU, as diffusers uses it.
+        Torch = "torch",
+        /// PyTorch on CUDA, as AUTOMATIC1111 uses it.
+        Philox = "philox",
+    }
+);
+
+named_enum!(
+    /// In which numbers the networks compute.
+    Precision, "precision", {
+        F32 = "f32",
+        F16 = "f16",
+        Int8 = "int8",
+    }
+);
+
+impl Sampler {
+    /// The schedule used when only the sampler is named: what its authors or its users pair it with.
+    pub fn default_schedule(self) -> Schedule {
+        match self {
+            Self::Ddim | Self::Ddpm | Self::Pndm | Self::Lcm => Schedule::Leading,
+            Self::Euler | Self::EulerA | Self::Heun | Self::Lms => Schedule::Linspace,
+            Self::Dpmpp2m | Self::Dpmpp2mSde | Self::Dpmpp2s | Self::Unipc => Schedule::Karras,
+        }
+    }
+}
+
+/// The largest width and height, in pixels.
+pub const MAX_SIZE: usize = 2048;
+/// Width and height are multiples of this: the VAE's factor.
+pub const SIZE_STEP: usize = 8;
+/// The most steps: as many as the schedule was trained with.
+pub const MAX_STEPS: usize = 1000;
+
+/// One picture, fully resolved: the same request with the same model, version and kernel gives the same bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    pub prompt: String,
+    #[serde(default)]
+    pub negative_prompt: String,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    pub steps: usize,
+    /// Classifier-free guidance (Ho & Salimans 2022); 1 switches the second pass off.
+    pub guidance_scale: f64,
+    pub sampler: Sampler,
+    pub schedule: Schedule,
+    /// Share of ancestral noise in DDIM: 0 is deterministic, 1 is DDPM-like.
+    pub eta: f64,
+    pub seed: u64,
+    pub rng: Rng,
+}
+
+impl Request {
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// Names the first value out of range and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        for (side, pixels) in [("width", self.width), ("height", self.height)] {
+            validate_side(side, pixels)?;
+        }
+        ensure!(
+            (1..=MAX_STEPS).contains(&self.steps),
+            "steps {} is out of range (1 to {MAX_STEPS})",
+            self.steps
+        );
+        ensure!(
+            self.guidance_scale.is_finite() && (0.0..=100.0).contains(&self.guidance_scale),
+            "guidance scale {} is out of range (0 to 100)",
+            self.guidance_scale
+        );
+        ensure!(
+            self.eta.is_finite() && (0.0..=1.0).contains(&self.eta),
+            "eta {} is out of range (0 to 1)",
+            self.eta
+        );
+        Ok(())
+    }
+}
+
+fn validate_side(side: &str, pixels: usize) -> Result<()> {
+    if (SIZE_STEP..=MAX_SIZE).contains(&pixels) && pixels.is_multiple_of(SIZE_STEP) {
+        return Ok(());
+    }
+    let below = (pixels / SIZE_STEP * SIZE_STEP).clamp(SIZE_STEP, MAX_SIZE);
+    let above = (below + SIZE_STEP).min(MAX_SIZE);
+    if pixels < below || below == above {
+        bail!("{side} {pixels} is not possible: the nearest size is {below}");
+    }
+    bail!("{side} {pixels} is not a multiple of {SIZE_STEP}: the nearest sizes are {below} and {above}");
+}
