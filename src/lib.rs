@@ -4,3 +4,5 @@ pub mod checkpoint;
 pub mod noise;
 pub mod pipeline;
 pub mod request;
+pub mod samplers;
+pub mod schedule;

@@ -13,7 +13,7 @@ pub struct NoiseSource {
 }
 
 enum Generator {
-    Torch { words: MersenneTwister, cached: Option<f64> },
+    Torch { words: Box<MersenneTwister>, cached: Option<f64> },
     Philox { seed: u64, draw: u32 },
 }
 
@@ -21,7 +21,9 @@ impl NoiseSource {
     /// Starts at the first draw. The torch generator sees only the low 32 bits of `seed`, as in PyTorch.
     pub fn new(rng: Rng, seed: u64) -> Self {
         let generator = match rng {
-            Rng::Torch => Generator::Torch { words: MersenneTwister::new(seed as u32), cached: None },
+            Rng::Torch => {
+                Generator::Torch { words: Box::new(MersenneTwister::new(seed as u32)), cached: None }
+            }
             Rng::Philox => Generator::Philox { seed, draw: 0 },
         };
         Self { generator }
