@@ -1,5 +1,6 @@
 //! Pochade turns a prompt into a PNG with a quantized Stable Diffusion 1.5.
 
 pub mod checkpoint;
+pub mod kernels;
 pub mod pipeline;
 pub mod request;

@@ -1,0 +1,6 @@
+//! Every kernel on every instruction set of this machine agrees with its definition, and its bytes do not depend on the number of threads.
+//!
+//! `cargo test --release --test kernels`
+
+mod plain;
+mod products;
