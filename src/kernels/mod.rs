@@ -6,16 +6,24 @@
 
 mod aligned;
 mod blocking;
+mod elementwise;
 mod epilogue;
 mod gather;
 mod gemm_f32;
 mod isa;
 mod math;
+mod norm;
 mod parallel;
+mod quantized_rows;
+mod rows;
 mod simd;
 mod tile;
 
+pub use elementwise::{add, geglu, quantize_rows, silu};
 pub use epilogue::{Activation, Epilogue, Residual};
 pub use gather::{Conv2d, Gather, Padding};
 pub use gemm_f32::PackedF32;
 pub use isa::Isa;
+pub use norm::{GroupNorm, LayerNorm};
+pub use quantized_rows::QuantizedRows;
+pub use rows::RowsMut;

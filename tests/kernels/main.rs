@@ -4,3 +4,4 @@
 
 mod plain;
 mod products;
+mod rows;

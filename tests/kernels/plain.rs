@@ -91,3 +91,21 @@ pub fn difference(a: &[f32], b: &[f64]) -> f64 {
 pub fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
 }
+
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// x (1 + erf(x / sqrt 2)) / 2, with erf(z) = e^(-z^2) sum of 2^n z^(2n+1) / (2n+1)!!.
+pub fn gelu(x: f64) -> f64 {
+    let z = x * std::f64::consts::FRAC_1_SQRT_2;
+    if z.abs() > 6.0 {
+        return x.max(0.0);
+    }
+    let (mut term, mut sum) = (z, z);
+    for n in 1..200 {
+        term *= 2.0 * z * z / (2 * n + 1) as f64;
+        sum += term;
+    }
+    0.5 * x * (1.0 + sum * (-z * z).exp() * std::f64::consts::FRAC_2_SQRT_PI)
+}

@@ -2,11 +2,7 @@
 
 use pochade::kernels::{Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, Padding, Residual};
 
-use crate::plain::{Random, difference, im2col, on_threads, product};
-
-fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
-}
+use crate::plain::{Random, difference, im2col, on_threads, product, sigmoid};
 
 #[test]
 fn linear_layers_of_odd_sizes() {
@@ -84,7 +80,7 @@ fn the_epilogue_adds_biases_and_residual_then_activates() {
         for &isa in Isa::available() {
             let packed = PackedF32::pack(&weight, out, 1, depth, isa);
             for (activation, plain) in
-                [(Activation::None, (|x| x) as fn(f64) -> f64), (Activation::Silu, silu)]
+                [(Activation::None, (|x| x) as fn(f64) -> f64), (Activation::Silu, |x| x * sigmoid(x))]
             {
                 let epilogue = Epilogue {
                     bias: Some(&bias),
