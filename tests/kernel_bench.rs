@@ -6,7 +6,10 @@
 
 use std::time::Instant;
 
-use pochade::kernels::{Conv2d, Epilogue, Gather, Isa, PackedF32, Padding};
+use pochade::kernels::{
+    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, Padding,
+    QuantizedRows, geglu,
+};
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, NdTensorView};
@@ -188,5 +191,69 @@ fn f32_products() {
             ours / theirs,
             ours / yard
         );
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn attention() {
+    let isa = Isa::best();
+    let mut yardstick = Yardstick::new();
+    println!("\n{:34} {:>9} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "R", "/ R");
+    for (batch, heads, head_dim, q_len, kv_len) in [
+        (2, 8, 40, 4096, 4096),
+        (2, 8, 80, 1024, 1024),
+        (2, 8, 160, 256, 256),
+        (2, 8, 40, 4096, 77),
+        (1, 1, 512, 4096, 4096),
+    ] {
+        let sizes = Attention::dense(batch, heads, head_dim, q_len, kv_len);
+        let q = floats(batch * q_len * heads * head_dim);
+        let k = floats(batch * kv_len * heads * head_dim);
+        let v = floats(batch * kv_len * heads * head_dim);
+        let mut output = vec![0.0; q.len()];
+        let [ours, yard] =
+            medians([&mut || sizes.apply(isa, &q, &k, &v, &mut output), &mut || yardstick.run()]);
+        let rate = (2 * batch * heads * head_dim * q_len * kv_len) as f64 / 1e9 / ours;
+        let name = format!("{batch} x {heads} heads x {head_dim}, {q_len} over {kv_len}");
+        let yard = Yardstick::GMACS / yard;
+        println!("{name:34} {:9.2} {rate:8.1} {yard:8.1} {:7.2}", ours * 1e3, rate / yard);
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn row_operations() {
+    let isa = Isa::best();
+    println!("\n{:34} {:>9} {:>9} {:>9}", "rows", "f32 ms", "u8 ms", "copy ms");
+    for (images, pixels, channels) in [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (1, 1 << 18, 128)] {
+        let input = floats(images * pixels * channels);
+        let (weight, bias) = (floats(channels), floats(channels));
+        let mut output = vec![0.0; input.len()];
+        let mut copy = vec![0.0; input.len()];
+        let mut quantized = QuantizedRows::new(images * pixels, channels);
+        let group = GroupNorm {
+            groups: 32,
+            epsilon: 1e-5,
+            weight: &weight,
+            bias: &bias,
+            activation: Activation::Silu,
+        };
+        let layer = LayerNorm { epsilon: 1e-5, weight: &weight, bias: &bias };
+        let mut print = |name: &str, float: &mut dyn FnMut(), byte: &mut dyn FnMut()| {
+            let [float, byte, copied] = medians([float, byte, &mut || copy.copy_from_slice(&input)]);
+            let name = format!("{name} {images} x {pixels} x {channels}");
+            println!("{name:34} {:9.3} {:9.3} {:9.3}", float * 1e3, byte * 1e3, copied * 1e3);
+        };
+        print("group norm, SiLU", &mut || group.apply(isa, &input, images, &mut output), &mut || {
+            group.apply(isa, &input, images, &mut quantized)
+        });
+        print("layer norm", &mut || layer.apply(isa, &input, &mut output), &mut || {
+            layer.apply(isa, &input, &mut quantized)
+        });
+        let half = output.len() / 2;
+        print("GEGLU", &mut || geglu(isa, &input, channels / 2, &mut output[..half]), &mut || {
+            geglu(isa, &input, channels / 2, &mut quantized)
+        });
     }
 }

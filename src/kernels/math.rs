@@ -4,19 +4,36 @@ use super::simd::Simd;
 
 /// e^x for x clamped to [-87.3, 88.3], so never zero, infinite or subnormal; relative error below 2e-7.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's split of ln 2), e^r by a minimax polynomial of
+/// x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's split, ln 2 = 355/512 - 2.12e-4), e^r by a minimax polynomial of
 /// degree 6 (the coefficients of Cephes' `expf`), 2^n through the exponent bits.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     let x = simd.min(simd.max(x, simd.splat(-87.3)), simd.splat(88.3));
     let n = simd.round(simd.mul(x, simd.splat(std::f32::consts::LOG2_E)));
-    let r = simd.mul_add(n, simd.splat(-0.693_359_375), x);
+    let r = simd.mul_add(n, simd.splat(-355.0 / 512.0), x);
     let r = simd.mul_add(n, simd.splat(2.121_944_4e-4), r);
     let mut p = simd.splat(1.987_569_1e-4);
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
         p = simd.mul_add(p, r, simd.splat(c));
     }
     let p = simd.mul_add(simd.mul(p, r), r, simd.add(r, simd.splat(1.0)));
+    simd.mul(p, simd.pow2(n))
+}
+
+/// 2^x for x clamped to [-126, 127.4], so never zero, infinite or subnormal; relative error below 3e-7.
+///
+/// x = n + r with |r| <= 1/2, 2^r by a minimax polynomial of degree 6 (the coefficients of Cephes' `exp2f`),
+/// 2^n through the exponent bits. One operation shorter than [`exp`] and as accurate.
+#[inline(always)]
+pub(super) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
+    let x = simd.min(simd.max(x, simd.splat(-126.0)), simd.splat(127.4));
+    let n = simd.round(x);
+    let r = simd.sub(x, n);
+    let mut p = simd.splat(1.535_336_2e-4);
+    for c in [1.339_887_5e-3, 9.618_437e-3, 5.550_332_6e-2, 2.402_264_8e-1, 6.931_472e-1] {
+        p = simd.mul_add(p, r, simd.splat(c));
+    }
+    let p = simd.mul_add(p, r, simd.splat(1.0));
     simd.mul(p, simd.pow2(n))
 }
 
@@ -56,6 +73,7 @@ mod tests {
     #[derive(Clone, Copy)]
     enum Function {
         Exp,
+        Exp2,
         Silu,
         Gelu,
     }
@@ -69,6 +87,7 @@ mod tests {
             let x = simd.splat(self.1);
             let y = match self.0 {
                 Function::Exp => exp(simd, x),
+                Function::Exp2 => exp2(simd, x),
                 Function::Silu => silu(simd, x),
                 Function::Gelu => gelu(simd, x),
             };
@@ -97,6 +116,8 @@ mod tests {
                 let wide = x as f64;
                 let (y, exact) = (isa.run(Apply(Function::Exp, x)) as f64, wide.exp());
                 assert!((y - exact).abs() <= 2e-7 * exact, "{isa} exp({x}) = {y}");
+                let (y, exact) = (isa.run(Apply(Function::Exp2, x)) as f64, wide.exp2());
+                assert!((y - exact).abs() <= 3e-7 * exact, "{isa} exp2({x}) = {y}");
                 let (y, exact) = (isa.run(Apply(Function::Silu, x)) as f64, wide / (1.0 + (-wide).exp()));
                 assert!(
                     (y - exact).abs() <= 5e-7 * exact.abs() + 1e-30,

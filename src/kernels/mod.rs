@@ -5,6 +5,7 @@
 //! of the crate is below this module.
 
 mod aligned;
+mod attention;
 mod blocking;
 mod elementwise;
 mod epilogue;
@@ -19,6 +20,7 @@ mod rows;
 mod simd;
 mod tile;
 
+pub use attention::Attention;
 pub use elementwise::{add, geglu, quantize_rows, silu};
 pub use epilogue::{Activation, Epilogue, Residual};
 pub use gather::{Conv2d, Gather, Padding};

@@ -2,6 +2,7 @@
 //!
 //! `cargo test --release --test kernels`
 
+mod attention;
 mod plain;
 mod products;
 mod rows;

@@ -31,10 +31,6 @@ impl Random {
     pub fn size(&mut self, low: usize, high: usize) -> usize {
         low + self.bits() as usize % (high - low + 1)
     }
-
-    pub fn weights(&mut self, count: usize) -> Vec<i8> {
-        (0..count).map(|_| (self.bits() % 255) as i8).map(|w| w.max(-127)).collect()
-    }
 }
 
 /// Copies input pixels under each tap side by side: `[out rows][taps][depth]`, zeros for padding.
