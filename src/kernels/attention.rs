@@ -1,0 +1,327 @@
+//! Softmax attention whose scores exist only block by block; projections around it are products.
+//!
+//! Blocks of keys with a running maximum and sum per query: Milakov and Gimelshein, "Online normalizer
+//! calculation for softmax" (2018), and Dao et al., "FlashAttention" (2022). Everything is kept transposed,
+//! with queries in the vector lanes: keys and values are then read in place by broadcast, and the softmax
+//! needs no sums across lanes.
+
+use super::isa::Isa;
+use super::math;
+use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::simd::{Kernel, MAX_LANES, Simd};
+use super::tile;
+
+/// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
+const KEY_BLOCK: usize = 64;
+/// Queries of one task at most, which share each block of keys while it is in cache.
+const TASK_QUERIES: usize = 192;
+/// f32 of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
+const TASK_STATE: usize = 96 * 1024;
+/// Vectors of queries in a tile.
+const QUERY_VECTORS: usize = 3;
+/// The tallest tile, in keys or channels.
+const MAX_TILE_HEIGHT: usize = 8;
+
+/// Sizes of a multi-head attention.
+///
+/// Row r of batch item b of the queries begins at `(b * q_len + r) * q_stride`; head h has the `head_dim`
+/// values from `h * head_dim`. Keys and values likewise.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    pub batch: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub q_len: usize,
+    pub kv_len: usize,
+    /// f32 from row to row: `heads * head_dim`, or more if the rows hold something else too.
+    pub q_stride: usize,
+    pub k_stride: usize,
+    pub v_stride: usize,
+    /// Multiplies the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+impl Attention {
+    /// `batch` x `q_len` queries over as many x `kv_len` keys and values, densely stored, with the usual scale.
+    pub fn dense(batch: usize, heads: usize, head_dim: usize, q_len: usize, kv_len: usize) -> Self {
+        let stride = heads * head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            batch,
+            heads,
+            head_dim,
+            q_len,
+            kv_len,
+            q_stride: stride,
+            k_stride: stride,
+            v_stride: stride,
+            scale,
+        }
+    }
+
+    /// `softmax(q k^T * scale) v` for each head, into `output` `[batch, q_len, heads * head_dim]`.
+    ///
+    /// The exponential's relative error is below 3e-7 (see `math::exp2`). Sums are in an order that depends
+    /// only on the sizes and the instruction set.
+    ///
+    /// # Panics
+    /// If a size is zero, a stride is smaller than its rows, or a slice is too short.
+    pub fn apply(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+        let Self { batch, heads, head_dim, q_len, kv_len, .. } = *self;
+        assert!(batch > 0 && heads > 0 && head_dim > 0 && q_len > 0 && kv_len > 0, "a zero size in {self:?}");
+        let width = heads * head_dim;
+        for (values, len, stride) in
+            [(q, q_len, self.q_stride), (k, kv_len, self.k_stride), (v, kv_len, self.v_stride)]
+        {
+            assert!(stride >= width, "a stride below {width}");
+            assert!(values.len() >= (batch * len - 1) * stride + width, "{batch} x {len} rows of {width}");
+        }
+        assert_eq!(output.len(), batch * q_len * width, "an output of {batch} x {q_len} rows of {width}");
+
+        let lanes = QUERY_VECTORS * isa.run(Lanes);
+        let padded_dim = head_dim.next_multiple_of(MAX_TILE_HEIGHT);
+        let panel_state = lanes * (head_dim + padded_dim + 2);
+        let panels = (TASK_QUERIES / lanes).min(TASK_STATE / panel_state).clamp(1, q_len.div_ceil(lanes));
+        let tasks = q_len.div_ceil(panels * lanes);
+        let output = Disjoint::new(output);
+        for_each_index(batch * heads * tasks, |index| {
+            let (item, head, task) = (index / tasks / heads, index / tasks % heads, index % tasks);
+            let first = task * panels * lanes;
+            let queries = (panels * lanes).min(q_len - first);
+            let column = head * head_dim;
+            with_scratch(panels * panel_state + KEY_BLOCK * lanes, 0, |scratch| {
+                let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(KEY_BLOCK * lanes);
+                isa.run(Task {
+                    sizes: self,
+                    q: &q[(item * q_len + first) * self.q_stride + column..],
+                    k: &k[item * kv_len * self.k_stride + column..],
+                    v: &v[item * kv_len * self.v_stride + column..],
+                    queries,
+                    scores,
+                    state: &mut state[..panels * panel_state],
+                    output: &output,
+                    first_output: (item * q_len + first) * width + column,
+                });
+            });
+        });
+    }
+}
+
+struct Lanes;
+
+impl Kernel for Lanes {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::LANES
+    }
+}
+
+/// Some queries of one head over all its keys. The slices begin at the head's first value.
+struct Task<'a> {
+    sizes: &'a Attention,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    queries: usize,
+    /// `[KEY_BLOCK][lanes]`.
+    scores: &'a mut [f32],
+    /// The panels' states, see [`Panel`].
+    state: &'a mut [f32],
+    output: &'a Disjoint<'a, f32>,
+    first_output: usize,
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if S::REGISTERS == 32 { self.attend::<S, 8>(simd) } else { self.attend::<S, 4>(simd) }
+    }
+}
+
+/// What a panel of queries carries from block to block, all with queries in the lanes.
+struct Panel<'a> {
+    /// The scaled queries, `[head_dim][lanes]`.
+    queries: &'a mut [f32],
+    /// The values summed so far, `[head_dim rounded up][lanes]`.
+    sums: &'a mut [f32],
+    /// The greatest score so far, `[lanes]`.
+    greatest: &'a mut [f32],
+    /// The sum of exponentials so far, `[lanes]`.
+    total: &'a mut [f32],
+}
+
+impl<'a> Panel<'a> {
+    #[inline(always)]
+    fn split(state: &'a mut [f32], head_dim: usize, padded_dim: usize, lanes: usize) -> Self {
+        let (queries, rest) = state.split_at_mut(head_dim * lanes);
+        let (sums, rest) = rest.split_at_mut(padded_dim * lanes);
+        let (greatest, total) = rest.split_at_mut(lanes);
+        Self { queries, sums, greatest, total }
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn attend<S: Simd, const MR: usize>(self, simd: S) {
+        let Self { sizes, q, k, v, queries, scores, state, output, first_output } = self;
+        let Attention { heads, head_dim, kv_len, q_stride, k_stride, v_stride, .. } = *sizes;
+        let lanes = QUERY_VECTORS * S::LANES;
+        let padded_dim = head_dim.next_multiple_of(MAX_TILE_HEIGHT);
+        let panel_state = lanes * (head_dim + padded_dim + 2);
+        let panels = queries.div_ceil(lanes);
+        assert!(lanes <= QUERY_VECTORS * MAX_LANES && MR <= MAX_TILE_HEIGHT);
+        assert!(scores.len() == KEY_BLOCK * lanes && state.len() >= panels * panel_state);
+
+        for (p, state) in state.chunks_exact_mut(panel_state).take(panels).enumerate() {
+            let panel = Panel::split(state, head_dim, padded_dim, lanes);
+            // Scores in units of log2, so that the softmax needs 2^x, not e^x.
+            let scale = sizes.scale * std::f32::consts::LOG2_E;
+            for lane in 0..lanes {
+                // Lanes beyond the last query repeat it.
+                let row = (p * lanes + lane).min(queries - 1);
+                for (d, &x) in q[row * q_stride..][..head_dim].iter().enumerate() {
+                    panel.queries[d * lanes + lane] = x * scale;
+                }
+            }
+            panel.sums.fill(0.0);
+            panel.greatest.fill(f32::NEG_INFINITY);
+            panel.total.fill(0.0);
+        }
+
+        for first_key in (0..kv_len).step_by(KEY_BLOCK) {
+            let keys = KEY_BLOCK.min(kv_len - first_key);
+            let k = &k[first_key * k_stride..];
+            let v = &v[first_key * v_stride..];
+            for state in state.chunks_exact_mut(panel_state).take(panels) {
+                let mut panel = Panel::split(state, head_dim, padded_dim, lanes);
+                let greatest = score_block::<S, MR>(simd, k, k_stride, keys, head_dim, &panel, scores);
+                let decay = exponentials(simd, greatest, keys, &mut panel, scores);
+                add_values::<S, MR>(simd, v, v_stride, keys, head_dim, &mut panel, scores, decay);
+            }
+        }
+
+        for (p, state) in state.chunks_exact_mut(panel_state).take(panels).enumerate() {
+            let panel = Panel::split(state, head_dim, padded_dim, lanes);
+            let first = p * lanes;
+            for lane in 0..lanes.min(queries - first) {
+                let at = first_output + (first + lane) * heads * head_dim;
+                // SAFETY: each task has queries and columns of its own.
+                let to = unsafe { output.part(at..at + head_dim) };
+                let inverse = 1.0 / panel.total[lane];
+                for (d, to) in to.iter_mut().enumerate() {
+                    *to = panel.sums[d * lanes + lane] * inverse;
+                }
+            }
+        }
+    }
+}
+
+/// Writes the scores of `keys` keys to `scores`, `[key][lanes]`, and returns the greatest of each lane, those
+/// of earlier blocks included.
+#[inline(always)]
+fn score_block<S: Simd, const MR: usize>(
+    simd: S,
+    k: &[f32],
+    k_stride: usize,
+    keys: usize,
+    head_dim: usize,
+    panel: &Panel<'_>,
+    scores: &mut [f32],
+) -> [S::F; QUERY_VECTORS] {
+    let lanes = QUERY_VECTORS * S::LANES;
+    let mut greatest = [simd.splat(0.0); QUERY_VECTORS];
+    for (v, greatest) in greatest.iter_mut().enumerate() {
+        *greatest = simd.read(&panel.greatest[v * S::LANES..]);
+    }
+    assert!(panel.queries.len() == head_dim * lanes && k.len() >= (keys - 1) * k_stride + head_dim);
+    for first in (0..keys).step_by(MR) {
+        let mut a = [k.as_ptr(); MR];
+        for (i, a) in a.iter_mut().enumerate() {
+            // SAFETY: rows below `keys` lie in `k`, as asserted; a tile's overhang repeats the last.
+            *a = unsafe { a.add((first + i).min(keys - 1) * k_stride) };
+        }
+        let zeros = [[simd.splat(0.0); QUERY_VECTORS]; MR];
+        // SAFETY: each key has `head_dim` values; the queries are `head_dim` rows of `lanes`.
+        let acc = unsafe { tile::accumulate(simd, a, 1, panel.queries.as_ptr(), head_dim, zeros) };
+        for row in &acc {
+            for v in 0..QUERY_VECTORS {
+                greatest[v] = simd.max(greatest[v], row[v]);
+            }
+        }
+        let to = &mut scores[first * lanes..][..MR * lanes];
+        // SAFETY: `to` holds MR rows of `lanes`; KEY_BLOCK is a multiple of MR.
+        unsafe { tile::store(simd, to.as_mut_ptr(), lanes, acc) };
+    }
+    greatest
+}
+
+/// Replaces scores by 2^(score - greatest), adds them to the total and returns by how much what was summed
+/// relative to an earlier maximum has to shrink.
+#[inline(always)]
+fn exponentials<S: Simd>(
+    simd: S,
+    greatest: [S::F; QUERY_VECTORS],
+    keys: usize,
+    panel: &mut Panel<'_>,
+    scores: &mut [f32],
+) -> [S::F; QUERY_VECTORS] {
+    let mut decay = [simd.splat(0.0); QUERY_VECTORS];
+    let mut total = [simd.splat(0.0); QUERY_VECTORS];
+    for v in 0..QUERY_VECTORS {
+        let at = v * S::LANES;
+        decay[v] = math::exp2(simd, simd.sub(simd.read(&panel.greatest[at..]), greatest[v]));
+        total[v] = simd.mul(simd.read(&panel.total[at..]), decay[v]);
+        simd.write(&mut panel.greatest[at..], greatest[v]);
+    }
+    for row in scores.chunks_exact_mut(QUERY_VECTORS * S::LANES).take(keys) {
+        for v in 0..QUERY_VECTORS {
+            let x = simd.read(&row[v * S::LANES..]);
+            let x = math::exp2(simd, simd.sub(x, greatest[v]));
+            total[v] = simd.add(total[v], x);
+            simd.write(&mut row[v * S::LANES..], x);
+        }
+    }
+    for (to, total) in panel.total.chunks_exact_mut(S::LANES).zip(total) {
+        simd.write(to, total);
+    }
+    decay
+}
+
+/// `sums = sums * decay + values^T exponentials`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // one step of the algorithm on its whole state
+fn add_values<S: Simd, const MR: usize>(
+    simd: S,
+    v: &[f32],
+    v_stride: usize,
+    keys: usize,
+    head_dim: usize,
+    panel: &mut Panel<'_>,
+    exponentials: &[f32],
+    decay: [S::F; QUERY_VECTORS],
+) {
+    let lanes = QUERY_VECTORS * S::LANES;
+    assert!(v.len() >= (keys - 1) * v_stride + head_dim && exponentials.len() >= keys * lanes);
+    for first in (0..head_dim).step_by(MR) {
+        let mut a = [v.as_ptr(); MR];
+        for (i, a) in a.iter_mut().enumerate() {
+            // SAFETY: within the first row; a tile's overhang repeats the last channel.
+            *a = unsafe { a.add((first + i).min(head_dim - 1)) };
+        }
+        let sums = &mut panel.sums[first * lanes..][..MR * lanes];
+        // SAFETY: `sums` holds MR rows of `lanes`.
+        let mut acc: [[S::F; QUERY_VECTORS]; MR] = unsafe { tile::load(simd, sums.as_ptr(), lanes) };
+        for row in &mut acc {
+            for v in 0..QUERY_VECTORS {
+                row[v] = simd.mul(row[v], decay[v]);
+            }
+        }
+        // SAFETY: one value of each of `keys` rows, `v_stride` apart, lies in `v`; exponentials are `keys` rows.
+        acc = unsafe { tile::accumulate(simd, a, v_stride, exponentials.as_ptr(), keys, acc) };
+        // SAFETY: as at the load.
+        unsafe { tile::store(simd, sums.as_mut_ptr(), lanes, acc) };
+    }
+}

@@ -1,0 +1,67 @@
+//! How a product is cut: panel widths, chunks of rows, and the order of the pieces; the arithmetic is in the products.
+
+use super::isa::Isa;
+use super::simd::{Kernel, Simd};
+
+/// Rows of a chunk at most: a multiple of every tile height (4, 6, 8), so that only the last chunk has
+/// overhanging tiles; its sums, 192 x 64 f32, fit in L2 beside the rows they come from.
+const CHUNK_ROWS: usize = 192;
+/// The least common multiple of the tile heights.
+pub(super) const TILE_HEIGHTS: usize = 24;
+
+struct VectorShape;
+
+impl Kernel for VectorShape {
+    type Output = (usize, usize);
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        (S::LANES, S::REGISTERS)
+    }
+}
+
+/// Vectors and columns of a panel for `out` columns: the width that does least work, counting the columns
+/// that overhang and the lower reuse of narrow panels.
+pub(super) fn panel(isa: Isa, out: usize) -> (usize, usize) {
+    let (lanes, registers) = isa.run(VectorShape);
+    // Cost of a vector of columns, in percent of the widest panel's.
+    let widths: &[(usize, usize)] = if registers == 32 {
+        &[(4, 100), (3, 100), (2, 106), (1, 130)]
+    } else {
+        &[(2, 100), (3, 102), (1, 125)]
+    };
+    let cost = |&&(vectors, percent): &&(usize, usize)| out.div_ceil(vectors * lanes) * vectors * percent;
+    let (vectors, _) = widths.iter().min_by_key(cost).expect("not empty");
+    (*vectors, vectors * lanes)
+}
+
+/// A product's pieces: chunks of rows by panels of columns.
+pub(super) struct Blocks {
+    rows: usize,
+    chunk: usize,
+    chunks: usize,
+    panels: usize,
+}
+
+impl Blocks {
+    pub fn new(rows: usize, out: usize, panel_width: usize) -> Self {
+        let chunks = rows.div_ceil(CHUNK_ROWS).max(1);
+        let chunk = rows.div_ceil(chunks).next_multiple_of(TILE_HEIGHTS);
+        Self { rows, chunk, chunks: rows.div_ceil(chunk), panels: out.div_ceil(panel_width) }
+    }
+
+    pub fn count(&self) -> usize {
+        self.chunks * self.panels
+    }
+
+    /// First and end row and the panel of piece `index`. Neighbouring indices share their chunk of rows, or
+    /// their panel if `panels_first`: whichever of input and weights is larger should be read once.
+    pub fn block(&self, index: usize, panels_first: bool) -> (usize, usize, usize) {
+        let (chunk, panel) = if panels_first {
+            (index % self.chunks, index / self.chunks)
+        } else {
+            (index / self.panels, index % self.panels)
+        };
+        let first = chunk * self.chunk;
+        (first, (first + self.chunk).min(self.rows), panel)
+    }
+}

@@ -1,0 +1,253 @@
+//! Which input row each output row of a product reads at each kernel tap: the tables that make a matrix product a convolution.
+//!
+//! The idea is the indirection buffer of Dukhan, "The Indirect Convolution Algorithm" (2019), held here as
+//! one small table per axis instead of one pointer per output pixel and tap.
+
+use std::ops::Range;
+
+/// The row index of padding: a row whose values are all zero.
+pub(super) const PAD: u32 = u32::MAX;
+
+/// Rows of zeros around an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Padding {
+    pub top: usize,
+    pub bottom: usize,
+    pub left: usize,
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all four sides.
+    pub fn all(pixels: usize) -> Self {
+        Self { top: pixels, bottom: pixels, left: pixels, right: pixels }
+    }
+}
+
+/// The geometry of a two-dimensional convolution over channels-last images `[batch, height, width, depth]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2d {
+    pub batch: usize,
+    /// Of the input as stored, before `upsample`.
+    pub height: usize,
+    pub width: usize,
+    /// Side of the square kernel.
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: Padding,
+    /// Each input pixel stands for `upsample` x `upsample` equal ones (nearest neighbour); 1 for none.
+    pub upsample: usize,
+}
+
+impl Conv2d {
+    /// Height and width of the output.
+    ///
+    /// # Panics
+    /// If the kernel is larger than the padded input, or a size is zero.
+    pub fn output_size(&self) -> (usize, usize) {
+        assert!(self.kernel > 0 && self.stride > 0 && self.upsample > 0, "a zero size in {self:?}");
+        let side = |input: usize, before: usize, after: usize| {
+            let padded = input * self.upsample + before + after;
+            assert!(padded >= self.kernel, "a kernel larger than the padded input in {self:?}");
+            (padded - self.kernel) / self.stride + 1
+        };
+        (
+            side(self.height, self.padding.top, self.padding.bottom),
+            side(self.width, self.padding.left, self.padding.right),
+        )
+    }
+}
+
+/// For each of `out_rows` output rows and each of `taps` taps, an input row below `in_rows` or padding.
+#[derive(Debug, Clone)]
+pub struct Gather {
+    in_rows: usize,
+    out_rows: usize,
+    taps: usize,
+    plan: Plan,
+}
+
+#[derive(Debug, Clone)]
+enum Plan {
+    /// Output row i reads input row i.
+    Identity,
+    /// Output pixel (image, y, x) at tap (i, j) reads input pixel (image, ys[y][i], xs[x][j]).
+    Image { kernel: usize, in_height: usize, in_width: usize, ys: Vec<u32>, xs: Vec<u32> },
+}
+
+impl Gather {
+    /// Row i from row i, one tap: a linear layer or a 1x1 convolution over `rows` rows.
+    pub fn identity(rows: usize) -> Self {
+        Self { in_rows: rows, out_rows: rows, taps: 1, plan: Plan::Identity }
+    }
+
+    /// The pixels of a convolution; output rows are (image, y, x), taps (i, j), both row-major.
+    ///
+    /// # Panics
+    /// See [`Conv2d::output_size`]; also if the input has 2^32 - 1 pixels or more.
+    pub fn conv2d(conv: &Conv2d) -> Self {
+        let (out_height, out_width) = conv.output_size();
+        let in_rows = conv.batch * conv.height * conv.width;
+        assert!(in_rows < PAD as usize, "{in_rows} pixels are too many to index");
+        if conv.kernel == 1 && conv.stride == 1 && conv.upsample == 1 && conv.padding == Padding::default() {
+            return Self::identity(in_rows);
+        }
+        let axis = |out: usize, input: usize, before: usize| -> Vec<u32> {
+            (0..out)
+                .flat_map(|o| (0..conv.kernel).map(move |tap| o * conv.stride + tap))
+                .map(|padded| match padded.checked_sub(before).map(|i| i / conv.upsample) {
+                    Some(i) if i < input => i as u32,
+                    _ => PAD,
+                })
+                .collect()
+        };
+        Self {
+            in_rows,
+            out_rows: conv.batch * out_height * out_width,
+            taps: conv.kernel * conv.kernel,
+            plan: Plan::Image {
+                kernel: conv.kernel,
+                in_height: conv.height,
+                in_width: conv.width,
+                ys: axis(out_height, conv.height, conv.padding.top),
+                xs: axis(out_width, conv.width, conv.padding.left),
+            },
+        }
+    }
+
+    pub fn in_rows(&self) -> usize {
+        self.in_rows
+    }
+
+    pub fn out_rows(&self) -> usize {
+        self.out_rows
+    }
+
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// Writes the input rows of output rows `rows` as `table[tap * pitch + i]` for the i-th of them; entries
+    /// up to `pitch` repeat the last row, so that tiles may overhang. Every entry is `PAD` or below `in_rows`.
+    ///
+    /// # Panics
+    /// If `rows` is empty, exceeds the output or `pitch`, or `table` is shorter than `taps * pitch`.
+    pub(super) fn fill(&self, rows: Range<usize>, pitch: usize, table: &mut [u32]) {
+        assert!(!rows.is_empty() && rows.end <= self.out_rows && rows.len() <= pitch);
+        let count = rows.len();
+        match &self.plan {
+            Plan::Identity => {
+                for (entry, row) in table[..count].iter_mut().zip(rows) {
+                    *entry = row as u32;
+                }
+            }
+            Plan::Image { kernel, in_height, in_width, ys, xs } => {
+                let (out_height, out_width) = (ys.len() / kernel, xs.len() / kernel);
+                let mut x = rows.start % out_width;
+                let mut y = rows.start / out_width % out_height;
+                let mut image = rows.start / out_width / out_height;
+                for i in 0..count {
+                    for (ky, &in_y) in ys[y * kernel..][..*kernel].iter().enumerate() {
+                        for (kx, &in_x) in xs[x * kernel..][..*kernel].iter().enumerate() {
+                            table[(ky * kernel + kx) * pitch + i] = if in_y == PAD || in_x == PAD {
+                                PAD
+                            } else {
+                                ((image * in_height + in_y as usize) * in_width) as u32 + in_x
+                            };
+                        }
+                    }
+                    x += 1;
+                    if x == out_width {
+                        x = 0;
+                        y += 1;
+                    }
+                    if y == out_height {
+                        y = 0;
+                        image += 1;
+                    }
+                }
+            }
+        }
+        for tap in table[..self.taps * pitch].chunks_exact_mut(pitch) {
+            let last = tap[count - 1];
+            tap[count..].fill(last);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition: pad, repeat pixels, slide.
+    fn expected(conv: &Conv2d) -> Vec<Vec<u32>> {
+        let (out_height, out_width) = conv.output_size();
+        let pixel = |image: usize, y: isize, x: isize| {
+            let inside = |i: isize, size: usize| i >= 0 && (i as usize) < size * conv.upsample;
+            if !inside(y, conv.height) || !inside(x, conv.width) {
+                return PAD;
+            }
+            let (y, x) = (y as usize / conv.upsample, x as usize / conv.upsample);
+            ((image * conv.height + y) * conv.width + x) as u32
+        };
+        let mut rows = Vec::new();
+        for image in 0..conv.batch {
+            for y in 0..out_height {
+                for x in 0..out_width {
+                    let mut taps = Vec::new();
+                    for ky in 0..conv.kernel {
+                        for kx in 0..conv.kernel {
+                            let in_y = (y * conv.stride + ky) as isize - conv.padding.top as isize;
+                            let in_x = (x * conv.stride + kx) as isize - conv.padding.left as isize;
+                            taps.push(pixel(image, in_y, in_x));
+                        }
+                    }
+                    rows.push(taps);
+                }
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn tables_follow_the_definition_of_a_convolution() {
+        let same = Conv2d {
+            batch: 2,
+            height: 5,
+            width: 3,
+            kernel: 3,
+            stride: 1,
+            padding: Padding::all(1),
+            upsample: 1,
+        };
+        let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+        for conv in [
+            same,
+            Conv2d { stride: 2, ..same },
+            Conv2d { stride: 2, padding: down, height: 4, width: 6, ..same },
+            Conv2d { upsample: 2, ..same },
+            Conv2d { kernel: 1, padding: Padding::default(), ..same },
+            Conv2d { height: 1, width: 1, ..same },
+        ] {
+            let gather = Gather::conv2d(&conv);
+            let expected = expected(&conv);
+            assert_eq!(gather.out_rows(), expected.len());
+            for start in 0..gather.out_rows() {
+                let end = (start + 4).min(gather.out_rows());
+                let pitch = 6;
+                let mut table = vec![0; gather.taps() * pitch];
+                gather.fill(start..end, pitch, &mut table);
+                for tap in 0..gather.taps() {
+                    for i in 0..pitch {
+                        let row = (start + i).min(end - 1);
+                        assert_eq!(
+                            table[tap * pitch + i],
+                            expected[row][tap],
+                            "{conv:?} row {row} tap {tap}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! f32 products: linear layers and convolutions as indirect matrix products with prepacked weights.
+//!
+//! Dukhan, "The Indirect Convolution Algorithm" (2019): the micro-kernel reads activations straight from
+//! the input's rows, found through a [`Gather`], so nothing is copied for im2col.
+
+use super::aligned::AlignedBuf;
+use super::blocking::{self, Blocks};
+use super::epilogue::{Destination, Epilogue};
+use super::gather::{Gather, PAD};
+use super::isa::Isa;
+use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::simd::{Kernel, Simd};
+use super::tile;
+
+/// Input channels accumulated before the next rows: a panel of 64 columns by 128 fills most of a 48 KB L1.
+const DEPTH_BLOCK: usize = 128;
+
+/// Weights of a linear layer (one tap) or convolution, laid out for one instruction set.
+#[derive(Clone)]
+pub struct PackedF32 {
+    isa: Isa,
+    out: usize,
+    taps: usize,
+    depth: usize,
+    /// Vectors of a panel's width.
+    panel_vectors: usize,
+    /// Columns of a panel.
+    panel_width: usize,
+    /// `[panel][tap][depth][panel_width]`, zeros beyond `out`.
+    weights: AlignedBuf<f32>,
+    /// The row that padding reads, `[depth]`.
+    zeros: AlignedBuf<f32>,
+}
+
+impl PackedF32 {
+    /// Packs `weight`, `[out][taps][depth]` (for a convolution `[out][kernel y][kernel x][in]`).
+    ///
+    /// # Panics
+    /// If a size is zero or `weight` has another length.
+    pub fn pack(weight: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
+        assert!(out > 0 && taps > 0 && depth > 0);
+        assert_eq!(weight.len(), out * taps * depth, "weights of {out} x {taps} x {depth}");
+        let (panel_vectors, panel_width) = blocking::panel(isa, out);
+        let panels = out.div_ceil(panel_width);
+        let mut weights = AlignedBuf::zeros(panels * taps * depth * panel_width);
+        let panel_len = taps * depth * panel_width;
+        for (panel, packed) in weights.as_mut_slice().chunks_exact_mut(panel_len).enumerate() {
+            let first = panel * panel_width;
+            for column in 0..panel_width.min(out - first) {
+                let row = &weight[(first + column) * taps * depth..][..taps * depth];
+                for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panel_width)) {
+                    *to = w;
+                }
+            }
+        }
+        Self { isa, out, taps, depth, panel_vectors, panel_width, weights, zeros: AlignedBuf::zeros(depth) }
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Output columns.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Kernel positions: 1, or 9 for a 3x3 convolution.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// Input columns.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.weights.as_slice())
+    }
+
+    /// `output[i][o] = epilogue(sum over tap, d of input[gather(i, tap)][d] * weight[o][tap][d])`.
+    ///
+    /// `input` is `[gather.in_rows(), depth]`, `output` `[gather.out_rows(), out]`. Sums are f32, in an order
+    /// that depends only on the shape and the instruction set, never on the number of threads.
+    ///
+    /// # Panics
+    /// If a size does not fit the others.
+    pub fn apply(&self, input: &[f32], gather: &Gather, epilogue: &Epilogue<'_>, output: &mut [f32]) {
+        assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
+        assert_eq!(input.len(), gather.in_rows() * self.depth, "an input of {} rows", gather.in_rows());
+        let rows = gather.out_rows();
+        epilogue.validate(rows, self.out, output);
+        let destination =
+            Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale: None };
+        let blocks = Blocks::new(rows, self.out, self.panel_width);
+        let panels_first = size_of_val(self.weights.as_slice()) > size_of_val(input);
+        for_each_index(blocks.count(), |index| {
+            let (first_row, end_row, panel) = blocks.block(index, panels_first);
+            let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
+            with_scratch(pitch * self.panel_width, self.taps * pitch, |scratch| {
+                let table = &mut scratch.indices[..self.taps * pitch];
+                gather.fill(first_row..end_row, pitch, table);
+                self.isa.run(Block {
+                    packed: self,
+                    input,
+                    table,
+                    pitch,
+                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panel_width],
+                    destination: &destination,
+                    first_row,
+                    end_row,
+                    panel,
+                });
+            });
+        });
+    }
+}
+
+/// One panel of columns for a chunk of rows.
+struct Block<'a> {
+    packed: &'a PackedF32,
+    input: &'a [f32],
+    /// `[taps][pitch]` rows of `input`, or padding.
+    table: &'a [u32],
+    pitch: usize,
+    /// `[pitch][panel_width]`, of unspecified contents.
+    sums: &'a mut [f32],
+    destination: &'a Destination<'a>,
+    first_row: usize,
+    end_row: usize,
+    panel: usize,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if S::REGISTERS == 32 {
+            match self.packed.panel_vectors {
+                4 => self.product::<S, 6, 4>(simd),
+                3 => self.product::<S, 8, 3>(simd),
+                2 => self.product::<S, 8, 2>(simd),
+                _ => self.product::<S, 8, 1>(simd),
+            }
+        } else {
+            match self.packed.panel_vectors {
+                3 => self.product::<S, 4, 3>(simd),
+                2 => self.product::<S, 6, 2>(simd),
+                _ => self.product::<S, 8, 1>(simd),
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn product<S: Simd, const MR: usize, const NV: usize>(self, simd: S) {
+        let Self { packed, input, table, pitch, sums, destination, first_row, end_row, panel } = self;
+        let PackedF32 { depth, taps, panel_width: width, .. } = *packed;
+        assert_eq!(width, NV * S::LANES);
+        let rows = (end_row - first_row).next_multiple_of(MR);
+        let panel_weights =
+            &packed.weights.as_slice()[panel * taps * depth * width..][..taps * depth * width];
+        let zeros = packed.zeros.as_slice();
+        let taps_at_once = (DEPTH_BLOCK / depth).max(1);
+        let depth_step = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK));
+
+        for first_depth in (0..depth).step_by(depth_step) {
+            let depth_len = depth_step.min(depth - first_depth);
+            for first_tap in (0..taps).step_by(taps_at_once) {
+                let end_tap = (first_tap + taps_at_once).min(taps);
+                for i in (0..rows).step_by(MR) {
+                    let sums = &mut sums[i * width..][..MR * width];
+                    let mut acc = [[simd.splat(0.0); NV]; MR];
+                    if first_depth > 0 || first_tap > 0 {
+                        // SAFETY: `sums` holds MR rows of `width` = NV vectors.
+                        acc = unsafe { tile::load(simd, sums.as_ptr(), width) };
+                    }
+                    for tap in first_tap..end_tap {
+                        let mut a = [zeros.as_ptr(); MR];
+                        for (a, &row) in a.iter_mut().zip(&table[tap * pitch + i..][..MR]) {
+                            if row != PAD {
+                                // SAFETY: the gather's rows lie below `in_rows`, of `depth` f32 each in `input`.
+                                *a = unsafe { input.as_ptr().add(row as usize * depth) };
+                            }
+                            // SAFETY: `first_depth` lies within the row.
+                            *a = unsafe { a.add(first_depth) };
+                        }
+                        let b = &panel_weights[(tap * depth + first_depth) * width..][..depth_len * width];
+                        // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
+                        acc = unsafe { tile::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                    }
+                    // SAFETY: as at the load.
+                    unsafe { tile::store(simd, sums.as_mut_ptr(), width, acc) };
+                }
+            }
+        }
+        let columns = panel * width..((panel + 1) * width).min(packed.out);
+        // SAFETY: each block has rows and columns of its own.
+        unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
+    }
+}

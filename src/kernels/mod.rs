@@ -1,0 +1,31 @@
+//! CPU kernels on plain slices, chosen at run time for the processor; tensors, names and networks are elsewhere.
+//!
+//! Feature maps are channels-last: an image batch `[batch, height, width, channels]` is a matrix with one
+//! row per pixel, a sequence batch `[batch, tokens, channels]` one with a row per token. All `unsafe` code
+//! of the crate is below this module.
+
+mod aligned;
+mod attention;
+mod blocking;
+mod elementwise;
+mod epilogue;
+mod gather;
+mod gemm_f32;
+mod isa;
+mod math;
+mod norm;
+mod parallel;
+mod quantized_rows;
+mod rows;
+mod simd;
+mod tile;
+
+pub use attention::Attention;
+pub use elementwise::{add, geglu, quantize_rows, silu};
+pub use epilogue::{Activation, Epilogue, Residual};
+pub use gather::{Conv2d, Gather, Padding};
+pub use gemm_f32::PackedF32;
+pub use isa::Isa;
+pub use norm::{GroupNorm, LayerNorm};
+pub use quantized_rows::QuantizedRows;
+pub use rows::RowsMut;

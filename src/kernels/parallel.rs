@@ -1,0 +1,75 @@
+//! Work shared between threads: disjoint parts of one output, and scratch memory that a thread keeps.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::aligned::AlignedBuf;
+
+/// A mutable slice of which threads write disjoint parts.
+pub(super) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `part`, whose callers promise that parts in use at once do not overlap.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+// SAFETY: as a `&mut [T]`.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Safety
+    /// No two parts that live at the same time may overlap.
+    ///
+    /// # Panics
+    /// If `range` exceeds the slice.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // that is the purpose; disjointness is the caller's promise
+    pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: inside the slice, which outlives `self`; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
+    }
+}
+
+/// Runs `work` for each index below `count` on the current rayon pool, neighbours mostly on one thread.
+pub(super) fn for_each_index(count: usize, work: impl Fn(usize) + Send + Sync) {
+    if count == 1 {
+        work(0);
+    } else {
+        (0..count).into_par_iter().for_each(work);
+    }
+}
+
+/// Scratch memory of one thread.
+pub(super) struct Scratch {
+    pub floats: AlignedBuf<f32>,
+    pub indices: Vec<u32>,
+}
+
+/// Lends the thread's scratch with at least `floats` f32 and `indices` u32, of unspecified contents.
+///
+/// # Panics
+/// If used within itself: `work` must not lend again, nor wait for other rayon work.
+pub(super) fn with_scratch<R>(floats: usize, indices: usize, work: impl FnOnce(&mut Scratch) -> R) -> R {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> =
+            RefCell::new(Scratch { floats: AlignedBuf::zeros(0), indices: Vec::new() });
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.floats.reserve_len(floats);
+        if scratch.indices.len() < indices {
+            scratch.indices.resize(indices, 0);
+        }
+        work(scratch)
+    })
+}

@@ -1,0 +1,131 @@
+//! Activations as bytes with a scale and a zero point per row, and how a row becomes them; products of such rows are in `gemm_i8`.
+
+use super::aligned::AlignedBuf;
+use super::simd::Simd;
+
+/// A matrix of u8 whose row r stands for `scale[r] * (value - zero[r])`.
+///
+/// The buffers are kept when the matrix is resized to something smaller, so that one instance can serve
+/// many layers.
+#[derive(Clone)]
+pub struct QuantizedRows {
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+    /// Bytes from row to row: `depth` rounded up to 4; those beyond `depth` are unspecified.
+    pub(super) stride: usize,
+    pub(super) values: AlignedBuf<u8>,
+    pub(super) scales: Vec<f32>,
+    pub(super) zeros: Vec<i32>,
+}
+
+impl QuantizedRows {
+    /// `rows` x `depth`, all zero.
+    pub fn new(rows: usize, depth: usize) -> Self {
+        let mut new = Self {
+            rows: 0,
+            depth: 0,
+            stride: 0,
+            values: AlignedBuf::zeros(0),
+            scales: vec![],
+            zeros: vec![],
+        };
+        new.resize(rows, depth);
+        new
+    }
+
+    /// Becomes `rows` x `depth`, of unspecified values.
+    pub fn resize(&mut self, rows: usize, depth: usize) {
+        self.stride = depth.next_multiple_of(4);
+        self.rows = rows;
+        self.depth = depth;
+        self.values.reserve_len(rows * self.stride);
+        self.scales.resize(rows, 0.0);
+        self.zeros.resize(rows, 0);
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The bytes of row `row`.
+    pub fn row(&self, row: usize) -> &[u8] {
+        assert!(row < self.rows);
+        &self.values.as_slice()[row * self.stride..][..self.depth]
+    }
+
+    /// One per row.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales[..self.rows]
+    }
+
+    /// One per row, each in 0..=255.
+    pub fn zeros(&self) -> &[i32] {
+        &self.zeros[..self.rows]
+    }
+
+    /// The values that row `row` stands for.
+    pub fn dequantize(&self, row: usize) -> Vec<f32> {
+        let (scale, zero) = (self.scales[row], self.zeros[row]);
+        self.row(row).iter().map(|&q| scale * (q as i32 - zero) as f32).collect()
+    }
+}
+
+/// Quantizes one row: the 256 values span its least to its greatest value, and zero, which is represented
+/// exactly. Returns scale and zero point; the error of a value is at most half the scale.
+///
+/// The arithmetic has no fused operation, so all instruction sets give the same bytes.
+///
+/// # Panics
+/// If `to` has not the length of `row`.
+#[inline(always)]
+pub(super) fn quantize_row<S: Simd>(simd: S, row: &[f32], to: &mut [u8]) -> (f32, i32) {
+    assert_eq!(row.len(), to.len());
+    // Rows narrower than a range this small are noise, and its reciprocal would overflow.
+    const LEAST_RANGE: f32 = 1e-30;
+    let zero = simd.splat(0.0);
+    let mut least = [zero; 2];
+    let mut greatest = [zero; 2];
+    let mut at = 0;
+    while at + 2 * S::LANES <= row.len() {
+        for i in 0..2 {
+            let x = simd.read(&row[at + i * S::LANES..]);
+            least[i] = simd.min(x, least[i]);
+            greatest[i] = simd.max(x, greatest[i]);
+        }
+        at += 2 * S::LANES;
+    }
+    while at < row.len() {
+        let x = simd.read_up_to(&row[at..(at + S::LANES).min(row.len())]);
+        least[0] = simd.min(x, least[0]);
+        greatest[0] = simd.max(x, greatest[0]);
+        at += S::LANES;
+    }
+    let least = simd.least(simd.min(least[0], least[1]));
+    let greatest = simd.greatest(simd.max(greatest[0], greatest[1]));
+    let range = greatest - least;
+    let (scale, inverse) = if range < LEAST_RANGE { (0.0, 0.0) } else { (range / 255.0, 255.0 / range) };
+    let zero_point = (-least * inverse).round_ties_even().clamp(0.0, 255.0);
+
+    let (factor, offset, limit) = (simd.splat(inverse), simd.splat(zero_point), simd.splat(255.0));
+    let quantize = |x: S::F| simd.min(simd.max(simd.add(simd.mul(x, factor), offset), zero), limit);
+    let mut at = 0;
+    while at + S::LANES <= row.len() {
+        let x = simd.read(&row[at..]);
+        let to = &mut to[at..at + S::LANES];
+        // SAFETY: `to` holds LANES bytes.
+        unsafe { simd.store_u8(to.as_mut_ptr(), quantize(x)) };
+        at += S::LANES;
+    }
+    if at < row.len() {
+        let mut bytes = [0u8; super::simd::MAX_LANES];
+        // SAFETY: MAX_LANES is at least LANES.
+        unsafe { simd.store_u8(bytes.as_mut_ptr(), quantize(simd.read_up_to(&row[at..]))) };
+        let rest = row.len() - at;
+        to[at..].copy_from_slice(&bytes[..rest]);
+    }
+    (scale, zero_point as i32)
+}

@@ -1,0 +1,134 @@
+//! Row-by-row operations whose result is kept as f32 or quantized on the way out; what a row becomes is said in `norm` and `elementwise`.
+
+use super::isa::Isa;
+use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::quantized_rows::{QuantizedRows, quantize_row};
+use super::simd::{Kernel, Simd};
+
+/// Values of one task: enough to outweigh its dispatch, few enough to spread over many threads.
+const TASK_VALUES: usize = 16 * 1024;
+
+/// Where a row-wise operation writes: f32, or u8 with a scale and zero point per row.
+///
+/// An operation takes `impl Into<RowsMut>`, so that `&mut [f32]` and `&mut QuantizedRows` both do; the
+/// latter is resized to fit.
+pub enum RowsMut<'a> {
+    F32(&'a mut [f32]),
+    U8(&'a mut QuantizedRows),
+}
+
+impl<'a> From<&'a mut [f32]> for RowsMut<'a> {
+    fn from(values: &'a mut [f32]) -> Self {
+        Self::F32(values)
+    }
+}
+
+impl<'a> From<&'a mut Vec<f32>> for RowsMut<'a> {
+    fn from(values: &'a mut Vec<f32>) -> Self {
+        Self::F32(values)
+    }
+}
+
+impl<'a> From<&'a mut QuantizedRows> for RowsMut<'a> {
+    fn from(rows: &'a mut QuantizedRows) -> Self {
+        Self::U8(rows)
+    }
+}
+
+/// Computes any one row of a matrix.
+pub(super) trait RowOperation: Sync {
+    /// Writes row `row`, all of `to`. Implementations must be `#[inline(always)]`.
+    fn row<S: Simd>(&self, simd: S, row: usize, to: &mut [f32]);
+}
+
+/// The rows of a matrix, computed in parallel and written to `output`.
+///
+/// # Panics
+/// If an f32 output is not `rows * width` long.
+pub(super) fn for_each_row(
+    isa: Isa,
+    rows: usize,
+    width: usize,
+    operation: &impl RowOperation,
+    output: RowsMut,
+) {
+    let per_task = (TASK_VALUES / width.max(1)).max(1);
+    let tasks = rows.div_ceil(per_task);
+    let task = |index: usize| (index * per_task, ((index + 1) * per_task).min(rows));
+    match output {
+        RowsMut::F32(output) => {
+            assert_eq!(output.len(), rows * width, "an output of {rows} x {width}");
+            let output = Disjoint::new(output);
+            for_each_index(tasks, |index| {
+                let (first, end) = task(index);
+                // SAFETY: each task has rows of its own.
+                let output = unsafe { output.part(first * width..end * width) };
+                isa.run(Float { first, width, operation, output });
+            });
+        }
+        RowsMut::U8(output) => {
+            output.resize(rows, width);
+            let stride = output.stride;
+            let values = Disjoint::new(output.values.as_mut_slice());
+            let scales = Disjoint::new(&mut output.scales);
+            let zeros = Disjoint::new(&mut output.zeros);
+            for_each_index(tasks, |index| {
+                let (first, end) = task(index);
+                // SAFETY: each task has rows of its own.
+                let (values, scales, zeros) = unsafe {
+                    (
+                        values.part(first * stride..end * stride),
+                        scales.part(first..end),
+                        zeros.part(first..end),
+                    )
+                };
+                with_scratch(width, 0, |scratch| {
+                    let scratch = &mut scratch.floats.as_mut_slice()[..width];
+                    isa.run(Quantized { first, stride, operation, scratch, values, scales, zeros });
+                });
+            });
+        }
+    }
+}
+
+struct Float<'a, O> {
+    first: usize,
+    width: usize,
+    operation: &'a O,
+    output: &'a mut [f32],
+}
+
+impl<O: RowOperation> Kernel for Float<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (i, to) in self.output.chunks_exact_mut(self.width).enumerate() {
+            self.operation.row(simd, self.first + i, to);
+        }
+    }
+}
+
+struct Quantized<'a, O> {
+    first: usize,
+    stride: usize,
+    operation: &'a O,
+    /// One row.
+    scratch: &'a mut [f32],
+    values: &'a mut [u8],
+    scales: &'a mut [f32],
+    zeros: &'a mut [i32],
+}
+
+impl<O: RowOperation> Kernel for Quantized<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = self.scratch.len();
+        for (i, to) in self.values.chunks_exact_mut(self.stride).enumerate() {
+            self.operation.row(simd, self.first + i, self.scratch);
+            (self.scales[i], self.zeros[i]) = quantize_row(simd, self.scratch, &mut to[..width]);
+        }
+    }
+}

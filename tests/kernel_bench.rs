@@ -1,0 +1,259 @@
+//! Rates of the kernels on SD 1.5's shapes, beside an f32 product of the `gemm` crate and `rten-gemm`'s products.
+//!
+//! `cargo test --release --test kernel_bench -- --ignored --nocapture --test-threads 1`
+//!
+//! Candidates of one line take turns, so that a busy machine slows all of them; figures are medians.
+
+use std::time::Instant;
+
+use pochade::kernels::{
+    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, Padding,
+    QuantizedRows, geglu,
+};
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
+use rten_tensor::prelude::*;
+use rten_tensor::{NdTensor, NdTensorView};
+
+/// Median seconds of each candidate over alternating runs.
+fn medians<const N: usize>(mut candidates: [&mut dyn FnMut(); N]) -> [f64; N] {
+    let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::new());
+    let begin = Instant::now();
+    while times[0].len() < 5 || (begin.elapsed().as_secs_f64() < 1.5 && times[0].len() < 60) {
+        for (candidate, times) in candidates.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            candidate();
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    })
+}
+
+fn floats(count: usize) -> Vec<f32> {
+    (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 32768.0 - 1.0).collect()
+}
+
+/// C = A B, 1024 x 1024 x 1024, by the `gemm` crate on all threads: the yardstick R.
+struct Yardstick {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+}
+
+impl Yardstick {
+    const GMACS: f64 = 1.073_741_824;
+
+    fn new() -> Self {
+        Self { a: floats(1 << 20), b: floats(1 << 20), c: vec![0.0; 1 << 20] }
+    }
+
+    fn run(&mut self) {
+        let n = 1024;
+        // SAFETY: three n x n row-major matrices.
+        unsafe {
+            gemm::gemm(
+                n,
+                n,
+                n,
+                self.c.as_mut_ptr(),
+                1,
+                n as isize,
+                false,
+                self.a.as_ptr(),
+                1,
+                n as isize,
+                self.b.as_ptr(),
+                1,
+                n as isize,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(0),
+            );
+        }
+    }
+}
+
+/// A product's shape: a 3x3 convolution of `batch` square images, or a linear layer over `rows` rows.
+enum Shape {
+    Conv { batch: usize, side: usize, depth: usize, out: usize },
+    Linear { rows: usize, depth: usize, out: usize },
+}
+
+impl Shape {
+    fn geometry(&self) -> (Gather, usize, usize, usize) {
+        match *self {
+            Shape::Conv { batch, side, depth, out } => {
+                let conv = Conv2d {
+                    batch,
+                    height: side,
+                    width: side,
+                    kernel: 3,
+                    stride: 1,
+                    padding: Padding::all(1),
+                    upsample: 1,
+                };
+                (Gather::conv2d(&conv), 9, depth, out)
+            }
+            Shape::Linear { rows, depth, out } => (Gather::identity(rows), 1, depth, out),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Shape::Conv { batch, side, depth, out } => {
+                format!("conv {batch} x {side}x{side} {depth} -> {out}")
+            }
+            Shape::Linear { rows, depth, out } => format!("linear {rows} x {depth} -> {out}"),
+        }
+    }
+}
+
+fn shapes() -> Vec<Shape> {
+    vec![
+        Shape::Conv { batch: 2, side: 64, depth: 320, out: 320 },
+        Shape::Conv { batch: 2, side: 32, depth: 640, out: 640 },
+        Shape::Conv { batch: 2, side: 16, depth: 1280, out: 1280 },
+        Shape::Conv { batch: 2, side: 8, depth: 1280, out: 1280 },
+        Shape::Conv { batch: 1, side: 256, depth: 256, out: 256 },
+        Shape::Linear { rows: 8192, depth: 320, out: 2560 },
+        Shape::Linear { rows: 8192, depth: 1280, out: 320 },
+        Shape::Linear { rows: 2048, depth: 640, out: 5120 },
+        Shape::Linear { rows: 2048, depth: 640, out: 640 },
+        Shape::Linear { rows: 512, depth: 1280, out: 1280 },
+        Shape::Linear { rows: 154, depth: 768, out: 640 },
+    ]
+}
+
+/// im2col of a channels-last image by row copies, all threads: what a plain product needs before it.
+fn im2col<T: Copy + Default + Send + Sync>(side: usize, input: &[T], depth: usize, columns: &mut [T]) {
+    use rayon::prelude::*;
+    columns.par_chunks_mut(side * 9 * depth).enumerate().for_each(|(line, columns)| {
+        let (image, y) = (line / side, line % side);
+        for (x, columns) in columns.chunks_mut(9 * depth).enumerate() {
+            for (tap, to) in columns.chunks_mut(depth).enumerate() {
+                let (in_y, in_x) = ((y + tap / 3).wrapping_sub(1), (x + tap % 3).wrapping_sub(1));
+                if in_y < side && in_x < side {
+                    let pixel = (image * side + in_y) * side + in_x;
+                    to.copy_from_slice(&input[pixel * depth..][..depth]);
+                } else {
+                    to.fill(T::default());
+                }
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn f32_products() {
+    let isa = Isa::best();
+    let mut yardstick = Yardstick::new();
+    let rten = GemmExecutor::<f32>::new();
+    println!("\n{isa}; rten-gemm {}", rten.kernel_name());
+    println!("{:34} {:>8} {:>8} {:>8} {:>7} {:>7}", "GMAC/s", "ours", "rten", "R", "/ rten", "/ R");
+    for shape in shapes() {
+        let (gather, taps, depth, out) = shape.geometry();
+        let input = floats(gather.in_rows() * depth);
+        let weight = floats(out * taps * depth);
+        let bias = floats(out);
+        let packed = PackedF32::pack(&weight, out, taps, depth, isa);
+        let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+        let mut output = vec![0.0; gather.out_rows() * out];
+        let mut other = output.clone();
+
+        let b = NdTensor::from_data([out, taps * depth], weight.clone());
+        let b = rten.prepack_b(b.view().transposed());
+        let mut columns = vec![0.0; if taps == 9 { gather.out_rows() * 9 * depth } else { 0 }];
+        let mut rten_product = || {
+            if let Shape::Conv { side, .. } = shape {
+                im2col(side, &input, depth, &mut columns);
+            }
+            let a = if taps == 9 { &columns } else { &input };
+            let a = NdTensorView::from_data([gather.out_rows(), taps * depth], a.as_slice());
+            let options = GemmOptions { bias: Some(BiasVector::Row(&bias)), ..Default::default() };
+            rten.gemm(&mut other, GemmInputA::Unpacked(a), GemmInputB::Packed(&b), options).unwrap();
+        };
+        let [ours, theirs, yard] = medians([
+            &mut || packed.apply(&input, &gather, &epilogue, &mut output),
+            &mut rten_product,
+            &mut || yardstick.run(),
+        ]);
+        let gmac = (gather.out_rows() * taps * depth * out) as f64 / 1e9;
+        let (ours, theirs, yard) = (gmac / ours, gmac / theirs, Yardstick::GMACS / yard);
+        println!(
+            "{:34} {ours:8.1} {theirs:8.1} {yard:8.1} {:7.2} {:7.2}",
+            shape.name(),
+            ours / theirs,
+            ours / yard
+        );
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn attention() {
+    let isa = Isa::best();
+    let mut yardstick = Yardstick::new();
+    println!("\n{:34} {:>9} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "R", "/ R");
+    for (batch, heads, head_dim, q_len, kv_len) in [
+        (2, 8, 40, 4096, 4096),
+        (2, 8, 80, 1024, 1024),
+        (2, 8, 160, 256, 256),
+        (2, 8, 40, 4096, 77),
+        (1, 1, 512, 4096, 4096),
+    ] {
+        let sizes = Attention::dense(batch, heads, head_dim, q_len, kv_len);
+        let q = floats(batch * q_len * heads * head_dim);
+        let k = floats(batch * kv_len * heads * head_dim);
+        let v = floats(batch * kv_len * heads * head_dim);
+        let mut output = vec![0.0; q.len()];
+        let [ours, yard] =
+            medians([&mut || sizes.apply(isa, &q, &k, &v, &mut output), &mut || yardstick.run()]);
+        let rate = (2 * batch * heads * head_dim * q_len * kv_len) as f64 / 1e9 / ours;
+        let name = format!("{batch} x {heads} heads x {head_dim}, {q_len} over {kv_len}");
+        let yard = Yardstick::GMACS / yard;
+        println!("{name:34} {:9.2} {rate:8.1} {yard:8.1} {:7.2}", ours * 1e3, rate / yard);
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn row_operations() {
+    let isa = Isa::best();
+    println!("\n{:34} {:>9} {:>9} {:>9}", "rows", "f32 ms", "u8 ms", "copy ms");
+    for (images, pixels, channels) in [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (1, 1 << 18, 128)] {
+        let input = floats(images * pixels * channels);
+        let (weight, bias) = (floats(channels), floats(channels));
+        let mut output = vec![0.0; input.len()];
+        let mut copy = vec![0.0; input.len()];
+        let mut quantized = QuantizedRows::new(images * pixels, channels);
+        let group = GroupNorm {
+            groups: 32,
+            epsilon: 1e-5,
+            weight: &weight,
+            bias: &bias,
+            activation: Activation::Silu,
+        };
+        let layer = LayerNorm { epsilon: 1e-5, weight: &weight, bias: &bias };
+        let mut print = |name: &str, float: &mut dyn FnMut(), byte: &mut dyn FnMut()| {
+            let [float, byte, copied] = medians([float, byte, &mut || copy.copy_from_slice(&input)]);
+            let name = format!("{name} {images} x {pixels} x {channels}");
+            println!("{name:34} {:9.3} {:9.3} {:9.3}", float * 1e3, byte * 1e3, copied * 1e3);
+        };
+        print("group norm, SiLU", &mut || group.apply(isa, &input, images, &mut output), &mut || {
+            group.apply(isa, &input, images, &mut quantized)
+        });
+        print("layer norm", &mut || layer.apply(isa, &input, &mut output), &mut || {
+            layer.apply(isa, &input, &mut quantized)
+        });
+        let half = output.len() / 2;
+        print("GEGLU", &mut || geglu(isa, &input, channels / 2, &mut output[..half]), &mut || {
+            geglu(isa, &input, channels / 2, &mut quantized)
+        });
+    }
+}

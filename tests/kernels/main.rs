@@ -1,0 +1,8 @@
+//! Every kernel on every instruction set of this machine agrees with its definition, and its bytes do not depend on the number of threads.
+//!
+//! `cargo test --release --test kernels`
+
+mod attention;
+mod plain;
+mod products;
+mod rows;

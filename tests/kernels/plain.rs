@@ -1,0 +1,107 @@
+//! The definitions the kernels are tested against, written for clarity and summed in f64, and seeded random operands.
+
+use pochade::kernels::Conv2d;
+
+/// Splitmix64 (Steele, Lea and Flood 2014).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+
+    pub fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.unit()).collect()
+    }
+
+    /// Uniform in `low..=high`.
+    pub fn size(&mut self, low: usize, high: usize) -> usize {
+        low + self.bits() as usize % (high - low + 1)
+    }
+}
+
+/// Copies input pixels under each tap side by side: `[out rows][taps][depth]`, zeros for padding.
+pub fn im2col<T: Copy + Default>(conv: &Conv2d, input: &[T], depth: usize) -> Vec<T> {
+    let (out_height, out_width) = conv.output_size();
+    let (full_height, full_width) = (conv.height * conv.upsample, conv.width * conv.upsample);
+    let mut columns = Vec::new();
+    for image in 0..conv.batch {
+        for y in 0..out_height {
+            for x in 0..out_width {
+                for ky in 0..conv.kernel {
+                    for kx in 0..conv.kernel {
+                        let in_y = (y * conv.stride + ky).checked_sub(conv.padding.top);
+                        let in_x = (x * conv.stride + kx).checked_sub(conv.padding.left);
+                        match (in_y, in_x) {
+                            (Some(in_y), Some(in_x)) if in_y < full_height && in_x < full_width => {
+                                let (in_y, in_x) = (in_y / conv.upsample, in_x / conv.upsample);
+                                let pixel = (image * conv.height + in_y) * conv.width + in_x;
+                                columns.extend_from_slice(&input[pixel * depth..][..depth]);
+                            }
+                            _ => columns.extend(std::iter::repeat_n(T::default(), depth)),
+                        }
+                    }
+                }
+            }
+        }
+    }
+    columns
+}
+
+/// `a` `[rows][depth]` times `b` `[out][depth]` transposed.
+pub fn product(a: &[f32], b: &[f32], depth: usize) -> Vec<f64> {
+    let mut sums = Vec::new();
+    for a in a.chunks_exact(depth) {
+        for b in b.chunks_exact(depth) {
+            sums.push(a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum());
+        }
+    }
+    sums
+}
+
+/// The largest |a - b| relative to the largest |b|, or to 1e-20.
+pub fn difference(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let scale = b.iter().fold(1e-20f64, |m, b| m.max(b.abs()));
+    let worst = a.iter().zip(b).fold(0f64, |m, (&a, &b)| {
+        let difference = (a as f64 - b).abs();
+        if difference.is_nan() { f64::INFINITY } else { m.max(difference) }
+    });
+    worst / scale
+}
+
+/// Runs `work` in a pool of `threads`.
+pub fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// x (1 + erf(x / sqrt 2)) / 2, with erf(z) = e^(-z^2) sum of 2^n z^(2n+1) / (2n+1)!!.
+pub fn gelu(x: f64) -> f64 {
+    let z = x * std::f64::consts::FRAC_1_SQRT_2;
+    if z.abs() > 6.0 {
+        return x.max(0.0);
+    }
+    let (mut term, mut sum) = (z, z);
+    for n in 1..200 {
+        term *= 2.0 * z * z / (2 * n + 1) as f64;
+        sum += term;
+    }
+    0.5 * x * (1.0 + sum * (-z * z).exp() * std::f64::consts::FRAC_2_SQRT_PI)
+}

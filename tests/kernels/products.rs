@@ -1,0 +1,133 @@
+//! f32 linear layers and convolutions.
+
+use pochade::kernels::{Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, Padding, Residual};
+
+use crate::plain::{Random, difference, im2col, on_threads, product, sigmoid};
+
+#[test]
+fn linear_layers_of_odd_sizes() {
+    let mut random = Random::new(1);
+    let mut sizes = vec![(1, 1, 1), (1, 70, 3), (77, 1, 9), (193, 65, 4), (6, 64, 513), (25, 40, 128)];
+    sizes.extend((0..30).map(|_| (random.size(1, 50), random.size(1, 140), random.size(1, 300))));
+    for (rows, out, depth) in sizes {
+        let input = random.floats(rows * depth);
+        let weight = random.floats(out * depth);
+        let expected = product(&input, &weight, depth);
+        for &isa in Isa::available() {
+            let packed = PackedF32::pack(&weight, out, 1, depth, isa);
+            let mut output = vec![f32::NAN; rows * out];
+            packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 2e-6, "{isa} {rows} x {depth} x {out}: {error}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_of_every_geometry() {
+    let mut random = Random::new(2);
+    let same =
+        Conv2d { batch: 2, height: 7, width: 5, kernel: 3, stride: 1, padding: Padding::all(1), upsample: 1 };
+    let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+    let convs = [
+        (same, 4, 40),
+        (same, 37, 4),
+        (same, 150, 33),
+        (same, 3, 3),
+        (Conv2d { stride: 2, ..same }, 20, 17),
+        (Conv2d { stride: 2, padding: down, height: 6, ..same }, 8, 64),
+        (Conv2d { upsample: 2, ..same }, 12, 16),
+        (Conv2d { kernel: 1, padding: Padding::default(), ..same }, 33, 97),
+        (Conv2d { height: 1, width: 1, ..same }, 16, 48),
+        (Conv2d { height: 20, width: 21, ..same }, 260, 20),
+    ];
+    for (conv, depth, out) in convs {
+        let taps = conv.kernel * conv.kernel;
+        let input = random.floats(conv.batch * conv.height * conv.width * depth);
+        let weight = random.floats(out * taps * depth);
+        let expected = product(&im2col(&conv, &input, depth), &weight, taps * depth);
+        let gather = Gather::conv2d(&conv);
+        for &isa in Isa::available() {
+            let packed = PackedF32::pack(&weight, out, taps, depth, isa);
+            let mut output = vec![f32::NAN; expected.len()];
+            packed.apply(&input, &gather, &Epilogue::default(), &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 2e-6, "{isa} {conv:?} {depth} -> {out}: {error}");
+        }
+    }
+}
+
+#[test]
+fn the_epilogue_adds_biases_and_residual_then_activates() {
+    let mut random = Random::new(3);
+    let (images, rows, depth) = (2, 26, 10);
+    for out in [5, 64, 70] {
+        let input = random.floats(rows * depth);
+        let weight = random.floats(out * depth);
+        let bias = random.floats(out);
+        let image_bias = random.floats(images * out);
+        let residual = random.floats(rows * out);
+        let sums = product(&input, &weight, depth);
+        let expected = |activation: fn(f64) -> f64| -> Vec<f64> {
+            let at = |i: usize| {
+                let (row, column) = (i / out, i % out);
+                let image = row / (rows / images);
+                let added = bias[column] + image_bias[image * out + column] + residual[i];
+                activation(sums[i] + added as f64)
+            };
+            (0..sums.len()).map(at).collect()
+        };
+        for &isa in Isa::available() {
+            let packed = PackedF32::pack(&weight, out, 1, depth, isa);
+            for (activation, plain) in
+                [(Activation::None, (|x| x) as fn(f64) -> f64), (Activation::Silu, |x| x * sigmoid(x))]
+            {
+                let epilogue = Epilogue {
+                    bias: Some(&bias),
+                    image_bias: Some(&image_bias),
+                    residual: Residual::Of(&residual),
+                    activation,
+                };
+                let mut output = vec![f32::NAN; sums.len()];
+                packed.apply(&input, &Gather::identity(rows), &epilogue, &mut output);
+                assert!(difference(&output, &expected(plain)) < 2e-6, "{isa} {out}");
+
+                let mut in_place = residual.clone();
+                let epilogue = Epilogue { residual: Residual::Output, ..epilogue };
+                packed.apply(&input, &Gather::identity(rows), &epilogue, &mut in_place);
+                assert_eq!(output, in_place, "{isa} {out}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(4);
+    let conv = Conv2d {
+        batch: 2,
+        height: 20,
+        width: 20,
+        kernel: 3,
+        stride: 1,
+        padding: Padding::all(1),
+        upsample: 1,
+    };
+    let (depth, out) = (140, 130);
+    let input = random.floats(800 * depth);
+    let packed = PackedF32::pack(&random.floats(out * 9 * depth), out, 9, depth, Isa::best());
+    let run = || {
+        let mut output = vec![0.0; 800 * out];
+        packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
+        output
+    };
+    assert_eq!(on_threads(1, run), on_threads(2, run));
+    assert_eq!(on_threads(1, run), on_threads(5, run));
+}
+
+#[test]
+#[should_panic(expected = "an input of")]
+fn a_short_input_is_refused() {
+    let packed = PackedF32::pack(&[1.0; 8], 2, 1, 4, Isa::best());
+    packed.apply(&[0.0; 11], &Gather::identity(3), &Epilogue::default(), &mut [0.0; 6]);
+}

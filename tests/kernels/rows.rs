@@ -1,0 +1,213 @@
+//! Norms, activations and the quantizer.
+
+use pochade::kernels::{
+    Activation, GroupNorm, Isa, LayerNorm, QuantizedRows, add, geglu, quantize_rows, silu,
+};
+
+use crate::plain::{Random, difference, gelu, on_threads, sigmoid};
+
+/// Group normalisation by its definition.
+fn group_norm(norm: &GroupNorm, input: &[f32], images: usize) -> Vec<f64> {
+    let channels = norm.weight.len();
+    let width = channels / norm.groups;
+    let pixels = input.len() / images / channels;
+    let mut output = vec![0.0; input.len()];
+    for image in 0..images {
+        for group in 0..norm.groups {
+            let members: Vec<usize> = (0..pixels)
+                .flat_map(|pixel| {
+                    (0..width).map(move |c| (image * pixels + pixel) * channels + group * width + c)
+                })
+                .collect();
+            let mean = members.iter().map(|&i| input[i] as f64).sum::<f64>() / members.len() as f64;
+            let variance =
+                members.iter().map(|&i| (input[i] as f64 - mean).powi(2)).sum::<f64>() / members.len() as f64;
+            for i in members {
+                let c = i % channels;
+                let x = (input[i] as f64 - mean) / (variance + norm.epsilon as f64).sqrt();
+                let y = x * norm.weight[c] as f64 + norm.bias[c] as f64;
+                output[i] = if norm.activation == Activation::Silu { y * sigmoid(y) } else { y };
+            }
+        }
+    }
+    output
+}
+
+#[test]
+fn group_norm_follows_its_definition() {
+    let mut random = Random::new(10);
+    for (images, pixels, groups, width) in
+        [(1, 1, 1, 2), (2, 9, 4, 3), (1, 300, 32, 10), (2, 64, 32, 40), (2, 70, 2, 33), (1, 4500, 8, 4)]
+    {
+        let channels = groups * width;
+        for mean in [0.0, 300.0] {
+            let input: Vec<f32> =
+                random.floats(images * pixels * channels).iter().map(|x| x * 3.0 + mean).collect();
+            let (weight, bias) = (random.floats(channels), random.floats(channels));
+            for activation in [Activation::None, Activation::Silu] {
+                let norm = GroupNorm { groups, epsilon: 1e-5, weight: &weight, bias: &bias, activation };
+                let expected = group_norm(&norm, &input, images);
+                for &isa in Isa::available() {
+                    let mut output = vec![f32::NAN; input.len()];
+                    norm.apply(isa, &input, images, &mut output);
+                    let error = difference(&output, &expected);
+                    // Values near 300 carry an error of 1.5e-5 themselves.
+                    let allowed = if mean == 0.0 { 1e-6 } else { 5e-5 };
+                    assert!(error < allowed, "{isa} {images} x {pixels} x {groups} x {width}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_constant_image_normalises_to_the_bias() {
+    let norm = GroupNorm {
+        groups: 2,
+        epsilon: 1e-5,
+        weight: &[1.0; 6],
+        bias: &[0.5; 6],
+        activation: Activation::None,
+    };
+    for &isa in Isa::available() {
+        let mut output = vec![0.0; 60];
+        norm.apply(isa, &[7.0; 60], 2, &mut output);
+        assert!(output.iter().all(|y| (y - 0.5).abs() < 1e-4), "{isa}");
+    }
+}
+
+#[test]
+fn layer_norm_follows_its_definition() {
+    let mut random = Random::new(11);
+    for (rows, width) in [(1, 1), (3, 7), (1, 320), (100, 333), (40, 1280)] {
+        let input = random.floats(rows * width);
+        let (weight, bias) = (random.floats(width), random.floats(width));
+        let norm = LayerNorm { epsilon: 1e-5, weight: &weight, bias: &bias };
+        let mut expected = Vec::new();
+        for row in input.chunks_exact(width) {
+            let mean = row.iter().map(|&x| x as f64).sum::<f64>() / width as f64;
+            let variance = row.iter().map(|&x| (x as f64 - mean).powi(2)).sum::<f64>() / width as f64;
+            expected.extend((0..width).map(|c| {
+                (row[c] as f64 - mean) / (variance + 1e-5).sqrt() * weight[c] as f64 + bias[c] as f64
+            }));
+        }
+        for &isa in Isa::available() {
+            let mut output = vec![f32::NAN; input.len()];
+            norm.apply(isa, &input, &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 2e-6, "{isa} {rows} x {width}: {error}");
+        }
+    }
+}
+
+#[test]
+fn activations_and_sums_of_odd_lengths() {
+    let mut random = Random::new(12);
+    for len in [0, 1, 15, 17, 33, 40_000] {
+        let input: Vec<f32> = random.floats(len).iter().map(|x| x * 12.0).collect();
+        let other = random.floats(len);
+        for &isa in Isa::available() {
+            let mut output = input.clone();
+            silu(isa, &mut output);
+            let expected: Vec<f64> = input.iter().map(|&x| x as f64 * sigmoid(x as f64)).collect();
+            assert!(difference(&output, &expected) < 1e-6, "{isa} {len}");
+            let mut output = input.clone();
+            add(isa, &mut output, &other);
+            let expected: Vec<f32> = input.iter().zip(&other).map(|(a, b)| a + b).collect();
+            assert_eq!(output, expected, "{isa} {len}");
+        }
+    }
+}
+
+#[test]
+fn geglu_multiplies_values_by_activated_gates() {
+    let mut random = Random::new(13);
+    for (rows, width) in [(1, 1), (3, 5), (20, 64), (7, 1290)] {
+        let input: Vec<f32> = random.floats(rows * 2 * width).iter().map(|x| x * 4.0).collect();
+        let mut expected = Vec::new();
+        for row in input.chunks_exact(2 * width) {
+            expected.extend((0..width).map(|c| row[c] as f64 * gelu(row[width + c] as f64)));
+        }
+        for &isa in Isa::available() {
+            let mut output = vec![f32::NAN; rows * width];
+            geglu(isa, &input, width, &mut output);
+            assert!(difference(&output, &expected) < 1e-6, "{isa} {rows} x {width}");
+        }
+    }
+}
+
+#[test]
+fn quantizing_errs_by_half_a_step_and_equally_everywhere() {
+    let mut random = Random::new(14);
+    for (rows, depth) in [(1, 1), (1, 4), (5, 33), (60, 320), (3, 1283)] {
+        let mut input = random.floats(rows * depth);
+        for (i, row) in input.chunks_exact_mut(depth).enumerate() {
+            let (factor, shift) = [(1.0, 0.0), (1e-12, 0.0), (30.0, 100.0), (1e20, -1e21), (0.0, 0.0)][i % 5];
+            row.iter_mut().for_each(|x| *x = *x * factor + shift);
+        }
+        let mut first: Option<QuantizedRows> = None;
+        for &isa in Isa::available() {
+            let mut output = QuantizedRows::new(0, 0);
+            quantize_rows(isa, &input, depth, &mut output);
+            for row in 0..rows {
+                let scale = output.scales()[row];
+                assert!((0..=255).contains(&output.zeros()[row]));
+                for (x, y) in input[row * depth..].iter().zip(output.dequantize(row)) {
+                    assert!((x - y).abs() <= scale * 0.5001, "{isa} {depth} row {row}: {x} became {y}");
+                }
+                if let Some(first) = &first {
+                    assert_eq!(first.row(row), output.row(row), "{isa}");
+                    assert_eq!(
+                        (first.scales()[row], first.zeros()[row]),
+                        (scale, output.zeros()[row]),
+                        "{isa}"
+                    );
+                }
+            }
+            first = Some(output);
+        }
+    }
+}
+
+#[test]
+fn fused_quantization_equals_quantizing_afterwards() {
+    let mut random = Random::new(15);
+    let (images, pixels, channels) = (2, 21, 36);
+    let input = random.floats(images * pixels * channels);
+    let (weight, bias) = (random.floats(channels), random.floats(channels));
+    let norm =
+        GroupNorm { groups: 4, epsilon: 1e-5, weight: &weight, bias: &bias, activation: Activation::Silu };
+    for &isa in Isa::available() {
+        let check = |fused: QuantizedRows, float: Vec<f32>| {
+            let mut separate = QuantizedRows::new(0, 0);
+            quantize_rows(isa, &float, float.len() / fused.rows(), &mut separate);
+            assert_eq!(fused.scales(), separate.scales(), "{isa}");
+            assert_eq!(fused.zeros(), separate.zeros(), "{isa}");
+            assert!((0..fused.rows()).all(|row| fused.row(row) == separate.row(row)), "{isa}");
+        };
+        let (mut float, mut fused) = (vec![0.0; input.len()], QuantizedRows::new(0, 0));
+        norm.apply(isa, &input, images, &mut float);
+        norm.apply(isa, &input, images, &mut fused);
+        check(fused, float);
+
+        let (mut float, mut fused) = (vec![0.0; input.len() / 2], QuantizedRows::new(0, 0));
+        geglu(isa, &input, channels / 2, &mut float);
+        geglu(isa, &input, channels / 2, &mut fused);
+        check(fused, float);
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(16);
+    let input = random.floats(2 * 900 * 64);
+    let (weight, bias) = (random.floats(64), random.floats(64));
+    let norm =
+        GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, activation: Activation::Silu };
+    let run = || {
+        let mut output = vec![0.0; input.len()];
+        norm.apply(Isa::best(), &input, 2, &mut output);
+        output
+    };
+    assert_eq!(on_threads(1, run), on_threads(2, run));
+}
