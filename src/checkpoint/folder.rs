@@ -1,0 +1,115 @@
+//! Reads a diffusers folder: which files make up each component, and their configs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::names::{Component, from_diffusers};
+use super::tensors::{TensorFile, TensorSet};
+use super::{Checkpoint, Configs, Defaults, Vocabulary, sd15};
+
+/// Opens the folder at `path`. Configs that are missing are those of SD 1.5, a missing tokenizer is CLIP's.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    let mut tensors = TensorSet::default();
+    for component in Component::ALL {
+        let folder = path.join(component.name());
+        ensure!(
+            folder.is_dir(),
+            "{} is no diffusers folder: it has no '{}' inside",
+            path.display(),
+            component.name()
+        );
+        for file in weight_files(&folder, component)? {
+            tensors
+                .add(TensorFile::open(&file)?, |name| from_diffusers(component, name))
+                .with_context(|| format!("in {}", file.display()))?;
+        }
+    }
+    let configs = Configs {
+        text_encoder: config(&path.join("text_encoder/config.json"))?.unwrap_or_else(sd15::text_encoder),
+        unet: config(&path.join("unet/config.json"))?.unwrap_or_else(sd15::unet),
+        vae: config(&path.join("vae/config.json"))?.unwrap_or_else(sd15::vae),
+        scheduler: config(&path.join("scheduler/scheduler_config.json"))?.unwrap_or_else(sd15::scheduler),
+    };
+    let name = fs::canonicalize(path)
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "model".to_owned());
+    let defaults = Defaults::for_configs(&configs);
+    Ok(Checkpoint { name, defaults, vocabulary: vocabulary(&path.join("tokenizer"))?, configs, tensors })
+}
+
+fn config(path: &Path) -> Result<Option<Value>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{} is no valid JSON", path.display()))
+}
+
+fn vocabulary(folder: &Path) -> Result<Vocabulary> {
+    let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    if !vocab.exists() && !merges.exists() {
+        return Ok(Vocabulary::clip());
+    }
+    let read =
+        |path: &Path| fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()));
+    Ok(Vocabulary { vocab: read(&vocab)?.into(), merges: read(&merges)?.into() })
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The safetensors files of one component: one file, or the shards its index names; full precision first.
+fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
+    let stem = match component {
+        Component::TextEncoder => "model",
+        Component::Unet | Component::Vae => "diffusion_pytorch_model",
+    };
+    for variant in ["", ".fp16"] {
+        let single = folder.join(format!("{stem}{variant}.safetensors"));
+        if single.exists() {
+            return Ok(vec![single]);
+        }
+        // Both orders of suffixes are in use.
+        for index in [
+            format!("{stem}.safetensors.index{variant}.json"),
+            format!("{stem}{variant}.safetensors.index.json"),
+        ] {
+            let index = folder.join(index);
+            if index.exists() {
+                return shards(&index);
+            }
+        }
+    }
+    if folder.join(format!("{stem}.bin")).exists() {
+        bail!("{} holds only PyTorch pickles: save the model as safetensors first", folder.display());
+    }
+    bail!("{} holds no {stem}.safetensors", folder.display())
+}
+
+fn shards(index: &Path) -> Result<Vec<PathBuf>> {
+    let text = fs::read_to_string(index).with_context(|| format!("can't read {}", index.display()))?;
+    let parsed: ShardIndex =
+        serde_json::from_str(&text).with_context(|| format!("{} is no shard index", index.display()))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    let folder = index.parent().unwrap_or(Path::new(""));
+    names
+        .into_iter()
+        .map(|name| {
+            // A shard lies beside its index; anything else could point anywhere on the disk.
+            ensure!(
+                Path::new(&name).file_name().is_some_and(|file| file == name.as_str()),
+                "{} names the shard '{name}', which is not a plain file name",
+                index.display()
+            );
+            Ok(folder.join(name))
+        })
+        .collect()
+}

@@ -1,0 +1,218 @@
+//! Tensors read in place from safetensors bytes and found by name; what the names mean is decided elsewhere.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+
+/// Bytes of a weight file: mapped from disk, or part of the binary.
+enum Bytes {
+    Mapped(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+/// One safetensors file whose header has been checked against its length.
+pub struct TensorFile {
+    bytes: Bytes,
+    entries: BTreeMap<String, Entry>,
+    metadata: HashMap<String, String>,
+}
+
+impl TensorFile {
+    /// Maps `path` and reads its header.
+    ///
+    /// # Errors
+    /// Names the file, and what in its header is wrong.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+        // SAFETY: the map is private and read-only. Another process that truncates the file while it is
+        // mapped would raise SIGBUS; every reader of model files by memory map accepts that.
+        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("can't read {}", path.display()))?;
+        Self::parse(Bytes::Mapped(map)).with_context(|| format!("{} is not usable", path.display()))
+    }
+
+    /// Reads the header of a file that is part of the binary.
+    ///
+    /// # Errors
+    /// Says what in the header is wrong.
+    pub fn embedded(bytes: &'static [u8]) -> Result<Self> {
+        Self::parse(Bytes::Embedded(bytes)).context("the embedded model is not usable")
+    }
+
+    fn parse(bytes: Bytes) -> Result<Self> {
+        let (header_length, header) = SafeTensors::read_metadata(bytes.as_slice())
+            .map_err(|error| anyhow::anyhow!("its safetensors header is damaged or cut short ({error})"))?;
+        let data_start = 8 + header_length;
+        let entries = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (start, end) = info.data_offsets;
+                let entry = Entry {
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    start: data_start + start,
+                    end: data_start + end,
+                };
+                (name, entry)
+            })
+            .collect();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { bytes, entries, metadata })
+    }
+
+    /// The header's free-form text entries.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        let entry = self.entries.get(name)?;
+        let data = &self.bytes.as_slice()[entry.start..entry.end];
+        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, data })
+    }
+}
+
+/// A tensor as it lies in its file.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    pub dtype: Dtype,
+    pub shape: &'a [usize],
+    /// Little-endian, row-major.
+    pub data: &'a [u8],
+}
+
+impl TensorView<'_> {
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All values as f32, converted on every thread of the current pool.
+    ///
+    /// # Errors
+    /// When the type is none of F32, F16, BF16 and F64.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let convert: fn(&[u8], &mut [f32]) = match self.dtype {
+            Dtype::F32 => |bytes, values| {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            },
+            Dtype::F64 => |bytes, values| {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f64::from_le_bytes(*bytes) as f32;
+                }
+            },
+            Dtype::F16 => |bytes, values| {
+                let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+                halves.convert_to_f32_slice(values);
+            },
+            Dtype::BF16 => |bytes, values| {
+                let halves: Vec<bf16> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+                halves.convert_to_f32_slice(values);
+            },
+            other => bail!("holds {other:?} values where floats are expected"),
+        };
+        const BLOCK: usize = 1 << 16;
+        let width = self.data.len() / self.len().max(1);
+        let mut values = vec![0.0; self.len()];
+        values
+            .par_chunks_mut(BLOCK)
+            .zip(self.data.par_chunks(BLOCK * width.max(1)))
+            .for_each(|(values, bytes)| convert(bytes, values));
+        Ok(values)
+    }
+}
+
+/// The tensors of a model, each under one canonical name whatever file and spelling it came from.
+#[derive(Default)]
+pub struct TensorSet {
+    files: Vec<TensorFile>,
+    index: BTreeMap<String, (usize, String)>,
+}
+
+impl TensorSet {
+    /// Adds the tensors of `file` for which `canonical` gives a name.
+    ///
+    /// # Errors
+    /// When two tensors come to the same name.
+    pub fn add(&mut self, file: TensorFile, canonical: impl Fn(&str) -> Option<String>) -> Result<()> {
+        let number = self.files.len();
+        for stored in file.names() {
+            let Some(name) = canonical(stored) else { continue };
+            if self.index.insert(name.clone(), (number, stored.to_owned())).is_some() {
+                bail!("tensor '{name}' occurs twice");
+            }
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Canonical names in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.index.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// # Errors
+    /// When there is no such tensor.
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>> {
+        self.index
+            .get(name)
+            .and_then(|(file, stored)| self.files[*file].view(stored))
+            .with_context(|| format!("tensor '{name}' is missing"))
+    }
+
+    /// The values of a tensor, in f32, checked to have `shape`. Trailing dimensions of 1 don't count, since
+    /// a 1x1 convolution and a linear layer are stored either way.
+    ///
+    /// # Errors
+    /// When the tensor is missing, has another shape or holds no floats.
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let view = self.view(name)?;
+        ensure!(
+            without_trailing_ones(view.shape) == without_trailing_ones(shape),
+            "tensor '{name}' has shape {:?} where {shape:?} is expected",
+            view.shape
+        );
+        view.to_f32().with_context(|| format!("tensor '{name}'"))
+    }
+}
+
+fn without_trailing_ones(shape: &[usize]) -> &[usize] {
+    let kept = shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);
+    &shape[..kept]
+}
