@@ -1,0 +1,211 @@
+//! Two-dimensional convolution over `[batch, height, width, channels]`, with what is fused around it.
+
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Input, Params, host};
+use crate::kernels::{self, Activation, Epilogue, Gather, PackedF32, Residual};
+
+/// The geometry of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvShape {
+    pub in_channels: usize,
+    pub out_channels: usize,
+    /// Side of the square kernel.
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding: Padding,
+    pub bias: bool,
+}
+
+/// Where zeros surround the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// `kernel / 2` on every side.
+    Around,
+    /// One row below, one column to the right: the VAE encoder's downsampling.
+    BottomRight,
+}
+
+impl ConvShape {
+    /// A convolution that keeps the size.
+    pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
+        Self { in_channels, out_channels, kernel, stride: 1, padding: Padding::Around, bias: true }
+    }
+
+    /// A 3x3 convolution that halves the size.
+    pub fn halving(channels: usize, padding: Padding) -> Self {
+        Self { stride: 2, padding, ..Self::same(channels, channels, 3) }
+    }
+
+    /// Zeros before the first and after the last row and column.
+    fn pads(&self) -> (usize, usize) {
+        match self.padding {
+            Padding::Around => (self.kernel / 2, self.kernel / 2),
+            Padding::BottomRight => (0, 1),
+        }
+    }
+}
+
+/// What happens in the same pass: enlarging before the convolution; then `out + shift + residual`, then ReLU.
+#[derive(Default, Clone, Copy)]
+pub struct Fused<'a> {
+    /// Nearest-neighbour size `(height, width)` the input is enlarged to first.
+    pub enlarge_to: Option<(usize, usize)>,
+    /// Added to each output channel: `[out_channels]`.
+    pub shift: Option<&'a Tensor>,
+    /// Added to the output: its shape.
+    pub residual: Option<&'a Tensor>,
+    pub relu: bool,
+}
+
+/// A convolution whose weights are ready for the back end.
+pub struct Conv2d {
+    shape: ConvShape,
+    weights: Weights,
+}
+
+enum Weights {
+    Kernels {
+        packed: PackedF32,
+        bias: Vec<f32>,
+    },
+    /// `[out, in, kernel, kernel]` and `[out]`.
+    Candle {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+impl Conv2d {
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(params: &Params, shape: ConvShape) -> Result<Self> {
+        let ConvShape { in_channels, out_channels, kernel, .. } = shape;
+        let dims = [out_channels, in_channels, kernel, kernel];
+        let weight = params.floats("weight", &dims)?;
+        let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
+        let backend = params.backend();
+        let weights = match backend.kernels {
+            Some(isa) => {
+                let taps = kernel * kernel;
+                let weight = taps_before_channels(&weight, in_channels, taps);
+                Weights::Kernels {
+                    packed: PackedF32::pack(&weight, out_channels, taps, in_channels, isa),
+                    bias: bias.unwrap_or_else(|| vec![0.0; out_channels]),
+                }
+            }
+            None => Weights::Candle {
+                weight: backend.tensor(weight, &dims)?,
+                bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
+            },
+        };
+        Ok(Self { shape, weights })
+    }
+
+    /// `[batch, height, width, in_channels]` to `[batch, height', width', out_channels]`.
+    pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<Tensor> {
+        self.forward_fused(input, Fused::default())
+    }
+
+    /// The same with `fused` around it.
+    pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
+        let kernels = match &self.weights {
+            Weights::Kernels { packed, .. } => Some(packed.isa()),
+            Weights::Candle { .. } => None,
+        };
+        let input = input.into().to_tensor(kernels)?;
+        ensure!(
+            input.dim(3)? == self.shape.in_channels,
+            "a convolution of {} channels can't read {:?}",
+            self.shape.in_channels,
+            input.shape()
+        );
+        match &self.weights {
+            Weights::Kernels { packed, bias } => self.run_kernels(packed, bias, &input, fused),
+            Weights::Candle { weight, bias } => self.run_candle(weight, bias.as_ref(), &input, fused),
+        }
+    }
+
+    fn run_kernels(
+        &self,
+        packed: &PackedF32,
+        bias: &[f32],
+        input: &Tensor,
+        fused: Fused<'_>,
+    ) -> Result<Tensor> {
+        let (batch, height, width, _) = input.dims4()?;
+        let (before, after) = self.shape.pads();
+        let geometry = kernels::Conv2d {
+            batch,
+            height,
+            width,
+            enlarged: fused.enlarge_to,
+            kernel: self.shape.kernel,
+            stride: self.shape.stride,
+            padding: kernels::Padding { top: before, bottom: after, left: before, right: after },
+        };
+        let (out_height, out_width) = geometry.output_size();
+        let gather = Gather::conv2d(&geometry);
+        let mut bias = bias.to_vec();
+        if let Some(shift) = fused.shift {
+            for (bias, shift) in bias.iter_mut().zip(shift.to_vec1::<f32>()?) {
+                *bias += shift;
+            }
+        }
+        host::with_optional(fused.residual, |residual| {
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                residual: residual.map_or(Residual::None, Residual::Of),
+                activation: if fused.relu { Activation::Relu } else { Activation::None },
+                ..Epilogue::default()
+            };
+            let shape = (batch, out_height, out_width, self.shape.out_channels);
+            host::map(input, shape, |rows, output| packed.apply(rows, &gather, &epilogue, output))
+        })
+    }
+
+    fn run_candle(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        input: &Tensor,
+        fused: Fused<'_>,
+    ) -> Result<Tensor> {
+        let (before, after) = self.shape.pads();
+        let mut input = input.permute((0, 3, 1, 2))?.contiguous()?;
+        if let Some((height, width)) = fused.enlarge_to {
+            input = input.upsample_nearest2d(height, width)?;
+        }
+        let padding = if before == after {
+            before
+        } else {
+            input = input.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
+            0
+        };
+        let output = input.conv2d(weight, padding, self.shape.stride, 1, 1)?;
+        let mut output = output.permute((0, 2, 3, 1))?.contiguous()?;
+        for addend in [bias, fused.shift].into_iter().flatten() {
+            output = output.broadcast_add(addend)?;
+        }
+        if let Some(residual) = fused.residual {
+            output = (output + residual)?;
+        }
+        Ok(if fused.relu { output.relu()? } else { output })
+    }
+}
+
+/// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
+fn taps_before_channels(weight: &[f32], in_channels: usize, taps: usize) -> Vec<f32> {
+    let mut reordered = vec![0.0; weight.len()];
+    let filter = in_channels * taps;
+    reordered.par_chunks_mut(filter).zip(weight.par_chunks(filter)).for_each(|(to, from)| {
+        for (channel, from) in from.chunks_exact(taps).enumerate() {
+            for (tap, value) in from.iter().enumerate() {
+                to[tap * in_channels + channel] = *value;
+            }
+        }
+    });
+    reordered
+}

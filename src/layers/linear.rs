@@ -1,0 +1,100 @@
+//! Linear layers over the last dimension.
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+
+use super::{Input, Params, host};
+use crate::kernels::{Epilogue, Gather, PackedF32, Residual};
+
+/// `y = x W^T + b`.
+pub struct Linear {
+    outputs: usize,
+    weights: Weights,
+}
+
+enum Weights {
+    Kernels {
+        packed: PackedF32,
+        bias: Option<Vec<f32>>,
+    },
+    /// `[out, in]` and `[out]`.
+    Candle {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+impl Linear {
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_stacked(std::slice::from_ref(params), inputs, outputs)
+    }
+
+    /// Several layers of equal size that read the same input, as one: their outputs lie side by side.
+    pub fn load_stacked(parts: &[Params], inputs: usize, outputs: usize) -> Result<Self> {
+        let backend = parts.first().context("no layers to stack")?.backend();
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for part in parts {
+            weight.append(&mut part.floats("weight", &[outputs, inputs])?);
+            if part.contains("bias") {
+                bias.append(&mut part.floats("bias", &[outputs])?);
+            }
+        }
+        let outputs = parts.len() * outputs;
+        let bias = (!bias.is_empty()).then_some(bias);
+        let weights = match backend.kernels {
+            Some(isa) => Weights::Kernels { packed: PackedF32::pack(&weight, outputs, 1, inputs, isa), bias },
+            None => Weights::Candle {
+                weight: backend.tensor(weight, (outputs, inputs))?,
+                bias: bias.map(|bias| backend.tensor(bias, outputs)).transpose()?,
+            },
+        };
+        Ok(Self { outputs, weights })
+    }
+
+    /// `[.., in]` to `[.., out]`.
+    pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<Tensor> {
+        self.run(input.into(), None)
+    }
+
+    /// The same plus `residual`, which has the output's shape.
+    pub fn forward_residual<'a>(&self, input: impl Into<Input<'a>>, residual: &Tensor) -> Result<Tensor> {
+        self.run(input.into(), Some(residual))
+    }
+
+    fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
+        match &self.weights {
+            Weights::Kernels { packed, bias } => {
+                let input = input.to_tensor(Some(packed.isa()))?;
+                let mut shape = input.dims().to_vec();
+                let inputs = shape.pop().context("a linear layer takes rows")?;
+                let gather = Gather::identity(shape.iter().product());
+                shape.push(self.outputs);
+                anyhow::ensure!(
+                    inputs == packed.depth(),
+                    "rows of {inputs} where {} are taken",
+                    packed.depth()
+                );
+                host::with_optional(residual, |residual| {
+                    let epilogue = Epilogue {
+                        bias: bias.as_deref(),
+                        residual: residual.map_or(Residual::None, Residual::Of),
+                        ..Epilogue::default()
+                    };
+                    host::map(&input, shape, |rows, output| packed.apply(rows, &gather, &epilogue, output))
+                })
+            }
+            Weights::Candle { weight, bias } => {
+                let mut output = input.to_tensor(None)?.broadcast_matmul(&weight.t()?)?;
+                if let Some(bias) = bias {
+                    output = output.broadcast_add(bias)?;
+                }
+                Ok(match residual {
+                    Some(residual) => (output + residual)?,
+                    None => output,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The layers networks are made of: one interface each, with its parameters and its precision behind it; feature maps are `[batch, height, width, channels]`.
+
+mod activation;
+mod attention;
+mod conv;
+mod host;
+mod input;
+mod linear;
+mod norm;
+
+use std::fmt::Display;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Shape, Tensor};
+
+pub use activation::{concat_channels, silu};
+pub use attention::Attention;
+pub use conv::{Conv2d, ConvShape, Fused, Padding};
+pub use input::Input;
+pub use linear::Linear;
+pub use norm::{GroupNorm, LayerNorm};
+
+use crate::checkpoint::TensorSet;
+use crate::kernels::Isa;
+
+/// What computes the layers.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    pub device: Device,
+    /// Type of weights and activations.
+    pub dtype: DType,
+    /// Our kernels for this instruction set, or candle's own operations: on GPUs, and as the oracle of the
+    /// kernels.
+    pub kernels: Option<Isa>,
+}
+
+impl Backend {
+    /// Our f32 kernels for the best instruction set of this CPU.
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32, kernels: Some(Isa::best()) }
+    }
+
+    /// candle's operations in `dtype` on any device.
+    pub fn candle(device: Device, dtype: DType) -> Self {
+        Self { device, dtype, kernels: None }
+    }
+
+    /// `values` as a tensor of this back end's type on its device.
+    fn tensor(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+        Ok(Tensor::from_vec(values, shape.into(), &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// Names what computes, e.g. `x86_64-avx2` or `candle-cuda`.
+    pub fn name(&self) -> String {
+        match (&self.kernels, &self.device) {
+            (Some(isa), _) => isa.name().to_owned(),
+            (None, Device::Cpu) => "candle-cpu".to_owned(),
+            (None, Device::Cuda(_)) => "candle-cuda".to_owned(),
+            (None, Device::Metal(_)) => "candle-metal".to_owned(),
+        }
+    }
+}
+
+/// Parameters of one part of a network, found by name below a prefix.
+#[derive(Clone)]
+pub struct Params<'a> {
+    tensors: &'a TensorSet,
+    backend: &'a Backend,
+    prefix: String,
+}
+
+impl<'a> Params<'a> {
+    pub fn new(tensors: &'a TensorSet, backend: &'a Backend, prefix: &str) -> Self {
+        Self { tensors, backend, prefix: prefix.to_owned() }
+    }
+
+    /// The parameters of the part called `name`.
+    pub fn at(&self, name: impl Display) -> Self {
+        Self { prefix: self.path(&name), ..self.clone() }
+    }
+
+    pub fn backend(&self) -> &'a Backend {
+        self.backend
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains(&self.path(&name))
+    }
+
+    /// # Errors
+    /// When the tensor is missing or has another shape.
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.tensors.f32(&self.path(&name), shape)
+    }
+
+    /// The same as a tensor of the back end's type on its device.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = self.floats(name, shape)?;
+        self.backend.tensor(values, shape).with_context(|| format!("tensor '{}'", self.path(&name)))
+    }
+
+    pub fn tensors(&self) -> &'a TensorSet {
+        self.tensors
+    }
+
+    /// The full name of the part or tensor called `name`.
+    pub fn path(&self, name: &impl Display) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+}

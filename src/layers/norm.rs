@@ -1,0 +1,119 @@
+//! Group and layer normalisation.
+
+use anyhow::Result;
+use candle_core::{D, DType, Tensor};
+
+use super::{Input, Params, host};
+use crate::kernels::{self, Activation, Isa};
+
+/// Gain and offset of each channel, as the back end reads them.
+enum Affine {
+    Kernels { isa: Isa, gain: Vec<f32>, offset: Vec<f32> },
+    Candle { gain: Tensor, offset: Tensor },
+}
+
+impl Affine {
+    fn load(params: &Params, channels: usize) -> Result<Self> {
+        Ok(match params.backend().kernels {
+            Some(isa) => Self::Kernels {
+                isa,
+                gain: params.floats("weight", &[channels])?,
+                offset: params.floats("bias", &[channels])?,
+            },
+            None => Self::Candle {
+                gain: params.tensor("weight", &[channels])?,
+                offset: params.tensor("bias", &[channels])?,
+            },
+        })
+    }
+}
+
+/// Group normalisation (Wu & He 2018) over `[batch, height, width, channels]`.
+pub struct GroupNorm {
+    groups: usize,
+    eps: f64,
+    affine: Affine,
+}
+
+impl GroupNorm {
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(params: &Params, groups: usize, channels: usize, eps: f64) -> Result<Self> {
+        Ok(Self { groups, eps, affine: Affine::load(params, channels)? })
+    }
+
+    /// The norm of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::GroupNorm(self, input)
+    }
+
+    /// SiLU of the norm of `input`, for a layer to read.
+    pub fn silu_of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::GroupNormSilu(self, input)
+    }
+
+    pub(super) fn forward(&self, input: &Tensor, silu: bool) -> Result<Tensor> {
+        match &self.affine {
+            Affine::Kernels { isa, gain, offset } => {
+                let norm = kernels::GroupNorm {
+                    groups: self.groups,
+                    epsilon: self.eps as f32,
+                    weight: gain,
+                    bias: offset,
+                    activation: if silu { Activation::Silu } else { Activation::None },
+                };
+                let images = input.dim(0)?;
+                host::map(input, input.dims(), |values, output| norm.apply(*isa, values, images, output))
+            }
+            Affine::Candle { gain, offset } => {
+                let (batch, height, width, channels) = input.dims4()?;
+                let grouped = (batch, height * width, self.groups, channels / self.groups);
+                let values = input.to_dtype(DType::F32)?.reshape(grouped)?;
+                let centered = values.broadcast_sub(&values.mean_keepdim((1, 3))?)?;
+                let variance = centered.sqr()?.mean_keepdim((1, 3))?;
+                let normed = scale(&centered, &variance, self.eps)?.reshape(input.shape())?;
+                let output = normed.to_dtype(input.dtype())?.broadcast_mul(gain)?.broadcast_add(offset)?;
+                Ok(if silu { output.silu()? } else { output })
+            }
+        }
+    }
+}
+
+/// Layer normalisation (Ba et al. 2016) over the last dimension.
+pub struct LayerNorm {
+    eps: f64,
+    affine: Affine,
+}
+
+impl LayerNorm {
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(params: &Params, channels: usize, eps: f64) -> Result<Self> {
+        Ok(Self { eps, affine: Affine::load(params, channels)? })
+    }
+
+    /// The norm of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::LayerNorm(self, input)
+    }
+
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        match &self.affine {
+            Affine::Kernels { isa, gain, offset } => {
+                let norm = kernels::LayerNorm { epsilon: self.eps as f32, weight: gain, bias: offset };
+                host::map(input, input.dims(), |values, output| norm.apply(*isa, values, output))
+            }
+            Affine::Candle { gain, offset } => {
+                let values = input.to_dtype(DType::F32)?;
+                let centered = values.broadcast_sub(&values.mean_keepdim(D::Minus1)?)?;
+                let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+                let normed = scale(&centered, &variance, self.eps)?.to_dtype(input.dtype())?;
+                Ok(normed.broadcast_mul(gain)?.broadcast_add(offset)?)
+            }
+        }
+    }
+}
+
+fn scale(centered: &Tensor, variance: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(centered.broadcast_div(&(variance + eps)?.sqrt()?)?)
+}

@@ -1,0 +1,56 @@
+//! The residual block that UNet and VAE share.
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+use crate::layers::{Conv2d, ConvShape, Fused, GroupNorm, Linear, Params, silu};
+
+/// `ResnetBlock2D`: norm, SiLU, convolution, twice, around which the input is added.
+pub struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_projection: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    /// `time_channels` is the width of the time embedding, absent in a VAE.
+    pub fn load(
+        params: &Params,
+        in_channels: usize,
+        out_channels: usize,
+        time_channels: Option<usize>,
+        groups: usize,
+        eps: f64,
+    ) -> Result<Self> {
+        Ok(Self {
+            norm1: GroupNorm::load(&params.at("norm1"), groups, in_channels, eps)?,
+            conv1: Conv2d::load(&params.at("conv1"), ConvShape::same(in_channels, out_channels, 3))?,
+            time_projection: time_channels
+                .map(|channels| Linear::load(&params.at("time_emb_proj"), channels, out_channels))
+                .transpose()?,
+            norm2: GroupNorm::load(&params.at("norm2"), groups, out_channels, eps)?,
+            conv2: Conv2d::load(&params.at("conv2"), ConvShape::same(out_channels, out_channels, 3))?,
+            shortcut: (in_channels != out_channels)
+                .then(|| {
+                    Conv2d::load(&params.at("conv_shortcut"), ConvShape::same(in_channels, out_channels, 1))
+                })
+                .transpose()?,
+        })
+    }
+
+    /// `[batch, height, width, in]` to `[batch, height, width, out]`; `time` is `[1, time_channels]`.
+    pub fn forward(&self, input: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let shift = match (&self.time_projection, time) {
+            (Some(projection), Some(time)) => Some(projection.forward(&silu(time)?)?.squeeze(0)?),
+            _ => None,
+        };
+        let shifted = Fused { shift: shift.as_ref(), ..Fused::default() };
+        let hidden = self.conv1.forward_fused(self.norm1.silu_of(input), shifted)?;
+        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
+        let added = Fused { residual: Some(shortcut.as_ref().unwrap_or(input)), ..Fused::default() };
+        self.conv2.forward_fused(self.norm2.silu_of(&hidden), added)
+    }
+}
