@@ -1,20 +1,45 @@
 //! Loading a model and running one request through it: prompt -> context, noise -> latents -> picture; no files are written here.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use candle_core::Tensor;
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use crate::checkpoint::Checkpoint;
+use crate::layers::{Backend, Params};
+use crate::networks::autoencoder::LatentDecoder;
+use crate::networks::clip::TextEncoder;
+use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use crate::networks::unet::{Context, Unet};
+use crate::noise::NoiseSource;
+use crate::prompt::Tokenizer;
 use crate::request::{Precision, Request};
+use crate::samplers::{self, Progress, Run, Trajectory};
+use crate::schedule::{NoiseSchedule, SchedulerConfig};
 
 /// Where and in which numbers a model runs.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    pub device: candle_core::Device,
+    pub device: Device,
     pub precision: Precision,
+}
+
+impl LoadOptions {
+    /// # Errors
+    /// When the device can't compute in the precision.
+    fn backend(&self) -> Result<Backend> {
+        match (&self.device, self.precision) {
+            (Device::Cpu, Precision::F32) => Ok(Backend::cpu()),
+            (Device::Cpu, precision) => bail!("precision {precision} is not possible on the cpu"),
+            (device, Precision::F32) => Ok(Backend::candle(device.clone(), DType::F32)),
+            (device, Precision::F16) => Ok(Backend::candle(device.clone(), DType::F16)),
+            (_, Precision::Int8) => bail!("precision int8 is for the cpu"),
+        }
+    }
 }
 
 /// What a pipeline is doing, in order.
@@ -37,6 +62,9 @@ pub struct Step<'a> {
 /// Watches a picture being made and may stop it.
 pub trait Observer {
     fn phase(&mut self, _phase: Phase) {}
+
+    /// Something the user should know that does not stop the run.
+    fn warn(&mut self, _message: &str) {}
 
     /// `Break` ends the run within this step; `generate` then returns [`Interrupted`].
     fn step(&mut self, _step: &Step<'_>) -> ControlFlow<()> {
@@ -67,31 +95,189 @@ pub struct Timings {
 /// A finished picture.
 pub struct Picture {
     pub rgb: RgbImage,
+    /// What `rgb` was decoded from, `[1, channels, height / factor, width / factor]`.
+    pub latents: Tensor,
     pub timings: Timings,
 }
 
+/// A prompt and its opposite, as the UNet takes them.
+struct Encoded {
+    prompt: String,
+    /// Absent without guidance.
+    negative_prompt: Option<String>,
+    context: Context,
+    /// Tokens of the prompt and the negative prompt that did not fit.
+    left_out: [usize; 2],
+}
+
 /// A loaded model.
-pub struct Pipeline {}
+pub struct Pipeline {
+    backend: Backend,
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
+    unet: Unet,
+    decoder: LatentDecoder,
+    schedule: NoiseSchedule,
+    /// The last request's, for the next one with the same prompts.
+    encoded: RefCell<Option<Rc<Encoded>>>,
+}
 
 impl Pipeline {
     /// Loads every network of `checkpoint`.
     ///
     /// # Errors
-    /// Names the missing or misshapen tensor.
-    pub fn load(_checkpoint: &Checkpoint, _options: &LoadOptions) -> Result<Self> {
-        bail!("skeleton")
+    /// Names the missing or misshapen tensor, or the setting that is not supported.
+    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        let backend = options.backend()?;
+        let configs = checkpoint.configs();
+        let params = |name: &str| Params::new(checkpoint.tensors(), &backend, name);
+        let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
+            .context("the scheduler config is not usable")?;
+        let unet_config = UnetConfig::parse(&configs.unet)?;
+        let decoder = LatentDecoder::load(&params("vae"), &VaeConfig::parse(&configs.vae)?)?;
+        ensure!(
+            unet_config.in_channels == decoder.latent_channels()
+                && unet_config.out_channels == decoder.latent_channels(),
+            "the unet takes {} channels and gives {}, the vae has {}: only plain text-to-image models are supported",
+            unet_config.in_channels,
+            unet_config.out_channels,
+            decoder.latent_channels()
+        );
+        let clip_config = ClipConfig::parse(&configs.text_encoder)?;
+        ensure!(
+            clip_config.hidden_size == unet_config.context_channels,
+            "the text encoder gives {} channels where the unet takes {}",
+            clip_config.hidden_size,
+            unet_config.context_channels
+        );
+        Ok(Self {
+            tokenizer: Tokenizer::new(checkpoint.vocabulary())?,
+            text_encoder: TextEncoder::load(&params("text_encoder"), clip_config)?,
+            unet: Unet::load(&params("unet"), unet_config)?,
+            decoder,
+            schedule: NoiseSchedule::new(&scheduler)?,
+            encoded: RefCell::default(),
+            backend,
+        })
     }
 
-    /// Names the kernels that compute, e.g. `x86_64-avx512vnni` or `cuda`.
+    /// Names what computes, e.g. `x86_64-avx512vnni` or `candle-cuda`.
     pub fn kernel(&self) -> String {
-        String::new()
+        self.backend.name()
     }
 
     /// Makes the picture of one request.
     ///
     /// # Errors
     /// [`Interrupted`] when the observer said so; else what failed.
-    pub fn generate(&self, _request: &Request, _observer: &mut dyn Observer) -> Result<Picture> {
-        bail!("skeleton")
+    pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<Picture> {
+        request.validate()?;
+        let start = Instant::now();
+        observer.phase(Phase::Encode);
+        let encoded = self.encode(request)?;
+        for (which, left_out) in ["prompt", "negative prompt"].iter().zip(encoded.left_out) {
+            if left_out > 0 {
+                observer.warn(&format!("the {which} is too long: its last {left_out} tokens are left out"));
+            }
+        }
+        let encode = start.elapsed();
+
+        observer.phase(Phase::Denoise);
+        let latents = self.denoise(request, &encoded.context, observer)?;
+        let denoise = start.elapsed() - encode;
+
+        observer.phase(Phase::Decode);
+        let rgb = to_rgb(&self.decoder.decode(&latents)?)?;
+        let decode = start.elapsed() - encode - denoise;
+        Ok(Picture { rgb, latents, timings: Timings { encode, denoise, decode } })
     }
+
+    /// Runs the text encoder, unless the last request had the same prompts.
+    fn encode(&self, request: &Request) -> Result<Rc<Encoded>> {
+        let negative_prompt = guided(request).then(|| request.negative_prompt.clone());
+        if let Some(last) = self.encoded.borrow().as_ref()
+            && last.prompt == request.prompt
+            && last.negative_prompt == negative_prompt
+        {
+            return Ok(last.clone());
+        }
+        let embed = |text: &str| -> Result<(Tensor, usize)> {
+            let (ids, left_out) = self.tokenizer.chunk(text, self.text_encoder.positions())?;
+            Ok((self.text_encoder.forward(&ids)?, left_out))
+        };
+        let (mut embeddings, prompt_left_out) = embed(&request.prompt)?;
+        let mut negative_left_out = 0;
+        if let Some(negative) = &negative_prompt {
+            let (opposite, left_out) = embed(negative)?;
+            embeddings = Tensor::cat(&[&opposite, &embeddings], 0)?;
+            negative_left_out = left_out;
+        }
+        let encoded = Rc::new(Encoded {
+            prompt: request.prompt.clone(),
+            negative_prompt,
+            context: self.unet.context(&embeddings)?,
+            left_out: [prompt_left_out, negative_left_out],
+        });
+        *self.encoded.borrow_mut() = Some(encoded.clone());
+        Ok(encoded)
+    }
+
+    /// Walks from noise to latents `[1, channels, height / factor, width / factor]`.
+    fn denoise(&self, request: &Request, context: &Context, observer: &mut dyn Observer) -> Result<Tensor> {
+        let factor = self.decoder.factor();
+        let shape = [1, self.decoder.latent_channels(), request.height / factor, request.width / factor];
+        let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?;
+        let mut noise = NoiseSource::new(request.rng, request.seed);
+        let x = trajectory.start(&noise.normal(&shape, &self.backend.device)?)?;
+        let mut model =
+            |latents: &Tensor, timestep: f64| self.guided_output(request, latents, timestep, context);
+        let mut on_step = |progress: &Progress<'_>| {
+            let step = Step { index: progress.index, total: progress.total, denoised: progress.denoised };
+            match observer.step(&step) {
+                ControlFlow::Continue(()) => Ok(None),
+                ControlFlow::Break(()) => Err(Interrupted.into()),
+            }
+        };
+        let run = Run {
+            trajectory: &trajectory,
+            prediction: self.schedule.prediction(),
+            model: &mut model,
+            noise: &mut noise,
+            on_step: &mut on_step,
+        };
+        samplers::sample(request.sampler, request.eta, run, x)
+    }
+
+    /// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch.
+    fn guided_output(
+        &self,
+        request: &Request,
+        latents: &Tensor,
+        timestep: f64,
+        context: &Context,
+    ) -> Result<Tensor> {
+        if !guided(request) {
+            return self.unet.forward(latents, timestep, context);
+        }
+        let both = self.unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
+        let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+        Ok((&opposite + ((prompted - &opposite)? * request.guidance_scale)?)?)
+    }
+}
+
+/// Whether a request needs the second pass.
+fn guided(request: &Request) -> bool {
+    request.guidance_scale != 1.0
+}
+
+/// `[1, 3, height, width]` from -1 to 1 as 8-bit pixels.
+fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
+    let (_, _, height, width) = picture.dims4()?;
+    let values = picture.permute((0, 2, 3, 1))?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "the picture holds values that are no numbers: the model or its precision is unsuited to these settings"
+    );
+    let pixels = values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8);
+    RgbImage::from_raw(width as u32, height as u32, pixels.collect()).context("the picture has an odd size")
 }

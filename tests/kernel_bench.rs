@@ -95,7 +95,7 @@ impl Shape {
                     kernel: 3,
                     stride: 1,
                     padding: Padding::all(1),
-                    upsample: 1,
+                    enlarged: None,
                 };
                 (Gather::conv2d(&conv), 9, depth, out)
             }

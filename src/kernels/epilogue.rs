@@ -11,6 +11,8 @@ use super::simd::Simd;
 pub enum Activation {
     #[default]
     None,
+    /// max(x, 0).
+    Relu,
     /// x * sigmoid(x).
     Silu,
 }
@@ -123,9 +125,11 @@ impl Destination<'_> {
                     }
                     None => {}
                 }
-                if epilogue.activation == Activation::Silu {
-                    x = math::silu(simd, x);
-                }
+                x = match epilogue.activation {
+                    Activation::None => x,
+                    Activation::Relu => simd.max(x, simd.splat(0.0)),
+                    Activation::Silu => math::silu(simd, x),
+                };
                 simd.write_up_to(&mut output[lanes], x);
                 at += S::LANES;
             }

@@ -28,32 +28,39 @@ impl Padding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conv2d {
     pub batch: usize,
-    /// Of the input as stored, before `upsample`.
+    /// Of the input as stored, before it is enlarged.
     pub height: usize,
     pub width: usize,
     /// Side of the square kernel.
     pub kernel: usize,
     pub stride: usize,
     pub padding: Padding,
-    /// Each input pixel stands for `upsample` x `upsample` equal ones (nearest neighbour); 1 for none.
-    pub upsample: usize,
+    /// Height and width to which the input is enlarged first by repeating pixels (nearest neighbour).
+    pub enlarged: Option<(usize, usize)>,
 }
 
 impl Conv2d {
+    /// Height and width of the input as the kernel sees it.
+    pub fn seen_size(&self) -> (usize, usize) {
+        self.enlarged.unwrap_or((self.height, self.width))
+    }
+
     /// Height and width of the output.
     ///
     /// # Panics
     /// If the kernel is larger than the padded input, or a size is zero.
     pub fn output_size(&self) -> (usize, usize) {
-        assert!(self.kernel > 0 && self.stride > 0 && self.upsample > 0, "a zero size in {self:?}");
-        let side = |input: usize, before: usize, after: usize| {
-            let padded = input * self.upsample + before + after;
+        let sizes = [self.kernel, self.stride, self.height, self.width];
+        assert!(sizes.iter().all(|&size| size > 0), "a zero size in {self:?}");
+        let (height, width) = self.seen_size();
+        let side = |enlarged: usize, before: usize, after: usize| {
+            let padded = enlarged + before + after;
             assert!(padded >= self.kernel, "a kernel larger than the padded input in {self:?}");
             (padded - self.kernel) / self.stride + 1
         };
         (
-            side(self.height, self.padding.top, self.padding.bottom),
-            side(self.width, self.padding.left, self.padding.right),
+            side(height, self.padding.top, self.padding.bottom),
+            side(width, self.padding.left, self.padding.right),
         )
     }
 }
@@ -89,14 +96,19 @@ impl Gather {
         let (out_height, out_width) = conv.output_size();
         let in_rows = conv.batch * conv.height * conv.width;
         assert!(in_rows < PAD as usize, "{in_rows} pixels are too many to index");
-        if conv.kernel == 1 && conv.stride == 1 && conv.upsample == 1 && conv.padding == Padding::default() {
+        if conv.kernel == 1
+            && conv.stride == 1
+            && conv.enlarged.is_none()
+            && conv.padding == Padding::default()
+        {
             return Self::identity(in_rows);
         }
-        let axis = |out: usize, input: usize, before: usize| -> Vec<u32> {
+        let seen = conv.seen_size();
+        let axis = |out: usize, input: usize, seen: usize, before: usize| -> Vec<u32> {
             (0..out)
                 .flat_map(|o| (0..conv.kernel).map(move |tap| o * conv.stride + tap))
-                .map(|padded| match padded.checked_sub(before).map(|i| i / conv.upsample) {
-                    Some(i) if i < input => i as u32,
+                .map(|padded| match padded.checked_sub(before) {
+                    Some(i) if i < seen => (i * input / seen) as u32,
                     _ => PAD,
                 })
                 .collect()
@@ -109,8 +121,8 @@ impl Gather {
                 kernel: conv.kernel,
                 in_height: conv.height,
                 in_width: conv.width,
-                ys: axis(out_height, conv.height, conv.padding.top),
-                xs: axis(out_width, conv.width, conv.padding.left),
+                ys: axis(out_height, conv.height, seen.0, conv.padding.top),
+                xs: axis(out_width, conv.width, seen.1, conv.padding.left),
             },
         }
     }
@@ -183,11 +195,12 @@ mod tests {
     fn expected(conv: &Conv2d) -> Vec<Vec<u32>> {
         let (out_height, out_width) = conv.output_size();
         let pixel = |image: usize, y: isize, x: isize| {
-            let inside = |i: isize, size: usize| i >= 0 && (i as usize) < size * conv.upsample;
-            if !inside(y, conv.height) || !inside(x, conv.width) {
+            let (height, width) = conv.seen_size();
+            let inside = |i: isize, size: usize| i >= 0 && (i as usize) < size;
+            if !inside(y, height) || !inside(x, width) {
                 return PAD;
             }
-            let (y, x) = (y as usize / conv.upsample, x as usize / conv.upsample);
+            let (y, x) = (y as usize * conv.height / height, x as usize * conv.width / width);
             ((image * conv.height + y) * conv.width + x) as u32
         };
         let mut rows = Vec::new();
@@ -218,14 +231,15 @@ mod tests {
             kernel: 3,
             stride: 1,
             padding: Padding::all(1),
-            upsample: 1,
+            enlarged: None,
         };
         let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
         for conv in [
             same,
             Conv2d { stride: 2, ..same },
             Conv2d { stride: 2, padding: down, height: 4, width: 6, ..same },
-            Conv2d { upsample: 2, ..same },
+            Conv2d { enlarged: Some((10, 6)), ..same },
+            Conv2d { enlarged: Some((9, 5)), ..same },
             Conv2d { kernel: 1, padding: Padding::default(), ..same },
             Conv2d { height: 1, width: 1, ..same },
         ] {

@@ -36,7 +36,7 @@ impl Random {
 /// Copies input pixels under each tap side by side: `[out rows][taps][depth]`, zeros for padding.
 pub fn im2col<T: Copy + Default>(conv: &Conv2d, input: &[T], depth: usize) -> Vec<T> {
     let (out_height, out_width) = conv.output_size();
-    let (full_height, full_width) = (conv.height * conv.upsample, conv.width * conv.upsample);
+    let (full_height, full_width) = conv.seen_size();
     let mut columns = Vec::new();
     for image in 0..conv.batch {
         for y in 0..out_height {
@@ -47,7 +47,8 @@ pub fn im2col<T: Copy + Default>(conv: &Conv2d, input: &[T], depth: usize) -> Ve
                         let in_x = (x * conv.stride + kx).checked_sub(conv.padding.left);
                         match (in_y, in_x) {
                             (Some(in_y), Some(in_x)) if in_y < full_height && in_x < full_width => {
-                                let (in_y, in_x) = (in_y / conv.upsample, in_x / conv.upsample);
+                                let in_y = in_y * conv.height / full_height;
+                                let in_x = in_x * conv.width / full_width;
                                 let pixel = (image * conv.height + in_y) * conv.width + in_x;
                                 columns.extend_from_slice(&input[pixel * depth..][..depth]);
                             }

@@ -1,0 +1,112 @@
+//! UNet and VAE decoder against candle-transformers' own, an independent implementation in Rust, at two sizes.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::stable_diffusion::unet_2d::{
+    BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
+};
+use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
+use pochade::checkpoint::Checkpoint;
+use pochade::layers::{Backend, Params};
+use pochade::networks::config::{UnetConfig, VaeConfig};
+use pochade::networks::unet::Unet;
+use pochade::networks::vae;
+use pochade::noise::NoiseSource;
+use pochade::request::Rng;
+
+fn small() -> Checkpoint {
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")).unwrap()
+}
+
+/// The tensors of one component, f32, without its prefix.
+fn variables(checkpoint: &Checkpoint, component: &str) -> VarBuilder<'static> {
+    let tensors = checkpoint.tensors();
+    let prefix = format!("{component}.");
+    let named: HashMap<String, Tensor> = tensors
+        .names()
+        .filter_map(|name| Some((name, name.strip_prefix(&prefix)?)))
+        .map(|(name, short)| {
+            let view = tensors.view(name).unwrap();
+            let tensor = Tensor::from_vec(view.to_f32().unwrap(), view.shape, &Device::Cpu).unwrap();
+            (short.to_owned(), tensor)
+        })
+        .collect();
+    VarBuilder::from_tensors(named, DType::F32, &Device::Cpu)
+}
+
+fn noise(seed: u64, shape: &[usize]) -> Tensor {
+    NoiseSource::new(Rng::Torch, seed).normal(shape, &Device::Cpu).unwrap()
+}
+
+/// Wider than the bound against diffusers: candle-transformers approximates GEGLU's GELU by a tanh.
+fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
+    assert_eq!(a.shape(), b.shape());
+    let max =
+        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let error = max(&(a - b).unwrap()) / max(b);
+    assert!(error <= 5e-4, "{what} {:?}: relative error {error}", a.shape());
+}
+
+#[test]
+fn unet_equals_candles() {
+    let checkpoint = small();
+    let ours = UnetConfig::parse(&checkpoint.configs().unet).unwrap();
+    let blocks = ours.channels.iter().zip(&ours.heads).zip(&ours.down_attention);
+    let config = UNet2DConditionModelConfig {
+        center_input_sample: false,
+        flip_sin_to_cos: ours.flip_sin_to_cos,
+        freq_shift: ours.freq_shift,
+        blocks: blocks
+            .map(|((&out_channels, &heads), &attends)| BlockConfig {
+                out_channels,
+                use_cross_attn: attends.then_some(1),
+                attention_head_dim: heads,
+            })
+            .collect(),
+        layers_per_block: ours.layers_per_block,
+        downsample_padding: 1,
+        mid_block_scale_factor: 1.0,
+        norm_num_groups: ours.norm_groups,
+        norm_eps: ours.norm_eps,
+        cross_attention_dim: ours.context_channels,
+        sliced_attention_size: None,
+        use_linear_projection: false,
+    };
+    let context = noise(1, &[2, 77, ours.context_channels]);
+    let theirs = UNet2DConditionModel::new(variables(&checkpoint, "unet"), 4, 4, false, config).unwrap();
+    let backend = Backend::cpu();
+    let unet = Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), ours).unwrap();
+    let prepared = unet.context(&context).unwrap();
+    for (height, width, timestep) in [(16, 16, 999.0), (24, 40, 1.0)] {
+        let latents = noise(2, &[2, 4, height, width]);
+        let expected = theirs.forward(&latents, timestep, &context).unwrap();
+        assert_close("unet", &unet.forward(&latents, timestep, &prepared).unwrap(), &expected);
+    }
+}
+
+#[test]
+fn vae_decoder_equals_candles() {
+    let checkpoint = small();
+    let VaeConfig::Kl(ours) = VaeConfig::parse(&checkpoint.configs().vae).unwrap() else {
+        panic!("the small checkpoint has an AutoencoderKL")
+    };
+    let config = AutoEncoderKLConfig {
+        block_out_channels: ours.channels.clone(),
+        layers_per_block: ours.layers_per_block,
+        latent_channels: ours.latent_channels,
+        norm_num_groups: ours.norm_num_groups,
+        use_quant_conv: true,
+        use_post_quant_conv: true,
+    };
+    let theirs = AutoEncoderKL::new(variables(&checkpoint, "vae"), 3, 3, config).unwrap();
+    let backend = Backend::cpu();
+    let decoder = vae::Decoder::load(&Params::new(checkpoint.tensors(), &backend, "vae"), &ours).unwrap();
+    for (height, width) in [(8, 8), (5, 11)] {
+        let latents = noise(3, &[1, 4, height, width]);
+        let expected = theirs.decode(&latents).unwrap();
+        assert_close("vae decoder", &decoder.forward(&latents).unwrap(), &expected);
+    }
+}
