@@ -1,9 +1,13 @@
 //! Pochade turns a prompt into a PNG with a quantized Stable Diffusion 1.5.
 
 pub mod checkpoint;
+pub mod cli;
 pub mod kernels;
+pub mod layers;
+pub mod networks;
 pub mod noise;
 pub mod pipeline;
+pub mod prompt;
 pub mod request;
 pub mod samplers;
 pub mod schedule;
