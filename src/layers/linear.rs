@@ -28,21 +28,21 @@ impl Linear {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn load(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::load_stacked(std::slice::from_ref(params), inputs, outputs)
+        Self::load_stacked(std::slice::from_ref(params), inputs, outputs, true)
     }
 
     /// Several layers of equal size that read the same input, as one: their outputs lie side by side.
-    pub fn load_stacked(parts: &[Params], inputs: usize, outputs: usize) -> Result<Self> {
+    pub fn load_stacked(parts: &[Params], inputs: usize, outputs: usize, biased: bool) -> Result<Self> {
         let backend = parts.first().context("no layers to stack")?.backend();
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
             weight.append(&mut part.floats("weight", &[outputs, inputs])?);
-            if part.contains("bias") {
+            if biased {
                 bias.append(&mut part.floats("bias", &[outputs])?);
             }
         }
         let outputs = parts.len() * outputs;
-        let bias = (!bias.is_empty()).then_some(bias);
+        let bias = biased.then_some(bias);
         let weights = match backend.kernels {
             Some(isa) => Weights::Kernels { packed: PackedF32::pack(&weight, outputs, 1, inputs, isa), bias },
             None => Weights::Candle {

@@ -83,10 +83,6 @@ impl<'a> Params<'a> {
         self.backend
     }
 
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains(&self.path(&name))
-    }
-
     /// # Errors
     /// When the tensor is missing or has another shape.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {

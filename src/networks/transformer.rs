@@ -43,7 +43,7 @@ impl Transformer {
         let block = params.at("transformer_blocks.0");
         let stacked = |names: &[&str], inputs: usize| {
             let parts: Vec<_> = names.iter().map(|name| block.at(name)).collect();
-            Linear::load_stacked(&parts, inputs, channels)
+            Linear::load_stacked(&parts, inputs, channels, false)
         };
         let square = |name: &str| Linear::load(&block.at(name), channels, channels);
         let norm = |name: &str| LayerNorm::load(&block.at(name), channels, 1e-5);
@@ -56,7 +56,7 @@ impl Transformer {
             self_qkv: stacked(&["attn1.to_q", "attn1.to_k", "attn1.to_v"], channels)?,
             self_out: square("attn1.to_out.0")?,
             norm2: norm("norm2")?,
-            cross_query: square("attn2.to_q")?,
+            cross_query: stacked(&["attn2.to_q"], channels)?,
             cross_kv: stacked(&["attn2.to_k", "attn2.to_v"], context_channels)?,
             cross_out: square("attn2.to_out.0")?,
             norm3: norm("norm3")?,

@@ -23,7 +23,7 @@ impl PixelAttention {
         Ok(Self {
             attention: Attention::new(params, 1),
             norm: GroupNorm::load(&params.at("group_norm"), groups, channels, EPS)?,
-            qkv: Linear::load_stacked(&parts, channels, channels)?,
+            qkv: Linear::load_stacked(&parts, channels, channels, true)?,
             out: Linear::load(&params.at("to_out.0"), channels, channels)?,
         })
     }
