@@ -1,11 +1,11 @@
 //! Two-dimensional convolution over `[batch, height, width, channels]`, with what is fused around it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::{Input, Params, host};
-use crate::kernels::{self, Activation, Epilogue, Gather, PackedF32, Residual};
+use super::product::{Added, Product};
+use super::{Input, Params, weight};
+use crate::kernels::{self, Gather};
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -67,10 +67,7 @@ pub struct Conv2d {
 }
 
 enum Weights {
-    Kernels {
-        packed: PackedF32,
-        bias: Vec<f32>,
-    },
+    Kernels(Product),
     /// `[out, in, kernel, kernel]` and `[out]`.
     Candle {
         weight: Tensor,
@@ -84,20 +81,16 @@ impl Conv2d {
     pub fn load(params: &Params, shape: ConvShape) -> Result<Self> {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
-        let weight = params.floats("weight", &dims)?;
+        let weight = params.weight("weight", &dims)?;
         let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let backend = params.backend();
         let weights = match backend.kernels {
             Some(isa) => {
-                let taps = kernel * kernel;
-                let weight = taps_before_channels(&weight, in_channels, taps);
-                Weights::Kernels {
-                    packed: PackedF32::pack(&weight, out_channels, taps, in_channels, isa),
-                    bias: bias.unwrap_or_else(|| vec![0.0; out_channels]),
-                }
+                let packed = weight::pack(weight, out_channels, in_channels, kernel * kernel, isa);
+                Weights::Kernels(Product::new(packed, bias))
             }
             None => Weights::Candle {
-                weight: backend.tensor(weight, &dims)?,
+                weight: backend.tensor(weight::into_floats(weight), &dims)?,
                 bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
             },
         };
@@ -111,31 +104,19 @@ impl Conv2d {
 
     /// The same with `fused` around it.
     pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
-        let kernels = match &self.weights {
-            Weights::Kernels { packed, .. } => Some(packed.isa()),
-            Weights::Candle { .. } => None,
-        };
-        let input = input.into().to_tensor(kernels)?;
-        ensure!(
-            input.dim(3)? == self.shape.in_channels,
-            "a convolution of {} channels can't read {:?}",
-            self.shape.in_channels,
-            input.shape()
-        );
+        let input = input.into();
         match &self.weights {
-            Weights::Kernels { packed, bias } => self.run_kernels(packed, bias, &input, fused),
-            Weights::Candle { weight, bias } => self.run_candle(weight, bias.as_ref(), &input, fused),
+            Weights::Kernels(product) => self.run_kernels(product, input, fused),
+            Weights::Candle { weight, bias } => {
+                self.run_candle(weight, bias.as_ref(), &input.to_tensor(None)?, fused)
+            }
         }
     }
 
-    fn run_kernels(
-        &self,
-        packed: &PackedF32,
-        bias: &[f32],
-        input: &Tensor,
-        fused: Fused<'_>,
-    ) -> Result<Tensor> {
-        let (batch, height, width, _) = input.dims4()?;
+    fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {
+        let &[batch, height, width, _] = input.dims().as_slice() else {
+            bail!("a convolution takes feature maps, not {:?}", input.dims());
+        };
         let (before, after) = self.shape.pads();
         let geometry = kernels::Conv2d {
             batch,
@@ -147,23 +128,9 @@ impl Conv2d {
             padding: kernels::Padding { top: before, bottom: after, left: before, right: after },
         };
         let (out_height, out_width) = geometry.output_size();
-        let gather = Gather::conv2d(&geometry);
-        let mut bias = bias.to_vec();
-        if let Some(shift) = fused.shift {
-            for (bias, shift) in bias.iter_mut().zip(shift.to_vec1::<f32>()?) {
-                *bias += shift;
-            }
-        }
-        host::with_optional(fused.residual, |residual| {
-            let epilogue = Epilogue {
-                bias: Some(&bias),
-                residual: residual.map_or(Residual::None, Residual::Of),
-                activation: if fused.relu { Activation::Relu } else { Activation::None },
-                ..Epilogue::default()
-            };
-            let shape = (batch, out_height, out_width, self.shape.out_channels);
-            host::map(input, shape, |rows, output| packed.apply(rows, &gather, &epilogue, output))
-        })
+        let added = Added { shift: fused.shift, residual: fused.residual, relu: fused.relu };
+        let shape = (batch, out_height, out_width, self.shape.out_channels);
+        product.apply(input, &Gather::conv2d(&geometry), added, shape)
     }
 
     fn run_candle(
@@ -194,18 +161,4 @@ impl Conv2d {
         }
         Ok(if fused.relu { output.relu()? } else { output })
     }
-}
-
-/// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
-fn taps_before_channels(weight: &[f32], in_channels: usize, taps: usize) -> Vec<f32> {
-    let mut reordered = vec![0.0; weight.len()];
-    let filter = in_channels * taps;
-    reordered.par_chunks_mut(filter).zip(weight.par_chunks(filter)).for_each(|(to, from)| {
-        for (channel, from) in from.chunks_exact(taps).enumerate() {
-            for (tap, value) in from.iter().enumerate() {
-                to[tap * in_channels + channel] = *value;
-            }
-        }
-    });
-    reordered
 }

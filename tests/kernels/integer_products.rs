@@ -58,8 +58,15 @@ fn linear_layers_of_odd_sizes() {
 #[test]
 fn convolutions_sum_taps_of_different_scales() {
     let mut random = Random::new(31);
-    let same =
-        Conv2d { batch: 2, height: 7, width: 5, kernel: 3, stride: 1, padding: Padding::all(1), upsample: 1 };
+    let same = Conv2d {
+        batch: 2,
+        height: 7,
+        width: 5,
+        kernel: 3,
+        stride: 1,
+        padding: Padding::all(1),
+        enlarged: None,
+    };
     let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
     let convs = [
         (same, 4, 40),
@@ -67,7 +74,7 @@ fn convolutions_sum_taps_of_different_scales() {
         (same, 3, 3),
         (Conv2d { stride: 2, ..same }, 20, 17),
         (Conv2d { stride: 2, padding: down, height: 6, ..same }, 8, 64),
-        (Conv2d { upsample: 2, ..same }, 12, 16),
+        (Conv2d { enlarged: Some((14, 10)), ..same }, 12, 16),
         (Conv2d { height: 20, width: 21, ..same }, 260, 20),
     ];
     for (conv, depth, out) in convs {
@@ -172,7 +179,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         kernel: 3,
         stride: 1,
         padding: Padding::all(1),
-        upsample: 1,
+        enlarged: None,
     };
     let (depth, out) = (140, 130);
     let input = quantize(&random.floats(800 * depth), depth);
