@@ -8,7 +8,7 @@ use super::{taesd, vae};
 use crate::layers::Params;
 
 enum Decoder {
-    Kl(vae::Decoder),
+    Kl(Box<vae::Decoder>),
     Tiny(taesd::Decoder),
 }
 
@@ -26,7 +26,7 @@ impl LatentDecoder {
     pub fn load(params: &Params, config: &VaeConfig) -> Result<Self> {
         let (decoder, latent_channels, scaling_factor, levels) = match config {
             VaeConfig::Kl(config) => (
-                Decoder::Kl(vae::Decoder::load(params, config)?),
+                Decoder::Kl(Box::new(vae::Decoder::load(params, config)?)),
                 config.latent_channels,
                 config.scaling_factor,
                 config.channels.len(),

@@ -73,17 +73,17 @@ impl Unet {
         let mut skips = vec![first];
         let mut width = first;
         let mut down_blocks = Vec::new();
-        for level in 0..levels {
+        for (level, &level_width) in channels.iter().enumerate() {
             let block = params.at(format_args!("down_blocks.{level}"));
             let mut layers = Vec::new();
             for index in 0..config.layers_per_block {
                 layers.push(Layer {
-                    resnet: resnet(block.at(format_args!("resnets.{index}")), width, channels[level])?,
+                    resnet: resnet(block.at(format_args!("resnets.{index}")), width, level_width)?,
                     transformer: config.down_attention[level]
                         .then(|| transformer(block.at(format_args!("attentions.{index}")), level))
                         .transpose()?,
                 });
-                width = channels[level];
+                width = level_width;
                 skips.push(width);
             }
             let downsample = (level + 1 < levels)
