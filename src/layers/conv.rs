@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::meter::{self, Kind};
 use super::{Input, Params, host};
 use crate::kernels::{self, Activation, Epilogue, Gather, PackedF32, Residual};
 
@@ -122,10 +123,21 @@ impl Conv2d {
             self.shape.in_channels,
             input.shape()
         );
-        match &self.weights {
+        let kind = if self.shape.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 };
+        meter::record(kind, self.macs(&input, fused)?, || match &self.weights {
             Weights::Kernels { packed, bias } => self.run_kernels(packed, bias, &input, fused),
             Weights::Candle { weight, bias } => self.run_candle(weight, bias.as_ref(), &input, fused),
-        }
+        })
+    }
+
+    /// Multiply-accumulates over `input`: each output pixel reads a whole filter for each output channel.
+    fn macs(&self, input: &Tensor, fused: Fused<'_>) -> Result<usize> {
+        let (batch, height, width, _) = input.dims4()?;
+        let (height, width) = fused.enlarge_to.unwrap_or((height, width));
+        let ConvShape { in_channels, out_channels, kernel, stride, .. } = self.shape;
+        let (before, after) = self.shape.pads();
+        let outputs = |side: usize| (side + before + after).saturating_sub(kernel) / stride + 1;
+        Ok(batch * outputs(height) * outputs(width) * out_channels * in_channels * kernel * kernel)
     }
 
     fn run_kernels(

@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::activation;
+use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
 use crate::kernels::Isa;
 
@@ -30,9 +31,9 @@ impl Input<'_> {
     pub(super) fn to_tensor(self, kernels: Option<Isa>) -> Result<Tensor> {
         match self {
             Self::Plain(tensor) => Ok(tensor.clone()),
-            Self::GroupNorm(norm, tensor) => norm.forward(tensor, false),
-            Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
-            Self::LayerNorm(norm, tensor) => norm.forward(tensor),
+            Self::GroupNorm(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor, false)),
+            Self::GroupNormSilu(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor, true)),
+            Self::LayerNorm(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor)),
             Self::Geglu(tensor) => activation::geglu(kernels, tensor),
         }
     }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+use super::meter::{self, Kind};
 use super::{Input, Params, host};
 use crate::kernels::{Epilogue, Gather, PackedF32, Residual};
 
@@ -64,9 +65,14 @@ impl Linear {
     }
 
     fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
-        match &self.weights {
+        let kernels = match &self.weights {
+            Weights::Kernels { packed, .. } => Some(packed.isa()),
+            Weights::Candle { .. } => None,
+        };
+        let input = input.to_tensor(kernels)?;
+        let macs = input.elem_count() * self.outputs;
+        meter::record(Kind::Linear, macs, || match &self.weights {
             Weights::Kernels { packed, bias } => {
-                let input = input.to_tensor(Some(packed.isa()))?;
                 let mut shape = input.dims().to_vec();
                 let inputs = shape.pop().context("a linear layer takes rows")?;
                 let gather = Gather::identity(shape.iter().product());
@@ -86,7 +92,7 @@ impl Linear {
                 })
             }
             Weights::Candle { weight, bias } => {
-                let mut output = input.to_tensor(None)?.broadcast_matmul(&weight.t()?)?;
+                let mut output = input.broadcast_matmul(&weight.t()?)?;
                 if let Some(bias) = bias {
                     output = output.broadcast_add(bias)?;
                 }
@@ -95,6 +101,6 @@ impl Linear {
                     None => output,
                 })
             }
-        }
+        })
     }
 }
