@@ -8,6 +8,7 @@ pub mod networks;
 pub mod noise;
 pub mod pipeline;
 pub mod prompt;
+pub mod quantize;
 pub mod request;
 pub mod samplers;
 pub mod schedule;

@@ -2,17 +2,24 @@
 //!
 //! `cargo test --release --test kernel_bench -- --ignored --nocapture --test-threads 1`
 //!
+//! `POCHADE_ISA=x86_64-avx2` measures another instruction set than the best (rten-gemm and `gemm` choose theirs).
 //! Candidates of one line take turns, so that a busy machine slows all of them; figures are medians.
 
 use std::time::Instant;
 
 use pochade::kernels::{
-    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, Padding,
-    QuantizedRows, geglu,
+    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, Padding,
+    QuantizedRows, geglu, quantize_rows,
 };
-use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
+use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, NdTensorView};
+
+/// The set named by `POCHADE_ISA`, or the best.
+fn chosen_isa() -> Isa {
+    let Ok(name) = std::env::var("POCHADE_ISA") else { return Isa::best() };
+    *Isa::available().iter().find(|isa| isa.name() == name).expect("POCHADE_ISA names no set of this machine")
+}
 
 /// Median seconds of each candidate over alternating runs.
 fn medians<const N: usize>(mut candidates: [&mut dyn FnMut(); N]) -> [f64; N] {
@@ -151,7 +158,7 @@ fn im2col<T: Copy + Default + Send + Sync>(side: usize, input: &[T], depth: usiz
 #[test]
 #[ignore = "a benchmark"]
 fn f32_products() {
-    let isa = Isa::best();
+    let isa = chosen_isa();
     let mut yardstick = Yardstick::new();
     let rten = GemmExecutor::<f32>::new();
     println!("\n{isa}; rten-gemm {}", rten.kernel_name());
@@ -197,7 +204,7 @@ fn f32_products() {
 #[test]
 #[ignore = "a benchmark"]
 fn attention() {
-    let isa = Isa::best();
+    let isa = chosen_isa();
     let mut yardstick = Yardstick::new();
     println!("\n{:34} {:>9} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "R", "/ R");
     for (batch, heads, head_dim, q_len, kv_len) in [
@@ -224,7 +231,7 @@ fn attention() {
 #[test]
 #[ignore = "a benchmark"]
 fn row_operations() {
-    let isa = Isa::best();
+    let isa = chosen_isa();
     println!("\n{:34} {:>9} {:>9} {:>9}", "rows", "f32 ms", "u8 ms", "copy ms");
     for (images, pixels, channels) in [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (1, 1 << 18, 128)] {
         let input = floats(images * pixels * channels);
@@ -255,5 +262,65 @@ fn row_operations() {
         print("GEGLU", &mut || geglu(isa, &input, channels / 2, &mut output[..half]), &mut || {
             geglu(isa, &input, channels / 2, &mut quantized)
         });
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn i8_products() {
+    let isa = chosen_isa();
+    let mut yardstick = Yardstick::new();
+    let rten = GemmExecutor::<u8, i8, i32>::new();
+    println!("\n{isa}; rten-gemm {}", rten.kernel_name());
+    println!("{:34} {:>8} {:>8} {:>8} {:>7} {:>7}", "GMAC/s", "ours", "rten", "R", "/ rten", "/ R");
+    for shape in shapes() {
+        let (gather, taps, depth, out) = shape.geometry();
+        let rows = gather.out_rows();
+        let mut input = QuantizedRows::new(0, 0);
+        quantize_rows(isa, &floats(gather.in_rows() * depth), depth, &mut input);
+        let bytes: Vec<u8> = (0..gather.in_rows()).flat_map(|row| input.row(row).to_vec()).collect();
+        let weight: Vec<i8> = floats(out * taps * depth).iter().map(|w| (w * 127.0) as i8).collect();
+        let (bias, scales) = (floats(out), floats(out));
+        let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
+        let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+        let mut output = vec![0.0; rows * out];
+
+        let b = NdTensor::from_data([out, taps * depth], weight.clone());
+        let b = rten.prepack_b(b.view().transposed());
+        let mut columns = vec![0; if taps == 9 { rows * 9 * depth } else { 0 }];
+        let mut sums = vec![0i32; rows * out];
+        let mut float = vec![0.0; rows * out];
+        let zero_points = vec![128u8; rows];
+        let mut rten_product = || {
+            use rayon::prelude::*;
+            if let Shape::Conv { side, .. } = shape {
+                im2col(side, &bytes, depth, &mut columns);
+            }
+            let a = if taps == 9 { &columns } else { &bytes };
+            let a = NdTensorView::from_data([rows, taps * depth], a.as_slice());
+            let options =
+                GemmOptions { a_quant: Some(QuantParams { zero_point: &zero_points }), ..Default::default() };
+            rten.gemm(&mut sums, GemmInputA::Unpacked(a), GemmInputB::Packed(&b), options).unwrap();
+            // Scales and bias, which ours includes; rten has one scale per row for all taps.
+            float.par_chunks_mut(out).zip(sums.par_chunks(out)).enumerate().for_each(|(row, (to, sums))| {
+                let scale = input.scales()[row % input.rows()];
+                for (((to, sum), weight), bias) in to.iter_mut().zip(sums).zip(&scales).zip(&bias) {
+                    *to = *sum as f32 * scale * weight + bias;
+                }
+            });
+        };
+        let [ours, theirs, yard] = medians([
+            &mut || packed.apply(&input, &gather, &epilogue, &mut output),
+            &mut rten_product,
+            &mut || yardstick.run(),
+        ]);
+        let gmac = (rows * taps * depth * out) as f64 / 1e9;
+        let (ours, theirs, yard) = (gmac / ours, gmac / theirs, Yardstick::GMACS / yard);
+        println!(
+            "{:34} {ours:8.1} {theirs:8.1} {yard:8.1} {:7.2} {:7.2}",
+            shape.name(),
+            ours / theirs,
+            ours / yard
+        );
     }
 }

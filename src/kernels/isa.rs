@@ -3,9 +3,12 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::dot::plain::Plain;
+#[cfg(target_arch = "x86_64")]
+use super::dot::x86::{DotAvx2, DotAvx512, DotAvx512Vnni, DotAvxVnni, DotSse2};
+use super::dot::{Dot, DotKernel};
 #[cfg(target_arch = "aarch64")]
 use super::simd::neon::Neon;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 use super::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use super::simd::x86::{Avx2, Avx512, Sse2};
@@ -19,7 +22,6 @@ pub struct Isa(pub(super) Kind);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     Scalar,
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -52,7 +54,6 @@ impl Isa {
     /// The name that reports print, such as `x86_64-avx512vnni`.
     pub fn name(self) -> &'static str {
         match self.0 {
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "aarch64-neon",
@@ -72,7 +73,6 @@ impl Isa {
     /// Runs `kernel` compiled for this set.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             Kind::Scalar => Scalar::new().vectorize(kernel),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => Neon::new().vectorize(kernel),
@@ -83,6 +83,38 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Avx512Vnni => Avx512::new().expect("detected").vectorize(kernel),
         }
+    }
+
+    /// Runs `kernel` compiled for this set.
+    pub(super) fn run_dot<K: DotKernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Kind::Scalar => Plain(Scalar::new()).vectorize(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => Plain(Neon::new()).vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Sse2 => DotSse2::new().vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => DotAvx2::new().expect("detected").vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => DotAvxVnni::new().expect("detected").vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => DotAvx512::new().expect("detected").vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => DotAvx512Vnni::new().expect("detected").vectorize(kernel),
+        }
+    }
+
+    /// Whether integer products take 7-bit weights (`vpmaddubsw` saturates sums of larger ones).
+    pub fn halves_weights(self) -> bool {
+        struct SevenBits;
+        impl DotKernel for SevenBits {
+            type Output = bool;
+            #[inline(always)]
+            fn run<D: Dot>(self, _: D) -> bool {
+                D::SEVEN_BITS
+            }
+        }
+        self.run_dot(SevenBits)
     }
 }
 
@@ -100,15 +132,15 @@ impl fmt::Debug for Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Vec<Isa> {
-    let mut sets = vec![Isa(Kind::Sse2)];
+    let mut sets = vec![Isa(Kind::Scalar), Isa(Kind::Sse2)];
     if Avx2::new().is_some() {
         sets.push(Isa(Kind::Avx2));
-        if is_x86_feature_detected!("avxvnni") {
+        if DotAvxVnni::new().is_some() {
             sets.push(Isa(Kind::AvxVnni));
         }
         if Avx512::new().is_some() {
             sets.push(Isa(Kind::Avx512));
-            if is_x86_feature_detected!("avx512vnni") {
+            if DotAvx512Vnni::new().is_some() {
                 sets.push(Isa(Kind::Avx512Vnni));
             }
         }
@@ -118,7 +150,7 @@ fn detect() -> Vec<Isa> {
 
 #[cfg(target_arch = "aarch64")]
 fn detect() -> Vec<Isa> {
-    vec![Isa(Kind::Neon)]
+    vec![Isa(Kind::Scalar), Isa(Kind::Neon)]
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

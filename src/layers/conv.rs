@@ -1,12 +1,12 @@
 //! Two-dimensional convolution over `[batch, height, width, channels]`, with what is fused around it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
-use rayon::prelude::*;
 
 use super::meter::{self, Kind};
-use super::{Input, Params, host};
-use crate::kernels::{self, Activation, Epilogue, Gather, PackedF32, Residual};
+use super::product::{Added, Product};
+use super::{Input, Params, weight};
+use crate::kernels::{self, Gather};
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -68,10 +68,7 @@ pub struct Conv2d {
 }
 
 enum Weights {
-    Kernels {
-        packed: PackedF32,
-        bias: Vec<f32>,
-    },
+    Kernels(Product),
     /// `[out, in, kernel, kernel]` and `[out]`.
     Candle {
         weight: Tensor,
@@ -85,20 +82,16 @@ impl Conv2d {
     pub fn load(params: &Params, shape: ConvShape) -> Result<Self> {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
-        let weight = params.floats("weight", &dims)?;
+        let weight = params.weight("weight", &dims)?;
         let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let backend = params.backend();
         let weights = match backend.kernels {
             Some(isa) => {
-                let taps = kernel * kernel;
-                let weight = taps_before_channels(&weight, in_channels, taps);
-                Weights::Kernels {
-                    packed: PackedF32::pack(&weight, out_channels, taps, in_channels, isa),
-                    bias: bias.unwrap_or_else(|| vec![0.0; out_channels]),
-                }
+                let packed = weight::pack(weight, out_channels, in_channels, kernel * kernel, isa);
+                Weights::Kernels(Product::new(packed, bias))
             }
             None => Weights::Candle {
-                weight: backend.tensor(weight, &dims)?,
+                weight: backend.tensor(weight::into_floats(weight), &dims)?,
                 bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
             },
         };
@@ -112,42 +105,30 @@ impl Conv2d {
 
     /// The same with `fused` around it.
     pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
-        let kernels = match &self.weights {
-            Weights::Kernels { packed, .. } => Some(packed.isa()),
-            Weights::Candle { .. } => None,
-        };
-        let input = input.into().to_tensor(kernels)?;
-        ensure!(
-            input.dim(3)? == self.shape.in_channels,
-            "a convolution of {} channels can't read {:?}",
-            self.shape.in_channels,
-            input.shape()
-        );
+        let input = input.into();
         let kind = if self.shape.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 };
-        meter::record(kind, self.macs(&input, fused)?, || match &self.weights {
-            Weights::Kernels { packed, bias } => self.run_kernels(packed, bias, &input, fused),
-            Weights::Candle { weight, bias } => self.run_candle(weight, bias.as_ref(), &input, fused),
+        meter::record(kind, self.macs(&input.dims(), fused), || match &self.weights {
+            Weights::Kernels(product) => self.run_kernels(product, input, fused),
+            Weights::Candle { weight, bias } => {
+                self.run_candle(weight, bias.as_ref(), &input.to_tensor(None)?, fused)
+            }
         })
     }
 
-    /// Multiply-accumulates over `input`: each output pixel reads a whole filter for each output channel.
-    fn macs(&self, input: &Tensor, fused: Fused<'_>) -> Result<usize> {
-        let (batch, height, width, _) = input.dims4()?;
+    /// Multiply-accumulates over an input of `dims`: each output reads a whole filter.
+    fn macs(&self, dims: &[usize], fused: Fused<'_>) -> usize {
+        let &[batch, height, width, _] = dims else { return 0 };
         let (height, width) = fused.enlarge_to.unwrap_or((height, width));
         let ConvShape { in_channels, out_channels, kernel, stride, .. } = self.shape;
         let (before, after) = self.shape.pads();
         let outputs = |side: usize| (side + before + after).saturating_sub(kernel) / stride + 1;
-        Ok(batch * outputs(height) * outputs(width) * out_channels * in_channels * kernel * kernel)
+        batch * outputs(height) * outputs(width) * out_channels * in_channels * kernel * kernel
     }
 
-    fn run_kernels(
-        &self,
-        packed: &PackedF32,
-        bias: &[f32],
-        input: &Tensor,
-        fused: Fused<'_>,
-    ) -> Result<Tensor> {
-        let (batch, height, width, _) = input.dims4()?;
+    fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {
+        let &[batch, height, width, _] = input.dims().as_slice() else {
+            bail!("a convolution takes feature maps, not {:?}", input.dims());
+        };
         let (before, after) = self.shape.pads();
         let geometry = kernels::Conv2d {
             batch,
@@ -159,23 +140,9 @@ impl Conv2d {
             padding: kernels::Padding { top: before, bottom: after, left: before, right: after },
         };
         let (out_height, out_width) = geometry.output_size();
-        let gather = Gather::conv2d(&geometry);
-        let mut bias = bias.to_vec();
-        if let Some(shift) = fused.shift {
-            for (bias, shift) in bias.iter_mut().zip(shift.to_vec1::<f32>()?) {
-                *bias += shift;
-            }
-        }
-        host::with_optional(fused.residual, |residual| {
-            let epilogue = Epilogue {
-                bias: Some(&bias),
-                residual: residual.map_or(Residual::None, Residual::Of),
-                activation: if fused.relu { Activation::Relu } else { Activation::None },
-                ..Epilogue::default()
-            };
-            let shape = (batch, out_height, out_width, self.shape.out_channels);
-            host::map(input, shape, |rows, output| packed.apply(rows, &gather, &epilogue, output))
-        })
+        let added = Added { shift: fused.shift, residual: fused.residual, relu: fused.relu };
+        let shape = (batch, out_height, out_width, self.shape.out_channels);
+        product.apply(input, &Gather::conv2d(&geometry), added, shape)
     }
 
     fn run_candle(
@@ -206,18 +173,4 @@ impl Conv2d {
         }
         Ok(if fused.relu { output.relu()? } else { output })
     }
-}
-
-/// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
-fn taps_before_channels(weight: &[f32], in_channels: usize, taps: usize) -> Vec<f32> {
-    let mut reordered = vec![0.0; weight.len()];
-    let filter = in_channels * taps;
-    reordered.par_chunks_mut(filter).zip(weight.par_chunks(filter)).for_each(|(to, from)| {
-        for (channel, from) in from.chunks_exact(taps).enumerate() {
-            for (tap, value) in from.iter().enumerate() {
-                to[tap * in_channels + channel] = *value;
-            }
-        }
-    });
-    reordered
 }

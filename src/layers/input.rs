@@ -1,12 +1,12 @@
 //! What a product reads: rows that are computed only when it is known in which form, so that nothing is written twice.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use super::activation;
 use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
-use crate::kernels::Isa;
+use super::{activation, host};
+use crate::kernels::{self, Isa, QuantizedRows};
 
 /// Feature maps or rows, or those after a norm or GEGLU that has not been computed yet.
 #[derive(Clone, Copy)]
@@ -27,14 +27,63 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 }
 
 impl Input<'_> {
+    /// The shape of the rows once computed.
+    pub(super) fn dims(&self) -> Vec<usize> {
+        match self {
+            Self::Plain(tensor)
+            | Self::GroupNorm(_, tensor)
+            | Self::GroupNormSilu(_, tensor)
+            | Self::LayerNorm(_, tensor) => tensor.dims().to_vec(),
+            Self::Geglu(tensor) => {
+                let mut dims = tensor.dims().to_vec();
+                if let Some(width) = dims.last_mut() {
+                    *width /= 2;
+                }
+                dims
+            }
+        }
+    }
+
+    /// Keeps what is done before the product apart from it; reading plain rows is part of it.
+    fn metered<R>(&self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Plain(_) => work(),
+            Self::GroupNorm(..) | Self::GroupNormSilu(..) | Self::LayerNorm(..) => {
+                meter::record(Kind::Norm, 0, work)
+            }
+            Self::Geglu(_) => meter::record(Kind::Other, 0, work),
+        }
+    }
+
     /// The rows as a tensor, computed by `kernels` where they are given.
     pub(super) fn to_tensor(self, kernels: Option<Isa>) -> Result<Tensor> {
-        match self {
+        self.metered(|| match self {
             Self::Plain(tensor) => Ok(tensor.clone()),
-            Self::GroupNorm(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor, false)),
-            Self::GroupNormSilu(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor, true)),
-            Self::LayerNorm(norm, tensor) => meter::record(Kind::Norm, 0, || norm.forward(tensor)),
+            Self::GroupNorm(norm, tensor) => norm.forward(tensor, false),
+            Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
+            Self::LayerNorm(norm, tensor) => norm.forward(tensor),
             Self::Geglu(tensor) => activation::geglu(kernels, tensor),
-        }
+        })
+    }
+
+    /// The rows quantized on the way out of whatever computes them.
+    pub(super) fn to_quantized(self, isa: Isa) -> Result<QuantizedRows> {
+        let dims = self.dims();
+        let (&depth, outer) = dims.split_last().context("a product takes rows")?;
+        let mut rows = QuantizedRows::new(outer.iter().product(), depth);
+        self.metered(|| match self {
+            Self::Plain(tensor) => host::with_values(tensor, |values| {
+                kernels::quantize_rows(isa, values, depth, &mut rows);
+                Ok(())
+            }),
+            Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
+            Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),
+            Self::LayerNorm(norm, tensor) => norm.write(tensor, &mut rows),
+            Self::Geglu(tensor) => host::with_values(tensor, |values| {
+                kernels::geglu(isa, values, depth, &mut rows);
+                Ok(())
+            }),
+        })?;
+        Ok(rows)
     }
 }

@@ -4,8 +4,9 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 
 use super::meter::{self, Kind};
-use super::{Input, Params, host};
-use crate::kernels::{Epilogue, Gather, PackedF32, Residual};
+use super::product::{Added, Product};
+use super::{Input, Params, weight};
+use crate::kernels::Gather;
 
 /// `y = x W^T + b`.
 pub struct Linear {
@@ -14,10 +15,7 @@ pub struct Linear {
 }
 
 enum Weights {
-    Kernels {
-        packed: PackedF32,
-        bias: Option<Vec<f32>>,
-    },
+    Kernels(Product),
     /// `[out, in]` and `[out]`.
     Candle {
         weight: Tensor,
@@ -35,19 +33,20 @@ impl Linear {
     /// Several layers of equal size that read the same input, as one: their outputs lie side by side.
     pub fn load_stacked(parts: &[Params], inputs: usize, outputs: usize, biased: bool) -> Result<Self> {
         let backend = parts.first().context("no layers to stack")?.backend();
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        let (mut weights, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
-            weight.append(&mut part.floats("weight", &[outputs, inputs])?);
+            weights.push(part.weight("weight", &[outputs, inputs])?);
             if biased {
                 bias.append(&mut part.floats("bias", &[outputs])?);
             }
         }
+        let stacked = weight::stack(weights);
         let outputs = parts.len() * outputs;
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
-            Some(isa) => Weights::Kernels { packed: PackedF32::pack(&weight, outputs, 1, inputs, isa), bias },
+            Some(isa) => Weights::Kernels(Product::new(weight::pack(stacked, outputs, inputs, 1, isa), bias)),
             None => Weights::Candle {
-                weight: backend.tensor(weight, (outputs, inputs))?,
+                weight: backend.tensor(weight::into_floats(stacked), (outputs, inputs))?,
                 bias: bias.map(|bias| backend.tensor(bias, outputs)).transpose()?,
             },
         };
@@ -65,34 +64,17 @@ impl Linear {
     }
 
     fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
-        let kernels = match &self.weights {
-            Weights::Kernels { packed, .. } => Some(packed.isa()),
-            Weights::Candle { .. } => None,
-        };
-        let input = input.to_tensor(kernels)?;
-        let macs = input.elem_count() * self.outputs;
+        let macs = input.dims().iter().product::<usize>() * self.outputs;
         meter::record(Kind::Linear, macs, || match &self.weights {
-            Weights::Kernels { packed, bias } => {
-                let mut shape = input.dims().to_vec();
-                let inputs = shape.pop().context("a linear layer takes rows")?;
+            Weights::Kernels(product) => {
+                let mut shape = input.dims();
+                shape.pop().context("a linear layer takes rows")?;
                 let gather = Gather::identity(shape.iter().product());
                 shape.push(self.outputs);
-                anyhow::ensure!(
-                    inputs == packed.depth(),
-                    "rows of {inputs} where {} are taken",
-                    packed.depth()
-                );
-                host::with_optional(residual, |residual| {
-                    let epilogue = Epilogue {
-                        bias: bias.as_deref(),
-                        residual: residual.map_or(Residual::None, Residual::Of),
-                        ..Epilogue::default()
-                    };
-                    host::map(&input, shape, |rows, output| packed.apply(rows, &gather, &epilogue, output))
-                })
+                product.apply(input, &gather, Added { residual, ..Added::default() }, shape)
             }
             Weights::Candle { weight, bias } => {
-                let mut output = input.broadcast_matmul(&weight.t()?)?;
+                let mut output = input.to_tensor(None)?.broadcast_matmul(&weight.t()?)?;
                 if let Some(bias) = bias {
                     output = output.broadcast_add(bias)?;
                 }

@@ -12,24 +12,13 @@ pub enum Kind {
     Linear,
     SelfAttention,
     CrossAttention,
+    /// With its activation, and quantized where the next product takes int8.
     Norm,
-    /// candle-transformers' text encoder, as one.
-    TextEncoder,
+    /// Known, but in no table: GEGLU, candle-transformers' text encoder.
+    Other,
 }
 
-impl Kind {
-    pub const ALL: [Self; 7] = [
-        Self::Conv3x3,
-        Self::Conv1x1,
-        Self::Linear,
-        Self::SelfAttention,
-        Self::CrossAttention,
-        Self::Norm,
-        Self::TextEncoder,
-    ];
-}
-
-/// One kind's share of the work since the last [`Meter::take`].
+/// What one kind of operation took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Spent {
     pub time: Duration,
@@ -37,26 +26,30 @@ pub struct Spent {
     pub macs: u64,
 }
 
-/// [`Spent`] of each kind.
+/// What each kind took since the last [`Meter::take`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Reading([Spent; Kind::ALL.len()]);
+pub struct Reading([Spent; Kind::Other as usize + 1]);
 
 impl Reading {
     pub fn of(&self, kind: Kind) -> Spent {
         self.0[kind as usize]
     }
 
-    /// The sum over all kinds.
-    pub fn total(&self) -> Spent {
-        self.0.iter().fold(Spent::default(), |sum, spent| Spent {
-            time: sum.time + spent.time,
-            macs: sum.macs + spent.macs,
-        })
+    /// Multiply-accumulates of all kinds.
+    pub fn macs(&self) -> u64 {
+        self.0.iter().map(|spent| spent.macs).sum()
     }
 }
 
+#[derive(Default)]
+struct Recorder {
+    reading: Reading,
+    /// Time of finished operations within the current one.
+    within: Duration,
+}
+
 thread_local! {
-    static READING: RefCell<Option<Reading>> = const { RefCell::new(None) };
+    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
 /// Switches recording on, on this thread, for as long as it lives.
@@ -67,60 +60,82 @@ pub struct Meter {
 
 impl Meter {
     pub fn start() -> Self {
-        READING.set(Some(Reading::default()));
+        RECORDER.set(Some(Recorder::default()));
         Self { thread: PhantomData }
     }
 
     /// What was recorded since the start or the last call.
     pub fn take(&self) -> Reading {
-        READING.replace(Some(Reading::default())).unwrap_or_default()
+        RECORDER.replace(Some(Recorder::default())).unwrap_or_default().reading
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        READING.set(None);
+        RECORDER.set(None);
     }
 }
 
 /// Does `work` and, while a [`Meter`] lives, books its time and `macs` multiply-accumulates as `kind`.
 ///
-/// Calls must not nest: time within two of them would be counted twice.
+/// Time that a call within `work` books is not booked again.
 pub(crate) fn record<R>(kind: Kind, macs: usize, work: impl FnOnce() -> R) -> R {
-    if READING.with_borrow(Option::is_none) {
+    let Some(around) = with_recorder(|recorder| std::mem::take(&mut recorder.within)) else {
         return work();
-    }
+    };
     let start = Instant::now();
     let result = work();
     let time = start.elapsed();
-    READING.with_borrow_mut(|reading| {
-        if let Some(Reading(kinds)) = reading {
-            let spent = &mut kinds[kind as usize];
-            spent.time += time;
-            spent.macs += macs as u64;
-        }
+    with_recorder(|recorder| {
+        let spent = &mut recorder.reading.0[kind as usize];
+        spent.time += time.saturating_sub(recorder.within);
+        spent.macs += macs as u64;
+        recorder.within = around + time;
     });
     result
+}
+
+fn with_recorder<R>(use_recorder: impl FnOnce(&mut Recorder) -> R) -> Option<R> {
+    RECORDER.with_borrow_mut(|recorder| recorder.as_mut().map(use_recorder))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    fn pause() {
+        std::thread::sleep(PAUSE);
+    }
+
     #[test]
     fn only_a_living_meter_records() {
         record(Kind::Linear, 1, || ());
         let meter = Meter::start();
         record(Kind::Linear, 2, || ());
-        record(Kind::Linear, 3, || std::thread::sleep(Duration::from_millis(2)));
-        record(Kind::Norm, 0, || ());
+        record(Kind::Linear, 3, pause);
         let reading = meter.take();
         assert_eq!(reading.of(Kind::Linear).macs, 5);
-        assert!(reading.of(Kind::Linear).time >= Duration::from_millis(2));
-        assert_eq!(reading.total().macs, 5);
-        assert_eq!(meter.take().total().macs, 0);
+        assert!(reading.of(Kind::Linear).time >= PAUSE);
+        assert_eq!(meter.take().macs(), 0);
         drop(meter);
         record(Kind::Linear, 7, || ());
-        assert_eq!(Meter::start().take().total().macs, 0);
+        assert_eq!(Meter::start().take().macs(), 0);
+    }
+
+    #[test]
+    fn time_within_is_counted_once() {
+        let meter = Meter::start();
+        let start = Instant::now();
+        record(Kind::Conv3x3, 1, || {
+            record(Kind::Norm, 0, pause);
+            record(Kind::Other, 0, || record(Kind::Norm, 0, pause));
+        });
+        let all = start.elapsed();
+        let reading = meter.take();
+        let [conv, norm, other] = [Kind::Conv3x3, Kind::Norm, Kind::Other].map(|kind| reading.of(kind).time);
+        assert!(norm >= 2 * PAUSE);
+        assert!(conv + norm + other <= all, "{conv:?} {norm:?} {other:?} {all:?}");
     }
 }

@@ -8,6 +8,8 @@ mod input;
 mod linear;
 pub mod meter;
 mod norm;
+mod product;
+mod weight;
 
 use std::fmt::Display;
 
@@ -23,6 +25,7 @@ pub use norm::{GroupNorm, LayerNorm};
 
 use crate::checkpoint::TensorSet;
 use crate::kernels::Isa;
+use crate::quantize::{QuantizedWeight, Weight, policy};
 
 /// What computes the layers.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ pub struct Backend {
     pub device: Device,
     /// Type of weights and activations.
     pub dtype: DType,
+    /// Whether kernels compute in int8 wherever the policy allows it.
+    pub int8: bool,
     /// Our kernels for this instruction set, or candle's own operations: on GPUs, and as the oracle of the
     /// kernels.
     pub kernels: Option<Isa>,
@@ -38,12 +43,17 @@ pub struct Backend {
 impl Backend {
     /// Our f32 kernels for the best instruction set of this CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, kernels: Some(Isa::best()) }
+        Self { device: Device::Cpu, dtype: DType::F32, int8: false, kernels: Some(Isa::best()) }
+    }
+
+    /// Our int8 kernels, and f32 ones where int8 would cost too much of the picture.
+    pub fn cpu_int8() -> Self {
+        Self { int8: true, ..Self::cpu() }
     }
 
     /// candle's operations in `dtype` on any device.
     pub fn candle(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, kernels: None }
+        Self { device, dtype, int8: false, kernels: None }
     }
 
     /// `values` as a tensor of this back end's type on its device.
@@ -88,6 +98,19 @@ impl<'a> Params<'a> {
     /// When the tensor is missing or has another shape.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.tensors.f32(&self.path(&name), shape)
+    }
+
+    /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.
+    ///
+    /// # Errors
+    /// When the tensor is missing, has another shape or holds values that are no numbers.
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let path = self.path(&name);
+        let values = self.tensors.f32(&path, shape)?;
+        if !self.backend.int8 || policy::stays_float(&path) {
+            return Ok(Weight::Float(values));
+        }
+        Ok(Weight::Int8(QuantizedWeight::round(&values, shape[0])?))
     }
 
     /// The same as a tensor of the back end's type on its device.

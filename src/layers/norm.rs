@@ -1,10 +1,10 @@
 //! Group and layer normalisation.
 
-use anyhow::Result;
-use candle_core::{D, DType, Tensor};
+use anyhow::{Result, bail};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::{Input, Params, host};
-use crate::kernels::{self, Activation, Isa};
+use crate::kernels::{self, Activation, Isa, RowsMut};
 
 /// Gain and offset of each channel, as the back end reads them.
 enum Affine {
@@ -25,6 +25,13 @@ impl Affine {
                 offset: params.tensor("bias", &[channels])?,
             },
         })
+    }
+
+    fn for_kernels(&self) -> Result<(Isa, &[f32], &[f32])> {
+        match self {
+            Self::Kernels { isa, gain, offset } => Ok((*isa, gain, offset)),
+            Self::Candle { .. } => bail!("this norm was loaded for candle, not for kernels"),
+        }
     }
 }
 
@@ -54,16 +61,10 @@ impl GroupNorm {
 
     pub(super) fn forward(&self, input: &Tensor, silu: bool) -> Result<Tensor> {
         match &self.affine {
-            Affine::Kernels { isa, gain, offset } => {
-                let norm = kernels::GroupNorm {
-                    groups: self.groups,
-                    epsilon: self.eps as f32,
-                    weight: gain,
-                    bias: offset,
-                    activation: if silu { Activation::Silu } else { Activation::None },
-                };
-                let images = input.dim(0)?;
-                host::map(input, input.dims(), |values, output| norm.apply(*isa, values, images, output))
+            Affine::Kernels { .. } => {
+                let mut output = vec![0.0; input.elem_count()];
+                self.write(input, silu, &mut output)?;
+                Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
             }
             Affine::Candle { gain, offset } => {
                 let (batch, height, width, channels) = input.dims4()?;
@@ -76,6 +77,24 @@ impl GroupNorm {
                 Ok(if silu { output.silu()? } else { output })
             }
         }
+    }
+
+    /// Writes the norm's rows in the form `output` takes.
+    pub(super) fn write<'a>(&self, input: &Tensor, silu: bool, output: impl Into<RowsMut<'a>>) -> Result<()> {
+        let (isa, gain, offset) = self.affine.for_kernels()?;
+        let activation = if silu { Activation::Silu } else { Activation::None };
+        let norm = kernels::GroupNorm {
+            groups: self.groups,
+            epsilon: self.eps as f32,
+            weight: gain,
+            bias: offset,
+            activation,
+        };
+        let images = input.dim(0)?;
+        host::with_values(input, |values| {
+            norm.apply(isa, values, images, output);
+            Ok(())
+        })
     }
 }
 
@@ -99,9 +118,10 @@ impl LayerNorm {
 
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match &self.affine {
-            Affine::Kernels { isa, gain, offset } => {
-                let norm = kernels::LayerNorm { epsilon: self.eps as f32, weight: gain, bias: offset };
-                host::map(input, input.dims(), |values, output| norm.apply(*isa, values, output))
+            Affine::Kernels { .. } => {
+                let mut output = vec![0.0; input.elem_count()];
+                self.write(input, &mut output)?;
+                Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
             }
             Affine::Candle { gain, offset } => {
                 let values = input.to_dtype(DType::F32)?;
@@ -111,6 +131,16 @@ impl LayerNorm {
                 Ok(normed.broadcast_mul(gain)?.broadcast_add(offset)?)
             }
         }
+    }
+
+    /// Writes the norm's rows in the form `output` takes.
+    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<()> {
+        let (isa, weight, bias) = self.affine.for_kernels()?;
+        let norm = kernels::LayerNorm { epsilon: self.eps as f32, weight, bias };
+        host::with_values(input, |values| {
+            norm.apply(isa, values, output);
+            Ok(())
+        })
     }
 }
 

@@ -82,7 +82,7 @@ impl TextEncoder {
         let ids = Tensor::new(ids, self.tokens.device())?;
         let embedded = (self.tokens.index_select(&ids, 0)? + self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let hidden = meter::record(Kind::TextEncoder, self.macs(length), || {
+        let hidden = meter::record(Kind::Other, self.macs(length), || {
             self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))
         })?;
         Ok(self.final_norm.forward(&hidden)?.to_dtype(DType::F32)?)

@@ -3,6 +3,7 @@
 //! `cargo test --release --test kernels`
 
 mod attention;
+mod integer_products;
 mod plain;
 mod products;
 mod rows;

@@ -2,7 +2,6 @@
 
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;

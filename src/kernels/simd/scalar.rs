@@ -1,4 +1,4 @@
-//! Vectors as arrays, for processors without an implementation of their own.
+//! Vectors as arrays, for processors without an implementation of their own and as a check of the others.
 
 use super::{Kernel, Simd};
 

@@ -1,0 +1,69 @@
+//! Byte dot products in plain arithmetic, for sets without fitting instructions.
+
+use super::{Dot, DotKernel};
+use crate::kernels::simd::{MAX_LANES, Simd};
+
+/// The f32 vectors of `S` with integer arithmetic left to the compiler.
+#[derive(Clone, Copy)]
+pub struct Plain<S>(pub S);
+
+// SAFETY: `S` is the proof of its own instructions; no others are used.
+unsafe impl<S: Simd> Dot for Plain<S> {
+    type Simd = S;
+    type A = [i32; 4];
+    type W = [[i8; 4]; MAX_LANES];
+    type I = [i32; MAX_LANES];
+    const SEVEN_BITS: bool = false;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline]
+    fn vectorize<K: DotKernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::I {
+        [0; MAX_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn activations(self, from: *const u8) -> Self::A {
+        // SAFETY: the caller's promise; bytes have no alignment.
+        unsafe { from.cast::<[u8; 4]>().read() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn weights(self, from: *const i8) -> Self::W {
+        let mut weights = [[0; 4]; MAX_LANES];
+        for (lane, to) in weights[..S::LANES].iter_mut().enumerate() {
+            // SAFETY: the caller's promise; bytes have no alignment.
+            *to = unsafe { from.add(4 * lane).cast::<[i8; 4]>().read() };
+        }
+        weights
+    }
+
+    #[inline(always)]
+    fn dot(self, mut sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+        for (sum, w) in sums[..S::LANES].iter_mut().zip(&w) {
+            for (a, &w) in a.iter().zip(w) {
+                *sum += a * i32::from(w);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> S::F {
+        let mut settled = [0.0; MAX_LANES];
+        for lane in 0..S::LANES {
+            // SAFETY: the caller's promise.
+            let column_sum = unsafe { *column_sums.add(lane) };
+            settled[lane] = (sums[lane] - zero_point * column_sum) as f32;
+        }
+        self.0.read(&settled)
+    }
+}

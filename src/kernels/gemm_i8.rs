@@ -1,0 +1,273 @@
+//! u8 x i8 products: linear layers and convolutions over quantized rows with prepacked weights; f32 ones are in `gemm_f32`.
+//!
+//! Each input row (a pixel or token) has a scale and zero point of its own, and a convolution sums over
+//! rows, so sums stay integers only within one tap. Padding is a row whose scale is zero.
+
+use super::aligned::AlignedBuf;
+use super::blocking::{self, Blocks};
+use super::dot::{Dot, DotKernel};
+use super::epilogue::{Destination, Epilogue};
+use super::gather::{Gather, PAD};
+use super::isa::Isa;
+use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::quantized_rows::QuantizedRows;
+use super::simd::Simd;
+use super::tile;
+
+/// Inputs at most: 65536 products of 255 and 127 sum to less than 2^31.
+const MAX_DEPTH: usize = 65536;
+
+/// Integer weights of a linear layer (one tap) or convolution, laid out for one instruction set.
+#[derive(Clone)]
+pub struct PackedI8 {
+    isa: Isa,
+    out: usize,
+    taps: usize,
+    depth: usize,
+    /// Vectors of a panel's width.
+    panel_vectors: usize,
+    /// Columns of a panel.
+    panel_width: usize,
+    /// `[panel][tap][depth / 4, rounded up][panel_width][4]`, zeros beyond `depth` and `out`.
+    weights: AlignedBuf<i8>,
+    /// The weights' sums over depth, `[panel][tap][panel_width]`.
+    column_sums: AlignedBuf<i32>,
+    /// `[out]`.
+    scales: Vec<f32>,
+    /// The row that padding reads.
+    zeros: AlignedBuf<u8>,
+}
+
+impl PackedI8 {
+    /// Packs `weight`, `[out][taps][depth]` (for a convolution `[out][kernel y][kernel x][in]`), where output
+    /// o has weights `scales[o] * weight[o]`.
+    ///
+    /// Where the instruction set's sums would saturate ([`Isa::halves_weights`]), weights are halved to 7 bits,
+    /// ties to even, and scales doubled.
+    ///
+    /// # Panics
+    /// If a size is zero, `depth` exceeds 65536, a slice has another length or a weight is -128.
+    pub fn pack(weight: &[i8], scales: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
+        assert!(out > 0 && taps > 0 && depth > 0 && depth <= MAX_DEPTH);
+        assert_eq!(weight.len(), out * taps * depth, "weights of {out} x {taps} x {depth}");
+        assert_eq!(scales.len(), out, "one scale for each of {out} columns");
+        assert!(!weight.contains(&i8::MIN), "symmetric weights end at -127");
+        let halve = isa.halves_weights();
+        let (panel_vectors, panel_width) = blocking::panel(isa, out);
+        let panels = out.div_ceil(panel_width);
+        let padded_depth = depth.next_multiple_of(4);
+        let panel_len = taps * padded_depth * panel_width;
+        let mut weights = AlignedBuf::zeros(panels * panel_len);
+        let mut column_sums = AlignedBuf::zeros(panels * taps * panel_width);
+        for (o, weight) in weight.chunks_exact(taps * depth).enumerate() {
+            let (panel, column) = (o / panel_width, o % panel_width);
+            let panel_weights = &mut weights.as_mut_slice()[panel * panel_len..][..panel_len];
+            for (tap, weight) in weight.chunks_exact(depth).enumerate() {
+                let packed =
+                    &mut panel_weights[tap * padded_depth * panel_width..][..padded_depth * panel_width];
+                let mut sum = 0;
+                for (d, &w) in weight.iter().enumerate() {
+                    let w = if halve { halved(w) } else { w };
+                    packed[(d / 4 * panel_width + column) * 4 + d % 4] = w;
+                    sum += w as i32;
+                }
+                column_sums.as_mut_slice()[(panel * taps + tap) * panel_width + column] = sum;
+            }
+        }
+        let scales = scales.iter().map(|scale| if halve { 2.0 * scale } else { *scale }).collect();
+        let zeros = AlignedBuf::zeros(padded_depth);
+        Self { isa, out, taps, depth, panel_vectors, panel_width, weights, column_sums, scales, zeros }
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Output columns.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// Kernel positions: 1, or 9 for a 3x3 convolution.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// Input columns.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Bytes of the packed weights.
+    pub fn bytes(&self) -> usize {
+        self.weights.as_slice().len()
+    }
+
+    /// `output[i][o] = epilogue(scales[o] * sum over tap, d of x(gather(i, tap))[d] * weight[o][tap][d])`,
+    /// where x(r) is what row r of `input` stands for.
+    ///
+    /// Sums over d are exact, those over taps f32. `input` is `[gather.in_rows(), depth]`, `output`
+    /// `[gather.out_rows(), out]`.
+    ///
+    /// # Panics
+    /// If a size does not fit the others.
+    pub fn apply(&self, input: &QuantizedRows, gather: &Gather, epilogue: &Epilogue<'_>, output: &mut [f32]) {
+        assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
+        assert_eq!((input.rows, input.depth), (gather.in_rows(), self.depth), "an input of the table's rows");
+        let rows = gather.out_rows();
+        epilogue.validate(rows, self.out, output);
+        let scale = Some(self.scales.as_slice());
+        let destination = Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale };
+        let blocks = Blocks::new(rows, self.out, self.panel_width);
+        let panels_first = self.bytes() > input.rows * input.stride;
+        for_each_index(blocks.count(), |index| {
+            let (first_row, end_row, panel) = blocks.block(index, panels_first);
+            let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
+            with_scratch(pitch * self.panel_width, self.taps * pitch, |scratch| {
+                let table = &mut scratch.indices[..self.taps * pitch];
+                gather.fill(first_row..end_row, pitch, table);
+                self.isa.run_dot(Block {
+                    packed: self,
+                    input,
+                    table,
+                    pitch,
+                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panel_width],
+                    destination: &destination,
+                    first_row,
+                    end_row,
+                    panel,
+                });
+            });
+        });
+    }
+}
+
+/// w / 2, ties to even.
+fn halved(w: i8) -> i8 {
+    (w as f32 / 2.0).round_ties_even() as i8
+}
+
+/// One panel of columns for a chunk of rows.
+struct Block<'a> {
+    packed: &'a PackedI8,
+    input: &'a QuantizedRows,
+    /// `[taps][pitch]` rows of `input`, or padding.
+    table: &'a [u32],
+    pitch: usize,
+    /// `[pitch][panel_width]`, of unspecified contents.
+    sums: &'a mut [f32],
+    destination: &'a Destination<'a>,
+    first_row: usize,
+    end_row: usize,
+    panel: usize,
+}
+
+impl DotKernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<D: Dot>(self, dot: D) {
+        if D::Simd::REGISTERS == 32 {
+            match self.packed.panel_vectors {
+                4 => self.product::<D, 6, 4>(dot),
+                3 => self.product::<D, 8, 3>(dot),
+                2 => self.product::<D, 8, 2>(dot),
+                _ => self.product::<D, 8, 1>(dot),
+            }
+        } else {
+            match self.packed.panel_vectors {
+                3 => self.product::<D, 4, 3>(dot),
+                2 => self.product::<D, 6, 2>(dot),
+                _ => self.product::<D, 8, 1>(dot),
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn product<D: Dot, const MR: usize, const NV: usize>(self, dot: D) {
+        let Self { packed, input, table, pitch, sums, destination, first_row, end_row, panel } = self;
+        let PackedI8 { taps, panel_width: width, .. } = *packed;
+        let simd = dot.simd();
+        let lanes = D::Simd::LANES;
+        assert_eq!(width, NV * lanes);
+        let rows = (end_row - first_row).next_multiple_of(MR);
+        let stride = input.stride;
+        let groups = stride / 4;
+        let panel_len = taps * stride * width;
+        let panel_weights = &packed.weights.as_slice()[panel * panel_len..][..panel_len];
+        let column_sums = &packed.column_sums.as_slice()[panel * taps * width..][..taps * width];
+        let values = input.values.as_slice();
+        assert!(values.len() >= input.rows * stride && packed.zeros.as_slice().len() == stride);
+
+        for tap in 0..taps {
+            let weights = &panel_weights[tap * stride * width..][..stride * width];
+            let column_sums = &column_sums[tap * width..][..width];
+            for i in (0..rows).step_by(MR) {
+                let mut a = [packed.zeros.as_slice().as_ptr(); MR];
+                let mut scales = [0.0; MR];
+                let mut zeros = [0; MR];
+                for (m, &row) in table[tap * pitch + i..][..MR].iter().enumerate() {
+                    if row != PAD {
+                        // SAFETY: the gather's rows lie below `in_rows`, of `stride` bytes each in `values`.
+                        a[m] = unsafe { values.as_ptr().add(row as usize * stride) };
+                        scales[m] = input.scales[row as usize];
+                        zeros[m] = input.zeros[row as usize];
+                    }
+                }
+                // SAFETY: each row has `stride` bytes, four per group; `weights` has `groups` groups of NV vectors.
+                let acc: [[D::I; NV]; MR] = unsafe { accumulate(dot, a, weights.as_ptr(), groups) };
+                let sums = &mut sums[i * width..][..MR * width];
+                let mut tile = [[simd.splat(0.0); NV]; MR];
+                if tap > 0 {
+                    // SAFETY: `sums` holds MR rows of `width` = NV vectors.
+                    tile = unsafe { tile::load(simd, sums.as_ptr(), width) };
+                }
+                for m in 0..MR {
+                    let scale = simd.splat(scales[m]);
+                    for v in 0..NV {
+                        // SAFETY: `column_sums` holds `width` = NV vectors.
+                        let sum =
+                            unsafe { dot.settle(acc[m][v], zeros[m], column_sums.as_ptr().add(v * lanes)) };
+                        tile[m][v] = simd.mul_add(sum, scale, tile[m][v]);
+                    }
+                }
+                // SAFETY: as at the load.
+                unsafe { tile::store(simd, sums.as_mut_ptr(), width, tile) };
+            }
+        }
+        let columns = panel * width..((panel + 1) * width).min(packed.out);
+        // SAFETY: each block has rows and columns of its own.
+        unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
+    }
+}
+
+/// The micro-kernel: sums of a tile of MR rows by NV vectors over `groups` groups of four inputs.
+///
+/// # Safety
+/// Each `a[i]` must be readable for `4 * groups` bytes, `weights` for `groups * NV * LANES * 4`.
+#[inline(always)]
+unsafe fn accumulate<D: Dot, const MR: usize, const NV: usize>(
+    dot: D,
+    a: [*const u8; MR],
+    weights: *const i8,
+    groups: usize,
+) -> [[D::I; NV]; MR] {
+    let mut acc = [[dot.zero(); NV]; MR];
+    let group_len = NV * D::Simd::LANES * 4;
+    for group in 0..groups {
+        // SAFETY: group `group` of those promised.
+        let columns: [D::W; NV] = std::array::from_fn(|v| unsafe {
+            dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4))
+        });
+        for i in 0..MR {
+            // SAFETY: as for the weights.
+            let x = unsafe { dot.activations(a[i].add(4 * group)) };
+            for v in 0..NV {
+                acc[i][v] = dot.dot(acc[i][v], x, columns[v]);
+            }
+        }
+    }
+    acc
+}

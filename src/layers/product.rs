@@ -1,0 +1,91 @@
+//! The matrix product inside convolutions and linear layers on the CPU, in whichever precision its weights are.
+
+use anyhow::{Result, ensure};
+use candle_core::{Device, Shape, Tensor};
+
+use super::{Input, host};
+use crate::kernels::{Activation, Epilogue, Gather, PackedF32, PackedI8, Residual};
+
+/// Packed weights `[out, taps, depth]` and what is always added to their products.
+pub struct Product {
+    weights: Packed,
+    /// `[out]`
+    bias: Option<Vec<f32>>,
+}
+
+pub enum Packed {
+    F32(PackedF32),
+    I8(PackedI8),
+}
+
+/// What is added to the products of one call, and done to the sum.
+#[derive(Default, Clone, Copy)]
+pub struct Added<'a> {
+    /// `[out]`
+    pub shift: Option<&'a Tensor>,
+    /// The output's shape.
+    pub residual: Option<&'a Tensor>,
+    pub relu: bool,
+}
+
+impl Product {
+    pub fn new(weights: Packed, bias: Option<Vec<f32>>) -> Self {
+        Self { weights, bias }
+    }
+
+    /// The products of the rows `gather` picks from `input`, as a tensor of `shape`.
+    pub fn apply(
+        &self,
+        input: Input<'_>,
+        gather: &Gather,
+        added: Added<'_>,
+        shape: impl Into<Shape>,
+    ) -> Result<Tensor> {
+        let shifted = added.shift.map(|shift| self.shifted_bias(shift)).transpose()?;
+        host::with_optional(added.residual, |residual| {
+            let epilogue = Epilogue {
+                bias: shifted.as_deref().or(self.bias.as_deref()),
+                residual: residual.map_or(Residual::None, Residual::Of),
+                activation: if added.relu { Activation::Relu } else { Activation::None },
+                ..Epilogue::default()
+            };
+            let shape = shape.into();
+            let mut output = vec![0.0; shape.elem_count()];
+            match &self.weights {
+                Packed::F32(weights) => {
+                    let input = input.to_tensor(Some(weights.isa()))?;
+                    host::with_values(&input, |rows| {
+                        check_depth(&input, weights.depth())?;
+                        weights.apply(rows, gather, &epilogue, &mut output);
+                        Ok(())
+                    })?;
+                }
+                Packed::I8(weights) => {
+                    let rows = input.to_quantized(weights.isa())?;
+                    ensure!(
+                        rows.depth() == weights.depth(),
+                        "rows of {} where {} are taken",
+                        rows.depth(),
+                        weights.depth()
+                    );
+                    weights.apply(&rows, gather, &epilogue, &mut output);
+                }
+            }
+            Ok(Tensor::from_vec(output, shape, &Device::Cpu)?)
+        })
+    }
+
+    fn shifted_bias(&self, shift: &Tensor) -> Result<Vec<f32>> {
+        let mut shift = shift.to_vec1::<f32>()?;
+        for (shift, bias) in shift.iter_mut().zip(self.bias.iter().flatten()) {
+            *shift += bias;
+        }
+        Ok(shift)
+    }
+}
+
+fn check_depth(input: &Tensor, depth: usize) -> Result<()> {
+    let found = input.dims().last().copied().unwrap_or(0);
+    ensure!(found == depth, "rows of {found} where {depth} are taken");
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! A layer's weights between file and kernel: stacked, reordered and packed for the precision they run in.
+
+use rayon::prelude::*;
+
+use super::product::Packed;
+use crate::kernels::{Isa, PackedF32, PackedI8};
+use crate::quantize::{QuantizedWeight, Weight};
+
+/// Weights of several layers, one after the other; int8 only if all of them are.
+pub fn stack(parts: Vec<Weight>) -> Weight {
+    if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
+        return Weight::Float(parts.into_iter().flat_map(into_floats).collect());
+    }
+    let mut stacked = QuantizedWeight { values: Vec::new(), scales: Vec::new() };
+    for part in parts {
+        if let Weight::Int8(mut part) = part {
+            stacked.values.append(&mut part.values);
+            stacked.scales.append(&mut part.scales);
+        }
+    }
+    Weight::Int8(stacked)
+}
+
+pub fn into_floats(weight: Weight) -> Vec<f32> {
+    match weight {
+        Weight::Float(values) => values,
+        Weight::Int8(quantized) => quantized.dequantize(),
+    }
+}
+
+/// Packs `[out, in, taps]`, the order files hold.
+pub fn pack(weight: Weight, outputs: usize, inputs: usize, taps: usize, isa: Isa) -> Packed {
+    match weight {
+        Weight::Float(values) => {
+            let values = taps_before_inputs(values, inputs, taps);
+            Packed::F32(PackedF32::pack(&values, outputs, taps, inputs, isa))
+        }
+        Weight::Int8(QuantizedWeight { values, scales }) => {
+            let values = taps_before_inputs(values, inputs, taps);
+            Packed::I8(PackedI8::pack(&values, &scales, outputs, taps, inputs, isa))
+        }
+    }
+}
+
+/// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
+fn taps_before_inputs<T: Copy + Default + Send + Sync>(weight: Vec<T>, inputs: usize, taps: usize) -> Vec<T> {
+    if taps == 1 {
+        return weight;
+    }
+    let mut reordered = vec![T::default(); weight.len()];
+    let filter = inputs * taps;
+    reordered.par_chunks_mut(filter).zip(weight.par_chunks(filter)).for_each(|(to, from)| {
+        for (input, from) in from.chunks_exact(taps).enumerate() {
+            for (tap, value) in from.iter().enumerate() {
+                to[tap * inputs + input] = *value;
+            }
+        }
+    });
+    reordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taps_come_before_inputs() {
+        let weight = vec![0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112];
+        let expected = [0, 10, 1, 11, 2, 12, 100, 110, 101, 111, 102, 112];
+        assert_eq!(taps_before_inputs(weight, 2, 3), expected);
+    }
+
+    #[test]
+    fn a_stack_is_int8_only_if_every_part_is() {
+        let int8 = || Weight::Int8(QuantizedWeight { values: vec![1, -2], scales: vec![0.5] });
+        let Weight::Int8(both) = stack(vec![int8(), int8()]) else { panic!("two int8 parts") };
+        assert_eq!((both.values, both.scales), (vec![1, -2, 1, -2], vec![0.5, 0.5]));
+        let Weight::Float(mixed) = stack(vec![int8(), Weight::Float(vec![3.0, 4.0])]) else {
+            panic!("a float part")
+        };
+        assert_eq!(mixed, [0.5, -1.0, 3.0, 4.0]);
+    }
+}

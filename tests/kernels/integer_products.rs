@@ -1,0 +1,201 @@
+//! int8 linear layers and convolutions.
+
+use pochade::kernels::{
+    Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, Residual,
+    quantize_rows,
+};
+
+use crate::plain::{Random, difference, im2col, on_threads, product};
+
+fn weights(random: &mut Random, count: usize) -> Vec<i8> {
+    (0..count).map(|_| ((random.bits() % 255) as i32 - 127) as i8).collect()
+}
+
+fn quantize(input: &[f32], depth: usize) -> QuantizedRows {
+    let mut rows = QuantizedRows::new(0, 0);
+    quantize_rows(Isa::best(), input, depth, &mut rows);
+    rows
+}
+
+/// What the packed weights stand for: halved to 7 bits, ties to even, where the set asks for it.
+fn effective(weight: &[i8], scales: &[f32], isa: Isa) -> Vec<f32> {
+    let per_output = weight.len() / scales.len();
+    let value =
+        |w: i8| if isa.halves_weights() { 2.0 * (w as f32 / 2.0).round_ties_even() } else { w as f32 };
+    weight.iter().enumerate().map(|(i, &w)| value(w) * scales[i / per_output]).collect()
+}
+
+fn dequantize(rows: &QuantizedRows) -> Vec<f32> {
+    (0..rows.rows()).flat_map(|row| rows.dequantize(row)).collect()
+}
+
+#[test]
+fn linear_layers_of_odd_sizes() {
+    let mut random = Random::new(30);
+    let mut sizes = vec![(1, 1, 1), (1, 70, 3), (77, 1, 9), (193, 65, 4), (6, 64, 513), (25, 40, 5120)];
+    sizes.extend((0..30).map(|_| (random.size(1, 50), random.size(1, 140), random.size(1, 300))));
+    for (rows, out, depth) in sizes {
+        let mut input = random.floats(rows * depth);
+        // Rows of very different ranges, some far from zero, some empty.
+        for (i, row) in input.chunks_exact_mut(depth).enumerate() {
+            let (factor, shift) = [(1.0, 0.0), (0.01, 0.0), (1.0, 2.0), (0.0, 0.0), (0.5, -0.7)][i % 5];
+            row.iter_mut().for_each(|x| *x = *x * factor + shift);
+        }
+        let input = quantize(&input, depth);
+        let weight = weights(&mut random, out * depth);
+        let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
+        for &isa in Isa::available() {
+            let expected = product(&dequantize(&input), &effective(&weight, &scales, isa), depth);
+            let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
+            let mut output = vec![f32::NAN; rows * out];
+            packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 2e-6, "{isa} {rows} x {depth} x {out}: {error}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_sum_taps_of_different_scales() {
+    let mut random = Random::new(31);
+    let same = Conv2d {
+        batch: 2,
+        height: 7,
+        width: 5,
+        kernel: 3,
+        stride: 1,
+        padding: Padding::all(1),
+        enlarged: None,
+    };
+    let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+    let convs = [
+        (same, 4, 40),
+        (same, 150, 33),
+        (same, 3, 3),
+        (Conv2d { stride: 2, ..same }, 20, 17),
+        (Conv2d { stride: 2, padding: down, height: 6, ..same }, 8, 64),
+        (Conv2d { enlarged: Some((14, 10)), ..same }, 12, 16),
+        (Conv2d { height: 20, width: 21, ..same }, 260, 20),
+    ];
+    for (conv, depth, out) in convs {
+        let taps = conv.kernel * conv.kernel;
+        let mut input = random.floats(conv.batch * conv.height * conv.width * depth);
+        for (i, row) in input.chunks_exact_mut(depth).enumerate() {
+            row.iter_mut().for_each(|x| *x = *x * (1 + i % 7) as f32 + (i % 3) as f32);
+        }
+        let input = quantize(&input, depth);
+        let weight = weights(&mut random, out * taps * depth);
+        let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
+        let columns = im2col(&conv, &dequantize(&input), depth);
+        for &isa in Isa::available() {
+            let expected = product(&columns, &effective(&weight, &scales, isa), taps * depth);
+            let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
+            let mut output = vec![f32::NAN; expected.len()];
+            packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 2e-6, "{isa} {conv:?} {depth} -> {out}: {error}");
+        }
+    }
+}
+
+#[test]
+fn values_and_weights_at_their_limits_are_exact() {
+    let (rows, out) = (13, 70);
+    // Sums up to 64 * 255 * 127 stay below 2^24, where f32 holds every integer.
+    for depth in [1, 2, 4, 7, 64] {
+        for (positive, weight) in [(true, 127i8), (true, -127), (false, 127), (false, -127), (true, 0)] {
+            // A row of one value spans 0 to it: all bytes 255 and zero point 0, or 0 and 255.
+            let value = if positive { 255.0 } else { -255.0 };
+            let input = quantize(&vec![value; rows * depth], depth);
+            assert_eq!((input.row(0)[0], input.zeros()[0]), if positive { (255, 0) } else { (0, 255) });
+            for &isa in Isa::available() {
+                let packed = PackedI8::pack(&vec![weight; out * depth], &vec![1.0; out], out, 1, depth, isa);
+                let mut output = vec![f32::NAN; rows * out];
+                packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
+                let expected = effective(&[weight], &[1.0], isa)[0] * value * depth as f32;
+                assert!(output.iter().all(|&y| y == expected), "{isa} {depth} {weight}: {output:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sets_with_equal_weights_agree_to_the_bit_on_one_tap() {
+    let mut random = Random::new(32);
+    let (rows, out, depth) = (50, 90, 333);
+    let input = quantize(&random.floats(rows * depth), depth);
+    let (weight, scales) = (weights(&mut random, out * depth), random.floats(out));
+    for halved in [false, true] {
+        let mut first: Option<Vec<f32>> = None;
+        for &isa in Isa::available().iter().filter(|isa| isa.halves_weights() == halved) {
+            let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
+            let mut output = vec![f32::NAN; rows * out];
+            packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
+            if let Some(first) = &first {
+                assert_eq!(first, &output, "{isa}");
+            }
+            first = Some(output);
+        }
+    }
+}
+
+#[test]
+fn the_epilogue_is_that_of_f32_products() {
+    let mut random = Random::new(33);
+    let (rows, out, depth) = (26, 70, 10);
+    let input = quantize(&random.floats(rows * depth), depth);
+    let weight = weights(&mut random, out * depth);
+    let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
+    let (bias, image_bias, residual) =
+        (random.floats(out), random.floats(2 * out), random.floats(rows * out));
+    let epilogue = Epilogue {
+        bias: Some(&bias),
+        image_bias: Some(&image_bias),
+        residual: Residual::Of(&residual),
+        activation: Activation::Silu,
+    };
+    for &isa in Isa::available() {
+        let gather = Gather::identity(rows);
+        let (mut output, mut float) = (vec![f32::NAN; rows * out], vec![f32::NAN; rows * out]);
+        PackedI8::pack(&weight, &scales, out, 1, depth, isa).apply(&input, &gather, &epilogue, &mut output);
+        PackedF32::pack(&effective(&weight, &scales, isa), out, 1, depth, isa).apply(
+            &dequantize(&input),
+            &gather,
+            &epilogue,
+            &mut float,
+        );
+        let float: Vec<f64> = float.iter().map(|&y| y as f64).collect();
+        assert!(difference(&output, &float) < 2e-6, "{isa}");
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(34);
+    let conv = Conv2d {
+        batch: 2,
+        height: 20,
+        width: 20,
+        kernel: 3,
+        stride: 1,
+        padding: Padding::all(1),
+        enlarged: None,
+    };
+    let (depth, out) = (140, 130);
+    let input = quantize(&random.floats(800 * depth), depth);
+    let weight = weights(&mut random, out * 9 * depth);
+    let packed = PackedI8::pack(&weight, &vec![0.01; out], out, 9, depth, Isa::best());
+    let run = || {
+        let mut output = vec![0.0; 800 * out];
+        packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
+        output
+    };
+    assert_eq!(on_threads(1, run), on_threads(2, run));
+    assert_eq!(on_threads(1, run), on_threads(5, run));
+}
+
+#[test]
+#[should_panic(expected = "symmetric weights")]
+fn weights_of_minus_128_are_refused() {
+    PackedI8::pack(&[-128; 4], &[1.0], 1, 1, 4, Isa::best());
+}
