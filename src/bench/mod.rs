@@ -34,14 +34,22 @@ pub struct Options {
     pub opening: Duration,
 }
 
+impl Options {
+    /// # Errors
+    /// Names the first option out of range and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.repeats > 0, "at least one picture has to be drawn");
+        request(self, 0).validate()
+    }
+}
+
 /// Loads `checkpoint` on the CPU, draws `options.repeats` pictures with it and reports medians. `progress` is
 /// told what begins.
 ///
 /// # Errors
 /// When the options are out of range, or loading or drawing fails.
 pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
-    ensure!(options.repeats > 0, "at least one picture has to be drawn");
-    request(options, 0).validate()?;
+    options.validate()?;
     progress("f32 product");
     let yardstick = Yardstick::new()?;
     let before = yardstick.run()?;
