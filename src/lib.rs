@@ -1,14 +1,21 @@
 //! Pochade turns a prompt into a PNG with a quantized Stable Diffusion 1.5.
+//!
+//! One way leads through it: a [`request`] becomes token ids ([`prompt`]), these embeddings, and noise
+//! ([`noise`], [`schedule`]) under a sampler ([`samplers`]) latents and a picture ([`pipeline`], [`png`]).
+//! What is computed stands in [`networks`], how in [`layers`], fast in [`kernels`]; a [`checkpoint`] feeds
+//! them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and printed.
 
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod hub;
 pub mod kernels;
 pub mod layers;
 pub mod memory;
 pub mod networks;
 pub mod noise;
 pub mod pipeline;
+pub mod png;
 pub mod prompt;
 pub mod quantize;
 pub mod request;

@@ -1,14 +1,5 @@
-use clap::Parser;
-#[derive(Parser)]
-struct A {
-    #[command(subcommand)]
-    c: C,
-}
-#[derive(clap::Subcommand)]
-enum C {
-    Convert(pochade::cli::convert::ConvertArgs),
-}
-fn main() -> anyhow::Result<()> {
-    let A { c: C::Convert(a) } = A::parse();
-    pochade::cli::convert::run(&a)
+//! The `pochade` binary: everything it does is in the library.
+
+fn main() -> std::process::ExitCode {
+    pochade::cli::run()
 }

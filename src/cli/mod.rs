@@ -1,2 +1,72 @@
-//! x
-pub mod convert;
+//! The command line: from raw arguments to an exit code; tensors are not known here.
+
+mod args;
+mod backend;
+mod completions;
+mod convert;
+mod doctor;
+mod exit;
+mod generate;
+mod info;
+mod man;
+mod model;
+mod output;
+mod printer;
+mod progress;
+mod prompt;
+mod report;
+mod show;
+mod signals;
+mod slug;
+mod template;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use exit::{Exit, Failure};
+
+/// Runs the program on the process's own arguments.
+pub fn run() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &words).into(),
+    };
+    let exit = dispatch(cli).unwrap_or_else(|failure| {
+        printer::failure(&failure);
+        failure.exit
+    });
+    exit.into()
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    match cli.command {
+        None => generate::run(&cli.generate),
+        Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Info(args)) => info::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(&args),
+        Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Completions(args)) => completions::run(&args),
+        Some(Command::Man) => man::run(),
+    }
+}
+
+/// Prints help, the version or what is wrong with the arguments.
+fn usage(error: &clap::Error, words: &[OsString]) -> Exit {
+    // A reader that closed the pipe has seen enough.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return Exit::Done;
+    }
+    let first = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+    let is_subcommand = Cli::command().find_subcommand(first).is_some();
+    if is_subcommand && words.len() > 2 && first != "generate" {
+        printer::hint(&format!(
+            "if '{first}' begins a prompt, quote the prompt or write `pochade -- {first} …`"
+        ));
+    }
+    Exit::Usage
+}

@@ -1,7 +1,15 @@
-//! One fully resolved description of one picture: its fields, their names and their limits; parsing of flags and of PNG text lives elsewhere.
+//! One fully resolved description of one picture: its fields, their names, limits and spellings (JSON and `parameters` text); flags and files are read elsewhere.
+
+mod draft;
+mod parameters;
+mod record;
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+
+pub use draft::Draft;
+pub use parameters::{Parameters, parse_parameters, print_parameters};
+pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};
 
 /// Declares an enum whose variants have one spelling each, shared by flags, JSON and messages.
 macro_rules! named_enum {
@@ -146,6 +154,10 @@ impl Request {
     /// # Errors
     /// Names the first value out of range and what would be accepted.
     pub fn validate(&self) -> Result<()> {
+        for (field, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
+            // A PNG text chunk ends at a NUL character.
+            ensure!(!text.contains('\0'), "the {field} holds a NUL character");
+        }
         for (side, pixels) in [("width", self.width), ("height", self.height)] {
             validate_side(side, pixels)?;
         }

@@ -1,0 +1,350 @@
+//! What can be typed: every subcommand and flag with its help, and nothing of what they do.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use super::exit::Exit;
+use crate::request::{Draft, Precision, Rng, Sampler, Schedule};
+
+pub const EXAMPLES: &str = "\
+Examples:
+  pochade a red apple on a yellow background
+  pochade \"portrait of a fox, oil painting\" -n blurry -s 42 --steps 30
+  pochade -m ./stable-diffusion-v1-5 --size 512x768 -c 4 -o 'fox-{seed}.png' \"a fox\"
+  pochade --from fox-42.png --cfg 9
+  echo \"a lighthouse\" | pochade -o - > lighthouse.png";
+
+const LONG_ABOUT: &str = "\
+Draws pictures from text with Stable Diffusion 1.5, on an ordinary CPU.
+
+`pochade PROMPT…` is short for `pochade generate PROMPT…`. When the first argument is the \
+name of a subcommand, the subcommand is meant: quote the prompt, or write `pochade -- info …`.";
+
+/// Draw pictures from text with Stable Diffusion 1.5.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pochade",
+    version,
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    after_long_help = long_help_end(),
+    args_conflicts_with_subcommands = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+fn long_help_end() -> String {
+    format!("{EXAMPLES}\n\nExit codes:\n{}", Exit::table())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Draw one or more pictures (the default)
+    #[command(after_help = EXAMPLES, after_long_help = long_help_end())]
+    Generate(Box<GenerateArgs>),
+    /// Show how a picture was made
+    Info(InfoArgs),
+    /// Show what this machine and this build offer
+    Doctor(DoctorArgs),
+    /// Write a model as one native file
+    Convert(ConvertArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page (roff)
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// What to draw; several words are joined, `-` or a pipe reads it from stdin
+    ///
+    /// An empty prompt ("") draws whatever the model likes; an empty stdin is an error.
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Vec<String>,
+
+    /// What not to draw
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
+    pub negative: Option<String>,
+
+    /// Repeat a picture from the parameters embedded in it; flags given here win
+    ///
+    /// Reads PNG files of pochade and of AUTOMATIC1111's web UI.
+    #[arg(long, value_name = "IMAGE.png", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
+    pub from: Option<PathBuf>,
+
+    /// Width in pixels, a multiple of 8 up to 2048 [default: the model's]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
+    pub width: Option<usize>,
+
+    /// Height in pixels, a multiple of 8 up to 2048 [default: the model's]
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
+    pub height: Option<usize>,
+
+    /// Width and height together, e.g. 512x768
+    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height"], help_heading = "Picture")]
+    pub size: Option<(usize, usize)>,
+
+    /// Seed of the noise, 0 to 2^64-1 [default: random, printed and embedded]
+    #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true, help_heading = "Picture")]
+    pub seed: Option<u64>,
+
+    /// Number of pictures; picture k of the run uses seed + k, counting from 0
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Picture")]
+    pub count: u32,
+
+    /// Whose random numbers a seed stands for: torch (diffusers), philox (CUDA, AUTOMATIC1111) [default: torch]
+    #[arg(long, value_name = "NAME", value_parser = named::<Rng>(Rng::NAMES), hide_possible_values = true, help_heading = "Picture")]
+    pub rng: Option<Rng>,
+
+    /// Denoising steps, 1 to 1000 [default: the model's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub steps: Option<usize>,
+
+    /// Guidance: how closely to follow the prompt, 1 is off [default: the model's]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub cfg: Option<f64>,
+
+    /// Sampler [default: the model's]
+    #[arg(long, value_name = "NAME", value_parser = named::<Sampler>(Sampler::NAMES), help_heading = "Sampling")]
+    pub sampler: Option<Sampler>,
+
+    /// Spacing of the steps [default: the sampler's]
+    #[arg(long, value_name = "NAME", value_parser = named::<Schedule>(Schedule::NAMES), help_heading = "Sampling")]
+    pub schedule: Option<Schedule>,
+
+    /// Share of fresh noise in each ddim step, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub eta: Option<f64>,
+
+    /// A diffusers folder, a pochade file, or `pocket` (built in) [default: $POCHADE_MODEL, else pocket]
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    pub model: Option<PathBuf>,
+
+    /// Where to compute; auto is the GPU this build supports, else the CPU
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
+    pub device: DeviceChoice,
+
+    /// Numbers to compute in; auto is int8 on the CPU, f16 on a GPU [default: auto, or as in --from]
+    #[arg(long, value_name = "NAME", value_enum, help_heading = "Model")]
+    pub precision: Option<PrecisionChoice>,
+
+    /// CPU threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
+    pub threads: Option<u16>,
+
+    /// A file, a folder, a pattern with {seed} {index} {slug} {model}, or - for stdout [default: {slug}-{seed}.png]
+    ///
+    /// {index} counts from 1; {index:03} and {seed:010} pad with zeros; {{ is a brace. Several pictures with
+    /// one plain name get -1, -2, … before the extension, and so does a name that is taken.
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite existing files instead of choosing another name
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+
+    /// Also draw each picture in the terminal
+    #[arg(long, conflicts_with = "json", help_heading = "Output")]
+    pub show: bool,
+
+    /// Print one JSON object per picture instead of its path
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    /// Print nothing on stderr but errors
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+
+    /// Say more on stderr: model, device, times, memory
+    #[arg(short, long, help_heading = "Output")]
+    pub verbose: bool,
+
+    /// Show no progress (it only ever shows on a terminal)
+    #[arg(long, help_heading = "Output")]
+    pub no_progress: bool,
+}
+
+impl GenerateArgs {
+    /// The part of a request that the flags spell out.
+    pub fn draft(&self) -> Draft {
+        Draft {
+            prompt: None,
+            negative_prompt: self.negative.clone(),
+            width: self.size.map(|(width, _)| width).or(self.width),
+            height: self.size.map(|(_, height)| height).or(self.height),
+            steps: self.steps,
+            guidance_scale: self.cfg,
+            sampler: self.sampler,
+            schedule: self.schedule,
+            eta: self.eta,
+            seed: self.seed,
+            rng: self.rng,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// A picture made by pochade or by AUTOMATIC1111's web UI
+    #[arg(value_name = "IMAGE.png", value_hint = ValueHint::FilePath)]
+    pub image: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionChoice {
+    Auto,
+    F32,
+    F16,
+    Int8,
+}
+
+impl PrecisionChoice {
+    /// The precision asked for, if one is.
+    pub fn asked(self) -> Option<Precision> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(Precision::F32),
+            Self::F16 => Some(Precision::F16),
+            Self::Int8 => Some(Precision::Int8),
+        }
+    }
+}
+
+/// Accepts the names of one of the request's enums, so that help and completions list them.
+fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: TryFrom<String, Error = anyhow::Error> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(T::try_from)
+}
+
+fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    text.split_once(['x', 'X'])
+        .and_then(|(width, height)| Some((width.trim().parse().ok()?, height.trim().parse().ok()?)))
+        .ok_or_else(|| "expected WIDTHxHEIGHT, e.g. 512x768".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn prompt(args: &[&str]) -> Option<Vec<String>> {
+        let cli = Cli::try_parse_from(["pochade"].iter().chain(args)).ok()?;
+        match cli.command {
+            None => Some(cli.generate.prompt),
+            Some(Command::Generate(generate)) => Some(generate.prompt),
+            Some(_) => None,
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bare_prompt_is_generate() {
+        assert_eq!(prompt(&["a", "cat"]).unwrap(), ["a", "cat"]);
+        assert_eq!(prompt(&["generate", "a", "cat"]).unwrap(), ["a", "cat"]);
+        assert_eq!(prompt(&["a", "-W", "64", "cat"]).unwrap(), ["a", "cat"]);
+        assert_eq!(prompt(&["-"]).unwrap(), ["-"]);
+        assert_eq!(prompt(&[""]).unwrap(), [""]);
+    }
+
+    #[test]
+    fn a_subcommand_wins_only_as_the_first_argument() {
+        assert_eq!(prompt(&["doctor"]), None);
+        assert_eq!(prompt(&["the", "doctor"]).unwrap(), ["the", "doctor"]);
+        assert_eq!(prompt(&["--", "doctor"]).unwrap(), ["doctor"]);
+        assert_eq!(prompt(&["-q", "doctor"]).unwrap(), ["doctor"]);
+        assert_eq!(prompt(&["man on a horse"]).unwrap(), ["man on a horse"]);
+        // A word near a subcommand's name is still a prompt.
+        assert_eq!(prompt(&["doctors"]).unwrap(), ["doctors"]);
+        assert_eq!(prompt(&["generate", "info"]).unwrap(), ["info"]);
+    }
+
+    #[test]
+    fn sizes_are_read_in_both_spellings() {
+        assert_eq!(parse_size("512x768"), Ok((512, 768)));
+        assert_eq!(parse_size("512X768"), Ok((512, 768)));
+        for wrong in ["512", "x", "512x", "-1x8", "512x768x3", "512 by 768"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Diffusers folder or native file to read
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+
+    /// Native file to write, e.g. model.safetensors
+    #[arg(value_name = "DST", value_hint = ValueHint::FilePath)]
+    pub destination: PathBuf,
+
+    /// Type of the weights in the file
+    #[arg(long, value_enum, default_value = "f16")]
+    pub storage: StorageChoice,
+
+    /// Name of the model in the file (default: the source's)
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// Guidance scale the model draws best with (default: the source's)
+    #[arg(long, value_name = "SCALE")]
+    pub cfg: Option<f64>,
+
+    /// Steps the model needs (default: the source's)
+    #[arg(long)]
+    pub steps: Option<usize>,
+
+    /// Replace the destination if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StorageChoice {
+    F32,
+    F16,
+}

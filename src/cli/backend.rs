@@ -1,0 +1,103 @@
+//! Which device computes and in which numbers: from what was asked to what this build and machine have.
+
+use candle_core::Device;
+
+use super::args::DeviceChoice;
+use super::exit::Failure;
+use crate::request::Precision;
+
+/// The back ends compiled in.
+pub const BUILT: &[&str] = &[
+    "cpu",
+    #[cfg(feature = "cuda")]
+    "cuda",
+    #[cfg(feature = "metal")]
+    "metal",
+];
+
+/// Finds the device; `auto` takes a GPU when this build supports one and the machine has it.
+///
+/// # Errors
+/// Says how to build what is missing, or that there is no such device.
+pub fn device(choice: DeviceChoice) -> Result<Device, Failure> {
+    let cuda = || Device::new_cuda(0);
+    let metal = || Device::new_metal(0);
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => {
+            let gpu = if cfg!(feature = "cuda") {
+                cuda().ok()
+            } else if cfg!(feature = "metal") {
+                metal().ok()
+            } else {
+                None
+            };
+            Ok(gpu.unwrap_or(Device::Cpu))
+        }
+        DeviceChoice::Cuda if cfg!(feature = "cuda") => cuda().map_err(|error| absent("cuda", &error)),
+        DeviceChoice::Metal if cfg!(feature = "metal") => metal().map_err(|error| absent("metal", &error)),
+        DeviceChoice::Cuda => Err(not_built("cuda")),
+        DeviceChoice::Metal => Err(not_built("metal")),
+    }
+}
+
+/// The precision to compute in; `None` lets the device decide.
+///
+/// # Errors
+/// Says which precision the device has instead.
+pub fn precision(asked: Option<Precision>, device: &Device) -> Result<Precision, Failure> {
+    match (asked, device.is_cpu()) {
+        (None | Some(Precision::Int8), true) => Ok(Precision::Int8),
+        (Some(Precision::F32), true) => Ok(Precision::F32),
+        (None | Some(Precision::F16), false) => Ok(Precision::F16),
+        (Some(Precision::F32), false) => Ok(Precision::F32),
+        (Some(Precision::F16), true) => Err(Failure::usage("precision f16 is not available on the CPU")
+            .hint("use `--precision int8` or `--precision f32`")),
+        (Some(Precision::Int8), false) => {
+            Err(Failure::usage("precision int8 is not available on a GPU").hint("use `--precision f16`"))
+        }
+    }
+}
+
+pub fn name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}
+
+fn not_built(feature: &str) -> Failure {
+    Failure::usage(format!("--device {feature}: this build has no {feature} support"))
+        .hint(format!("build it with `cargo install --path . --features {feature}`"))
+}
+
+fn absent(name: &str, error: &candle_core::Error) -> Failure {
+    Failure::usage(format!("--device {name}: no such device can be used: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_computes_in_int8_or_f32() {
+        let precision = |asked| precision(asked, &Device::Cpu);
+        assert_eq!(precision(None).unwrap(), Precision::Int8);
+        assert_eq!(precision(Some(Precision::F32)).unwrap(), Precision::F32);
+        let failure = precision(Some(Precision::F16)).unwrap_err();
+        assert!(failure.error.to_string().contains("f16"));
+        assert!(failure.hint.unwrap().contains("int8"));
+    }
+
+    #[cfg(not(any(feature = "cuda", feature = "metal")))]
+    #[test]
+    fn what_is_not_built_says_how_to_build_it() {
+        assert!(device(DeviceChoice::Auto).unwrap().is_cpu());
+        for (choice, feature) in [(DeviceChoice::Cuda, "cuda"), (DeviceChoice::Metal, "metal")] {
+            let failure = device(choice).unwrap_err();
+            assert!(failure.hint.unwrap().contains(&format!("--features {feature}")));
+        }
+        assert_eq!(BUILT, ["cpu"]);
+    }
+}

@@ -1,0 +1,139 @@
+//! `pochade doctor`: what this machine and this build offer; nothing is changed and no model is loaded.
+
+use serde::Serialize;
+
+use super::args::DoctorArgs;
+use super::exit::{Exit, Failure, OrExit};
+use super::info::table;
+use super::model::{Choice, Source};
+use super::report::shown;
+use super::{backend, printer};
+use crate::kernels::Isa;
+use crate::memory::{self, Memory};
+use crate::{hub, request};
+
+/// The findings, as `--json` prints them.
+#[derive(Debug, Serialize)]
+struct Findings {
+    version: &'static str,
+    /// Of the processor, as far as they matter here.
+    cpu_features: Vec<&'static str>,
+    architecture: &'static str,
+    kernel: String,
+    threads: usize,
+    memory_total_bytes: Option<u64>,
+    memory_available_bytes: Option<u64>,
+    devices: &'static [&'static str],
+    precision: request::Precision,
+    cache_folder: Option<String>,
+    default_model: String,
+    default_model_rule: String,
+    default_model_found: bool,
+}
+
+/// Prints the findings.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
+    let findings = Findings::new()?;
+    let text = if args.json {
+        serde_json::to_string(&findings).or_exit(Exit::PictureFailed)?
+    } else {
+        table(&findings.rows())
+    };
+    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    Ok(Exit::Done)
+}
+
+/// The kernels that compute on this CPU.
+fn kernel() -> String {
+    Isa::best().name().to_owned()
+}
+
+impl Findings {
+    fn new() -> Result<Self, Failure> {
+        let memory = memory::machine();
+        let choice = Choice::new(None, None);
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION"),
+            cpu_features: cpu_features(),
+            architecture: std::env::consts::ARCH,
+            kernel: kernel(),
+            threads: rayon::current_num_threads(),
+            memory_total_bytes: memory.map(|Memory { total, .. }| total),
+            memory_available_bytes: memory.map(|Memory { available, .. }| available),
+            devices: backend::BUILT,
+            precision: backend::precision(None, &candle_core::Device::Cpu)?,
+            cache_folder: hub::cache_folder().as_deref().map(shown),
+            default_model: choice.source.to_string(),
+            default_model_rule: choice.rule.to_string(),
+            default_model_found: match &choice.source {
+                Source::BuiltIn => true,
+                Source::Path(path) => path.exists(),
+            },
+        })
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+        let memory = match (self.memory_total_bytes, self.memory_available_bytes) {
+            (Some(total), Some(available)) => format!("{}, {} available", gib(total), gib(available)),
+            _ => "unknown".to_owned(),
+        };
+        let features = if self.cpu_features.is_empty() {
+            "none that matter here".to_owned()
+        } else {
+            self.cpu_features.join(" ")
+        };
+        let found = if self.default_model_found { "" } else { ", not found" };
+        vec![
+            ("pochade", self.version.to_owned()),
+            ("cpu", format!("{}: {features}", self.architecture)),
+            ("kernel", self.kernel.clone()),
+            ("threads", self.threads.to_string()),
+            ("memory", memory),
+            ("devices built", self.devices.join(" ")),
+            ("precision", format!("{} on the cpu", self.precision)),
+            ("cache folder", self.cache_folder.clone().unwrap_or_else(|| "unknown".to_owned())),
+            ("default model", format!("{}, {}{found}", self.default_model, self.default_model_rule)),
+        ]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_features() -> Vec<&'static str> {
+    [
+        ("sse4.1", is_x86_feature_detected!("sse4.1")),
+        ("avx", is_x86_feature_detected!("avx")),
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+    ]
+    .into_iter()
+    .filter_map(|(name, present)| present.then_some(name))
+    .collect()
+}
+
+#[cfg(target_arch = "aarch64")]
+fn cpu_features() -> Vec<&'static str> {
+    use std::arch::is_aarch64_feature_detected;
+    [
+        ("neon", is_aarch64_feature_detected!("neon")),
+        ("fp16", is_aarch64_feature_detected!("fp16")),
+        ("dotprod", is_aarch64_feature_detected!("dotprod")),
+        ("i8mm", is_aarch64_feature_detected!("i8mm")),
+    ]
+    .into_iter()
+    .filter_map(|(name, present)| present.then_some(name))
+    .collect()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn cpu_features() -> Vec<&'static str> {
+    Vec::new()
+}

@@ -1,0 +1,271 @@
+//! `pochade generate`: from flags to pictures on disk, one at a time, so that a failure loses only itself.
+
+use std::collections::HashSet;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::args::{GenerateArgs, PrecisionChoice};
+use super::exit::{Exit, Failure, OrExit};
+use super::model::{Choice, Rule};
+use super::output::{self, Target};
+use super::printer::{self, Printer, Verbosity};
+use super::progress::Progress;
+use super::report::{Report, Seconds, shown};
+use super::signals::Signals;
+use super::{backend, prompt, show};
+use crate::checkpoint::Checkpoint;
+use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline};
+use crate::request::{Draft, Embedded, Precision, Record, Request};
+use crate::{memory, png};
+
+/// Draws every picture asked for.
+///
+/// # Errors
+/// What ends the run before the first picture; a picture that fails is reported and counted instead.
+pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
+    let printer = printer(args);
+    let target = Target::parse(args.output.as_deref()).or_exit(Exit::Usage)?;
+    target.check_stdout(args.json, args.count)?;
+    if args.show && !io::stdout().is_terminal() {
+        return Err(Failure::usage("--show draws in a terminal, and stdout is none"));
+    }
+    let embedded = args.from.as_deref().map(read_embedded).transpose()?;
+    let draft = draft(args, embedded.as_ref())?;
+    let device = backend::device(args.device)?;
+    let precision = precision(args.precision, embedded.as_ref(), &device, &printer)?;
+    start_threads(args.threads)?;
+
+    let choice = Choice::new(args.model.as_deref(), embedded.as_ref().and_then(Embedded::model));
+    let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
+    let checkpoint = choice.open()?;
+    let request = draft.resolve(&checkpoint.defaults()).or_exit(Exit::Usage)?;
+    check_last_seed(&request, args.count)?;
+    let paths = target.paths(&request, args.count, checkpoint.name());
+    output::check_paths(&paths)?;
+    say_which_model(&printer, &choice, &checkpoint, embedded.as_ref());
+
+    let loading = Progress::new(&signals, printer.progress(), String::new());
+    loading.spin("loading the model");
+    let started = Instant::now();
+    let options = LoadOptions { device: device.clone(), precision };
+    let pipeline = Pipeline::load(&checkpoint, &options);
+    loading.finish();
+    let pipeline = pipeline.or_exit(Exit::Model)?;
+    signals.exit_at_once(false);
+    let run = Run {
+        args,
+        printer,
+        signals: &signals,
+        pipeline: &pipeline,
+        load: started.elapsed(),
+        model: checkpoint.name(),
+        precision,
+        kernel: pipeline.kernel(),
+        device: backend::name(&device),
+    };
+    let (kernel, device) = (&run.kernel, run.device);
+    printer.detail(&format!(
+        "{precision} on {device}, kernel {kernel}, {} threads",
+        rayon::current_num_threads()
+    ));
+    Ok(run.pictures(&request, &paths))
+}
+
+/// Everything the pictures of a run share.
+struct Run<'a> {
+    args: &'a GenerateArgs,
+    printer: Printer,
+    signals: &'a Signals,
+    pipeline: &'a Pipeline,
+    load: Duration,
+    model: &'a str,
+    precision: Precision,
+    kernel: String,
+    device: &'static str,
+}
+
+impl Run<'_> {
+    fn pictures(&self, first: &Request, paths: &[PathBuf]) -> Exit {
+        let count = self.args.count;
+        let mut written = HashSet::new();
+        let mut exit = Exit::Done;
+        for k in 0..count {
+            let request = Request { seed: first.seed + u64::from(k), ..first.clone() };
+            let path = paths.get(k as usize).map(PathBuf::as_path);
+            let seed = request.seed;
+            let made = self.picture(k, request, path, &mut written);
+            let signal = self.signals.received();
+            if let Err(error) = made
+                && !(signal.is_some() && error.is::<Interrupted>())
+            {
+                let error = error.context(format!("picture {} of {count} (seed {seed})", k + 1));
+                printer::failure(&Failure { exit: Exit::PictureFailed, error, hint: None });
+                exit = Exit::PictureFailed;
+            }
+            if let Some(signal) = signal {
+                let done = written.len();
+                self.printer.status(&format!("interrupted: {done} of {count} pictures written"));
+                return signal;
+            }
+        }
+        exit
+    }
+
+    fn picture(
+        &self,
+        k: u32,
+        request: Request,
+        path: Option<&Path>,
+        written: &mut HashSet<PathBuf>,
+    ) -> Result<()> {
+        let count = self.args.count;
+        let prefix = if count > 1 { format!("{}/{count} ", k + 1) } else { String::new() };
+        let mut progress = Progress::new(self.signals, self.printer.progress(), prefix);
+        let started = Instant::now();
+        let picture = self.pipeline.generate(&request, &mut progress);
+        progress.finish();
+        let Picture { rgb, timings, .. } = picture?;
+
+        let record = Record {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.model.to_owned(),
+            precision: self.precision,
+            kernel: self.kernel.clone(),
+            device: self.device.to_owned(),
+            request,
+        };
+        let bytes = png::encode(&rgb, &record.text_chunks()?)?;
+        self.signals.exit_at_once(false);
+        let path = match path {
+            Some(path) => {
+                // Two pictures of one run may share a name; the second never replaces the first.
+                let overwrite = self.args.force && !written.contains(path);
+                png::save(&bytes, path, overwrite)?
+            }
+            None => PathBuf::from("-"),
+        };
+        let load = if k == 0 { self.load } else { Duration::ZERO };
+        let report = Report {
+            path: shown(&path),
+            request: &record.request,
+            model: self.model,
+            precision: self.precision,
+            kernel: &self.kernel,
+            device: self.device,
+            seconds: Seconds::new(load, &timings, started.elapsed()),
+            peak_rss_bytes: memory::peak_resident(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        self.printer.status(&report.summary());
+        self.printer.detail(&report.details());
+        if path == Path::new("-") {
+            printer::stdout(&bytes)?;
+        } else if self.args.json {
+            printer::stdout_line(&report.json()?)?;
+        } else {
+            printer::stdout_path(&path)?;
+        }
+        written.insert(path);
+        if self.args.show {
+            // The picture is on disk already: a terminal that can't draw it is worth a note, no more.
+            if let Err(error) = show::show(rgb) {
+                self.printer.note(&format!("this terminal can't draw the picture: {error}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn printer(args: &GenerateArgs) -> Printer {
+    let verbosity = match (args.quiet, args.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (_, true) => Verbosity::Verbose,
+        _ => Verbosity::Normal,
+    };
+    Printer::new(verbosity, !args.no_progress && !args.json)
+}
+
+fn read_embedded(path: &Path) -> Result<Embedded, Failure> {
+    let read = || -> Result<Option<Embedded>> {
+        let header = png::read_header(path)?;
+        Embedded::find(header.chunks()).with_context(|| path.display().to_string())
+    };
+    read().or_exit(Exit::Usage)?.ok_or_else(|| {
+        Failure::usage(format!("{} carries no generation parameters", path.display()))
+            .hint("editors and image hosts often strip them; use the file as it was generated")
+    })
+}
+
+/// Flags over the picture given with `--from`.
+fn draft(args: &GenerateArgs, embedded: Option<&Embedded>) -> Result<Draft, Failure> {
+    let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
+    let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
+    Ok(Draft { prompt, ..args.draft() }.over(below))
+}
+
+/// The flag, else the picture's precision if this device has it, else the device's own.
+fn precision(
+    flag: Option<PrecisionChoice>,
+    embedded: Option<&Embedded>,
+    device: &candle_core::Device,
+    printer: &Printer,
+) -> Result<Precision, Failure> {
+    if let Some(choice) = flag {
+        return backend::precision(choice.asked(), device);
+    }
+    let embedded = embedded.and_then(Embedded::precision);
+    if let Ok(precision) = backend::precision(embedded, device) {
+        return Ok(precision);
+    }
+    let precision = backend::precision(None, device)?;
+    if let Some(embedded) = embedded {
+        printer.note(&format!("the picture was made in {embedded}, this run computes in {precision}"));
+    }
+    Ok(precision)
+}
+
+fn start_threads(threads: Option<u16>) -> Result<(), Failure> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(usize::from(threads))
+        .build_global()
+        .with_context(|| format!("--threads {threads}"))
+        .or_exit(Exit::Usage)
+}
+
+fn check_last_seed(request: &Request, count: u32) -> Result<(), Failure> {
+    match request.seed.checked_add(u64::from(count - 1)) {
+        Some(_) => Ok(()),
+        None => Err(Failure::usage(format!(
+            "seed {} leaves no room for {count} pictures: the last seed would exceed {}",
+            request.seed,
+            u64::MAX
+        ))),
+    }
+}
+
+fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, embedded: Option<&Embedded>) {
+    let name = checkpoint.name();
+    if choice.rule == Rule::Default {
+        printer.note(
+            "using the small built-in model; for Stable Diffusion 1.5 pass its diffusers folder with `-m PATH`",
+        );
+    }
+    printer.detail(&format!("model {name}: {}, {}", choice.source, choice.rule));
+    if let Some(embedded) = embedded {
+        if let Some(made_with) = embedded.model().filter(|&made_with| made_with != name) {
+            printer.note(&format!("the picture was made with model '{made_with}', this run uses '{name}'"));
+        }
+        if let Embedded::Parameters(parameters) = embedded
+            && !parameters.unknown.is_empty()
+        {
+            printer.note(&format!(
+                "the picture's other settings are not used: {}",
+                parameters.unknown.join(", ")
+            ));
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `pochade info`: what a picture says about its making; no model is loaded.
+
+use std::fmt::Display;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::args::InfoArgs;
+use super::exit::{Exit, Failure, OrExit};
+use super::printer;
+use super::report::shown;
+use crate::png::{self, Header};
+use crate::request::{Draft, Embedded};
+
+/// Prints the parameters embedded in a picture.
+///
+/// # Errors
+/// When the picture can't be read or carries none.
+pub fn run(args: &InfoArgs) -> Result<Exit, Failure> {
+    let header = png::read_header(&args.image).or_exit(Exit::Usage)?;
+    let embedded = Embedded::find(header.chunks())
+        .with_context(|| args.image.display().to_string())
+        .or_exit(Exit::Usage)?
+        .ok_or_else(|| {
+            Failure::usage(format!("{} carries no generation parameters", args.image.display()))
+        })?;
+    let text = if args.json {
+        json(&shown(&args.image), &header, &embedded).to_string()
+    } else {
+        table(&rows(&header, &embedded))
+    };
+    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    Ok(Exit::Done)
+}
+
+fn json(path: &str, header: &Header, embedded: &Embedded) -> Value {
+    let mut json = json!({
+        "path": path,
+        "width": header.width,
+        "height": header.height,
+        "model": embedded.model(),
+        "request": embedded.draft(),
+    });
+    let more = match embedded {
+        Embedded::Record(record) => json!({
+            "source": "pochade",
+            "version": record.version,
+            "precision": record.precision,
+            "kernel": record.kernel,
+            "device": record.device,
+        }),
+        Embedded::Parameters(parameters) => {
+            json!({ "source": "parameters", "unknown": parameters.unknown })
+        }
+    };
+    if let (Value::Object(json), Value::Object(more)) = (&mut json, more) {
+        json.extend(more);
+    }
+    json
+}
+
+fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
+    let Draft {
+        prompt,
+        negative_prompt,
+        width,
+        height,
+        steps,
+        guidance_scale,
+        sampler,
+        schedule,
+        eta,
+        seed,
+        rng,
+    } = embedded.draft();
+    let size = width.zip(*height).map(|(width, height)| format!("{width}x{height}"));
+    let mut rows = vec![("picture", Some(format!("{}x{} pixels", header.width, header.height)))];
+    rows.extend([
+        ("prompt", prompt.clone()),
+        ("negative", negative_prompt.clone().filter(|text| !text.is_empty())),
+        ("size", size),
+        ("steps", text(steps)),
+        ("guidance", text(guidance_scale)),
+        ("sampler", text(sampler)),
+        ("schedule", text(schedule)),
+        ("eta", text(eta)),
+        ("seed", text(seed)),
+        ("rng", text(rng)),
+        ("model", embedded.model().map(str::to_owned)),
+    ]);
+    match embedded {
+        Embedded::Record(record) => rows.extend([
+            ("precision", Some(record.precision.to_string())),
+            ("kernel", Some(record.kernel.clone())),
+            ("device", Some(record.device.clone())),
+            ("made by", Some(format!("pochade {}", record.version))),
+        ]),
+        Embedded::Parameters(parameters) => {
+            rows.extend(parameters.unknown.iter().map(|setting| ("other", Some(setting.clone()))));
+        }
+    }
+    rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn text(value: &Option<impl Display>) -> Option<String> {
+    value.as_ref().map(ToString::to_string)
+}
+
+/// Two columns; further lines of a value stay in the second.
+pub fn table(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let row = |(name, value): &(&str, String)| {
+        let value = value.lines().collect::<Vec<_>>().join(&format!("\n{:width$}  ", ""));
+        format!("{name:width$}  {value}")
+    };
+    rows.iter().map(row).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,127 @@
+//! Progress on a terminal, and stopping a run when a signal has come: the pipeline's observer.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::signals::Signals;
+use crate::pipeline::{Observer, Phase, Step};
+
+const SPINNER: &str = "{prefix}{spinner} {msg}";
+const BAR: &str = "{prefix}step {pos}/{len} [{bar:24}] {msg}";
+
+pub struct Progress<'a> {
+    signals: &'a Signals,
+    bar: ProgressBar,
+    denoising_since: Instant,
+}
+
+impl<'a> Progress<'a> {
+    /// `prefix` tells the pictures of a run apart.
+    pub fn new(signals: &'a Signals, visible: bool, prefix: String) -> Self {
+        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target).with_prefix(prefix);
+        Self { signals, bar, denoising_since: Instant::now() }
+    }
+
+    /// Shows that something of unknown length goes on.
+    pub fn spin(&self, message: &'static str) {
+        self.restyle(SPINNER, "-\\|/ ");
+        self.bar.set_message(message);
+        if !self.bar.is_hidden() {
+            self.bar.enable_steady_tick(Duration::from_millis(120));
+        }
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn restyle(&self, template: &str, ticks: &str) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.tick_chars(ticks).progress_chars("=> "));
+        }
+    }
+}
+
+impl Observer for Progress<'_> {
+    fn phase(&mut self, phase: Phase) {
+        // Decoding has no steps to stop at, and nothing is on disk yet.
+        self.signals.exit_at_once(phase == Phase::Decode);
+        match phase {
+            Phase::Encode => self.spin("encoding the prompt"),
+            Phase::Denoise => {
+                self.denoising_since = Instant::now();
+                self.spin("denoising");
+            }
+            Phase::Decode => self.spin("decoding"),
+        }
+    }
+
+    fn step(&mut self, step: &Step<'_>) -> ControlFlow<()> {
+        if self.signals.received().is_some() {
+            return ControlFlow::Break(());
+        }
+        if !self.bar.is_hidden() {
+            if step.index == 1 {
+                self.bar.disable_steady_tick();
+                self.restyle(BAR, "- ");
+            }
+            self.bar.set_length(step.total as u64);
+            self.bar.set_position(step.index as u64);
+            self.bar.set_message(rate(self.denoising_since.elapsed(), step.index, step.total));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Pace so far and the time left at that pace.
+fn rate(elapsed: Duration, done: usize, total: usize) -> String {
+    let seconds = elapsed.as_secs_f64() / done.max(1) as f64;
+    let left = human(Duration::from_secs_f64(seconds * total.saturating_sub(done) as f64));
+    if seconds >= 1.0 {
+        format!("{seconds:.1} s/step, {left} left")
+    } else {
+        format!("{:.1} steps/s, {left} left", 1.0 / seconds.max(1e-6))
+    }
+}
+
+/// A duration as a person would say it.
+pub fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 10.0 {
+        return format!("{seconds:.1} s");
+    }
+    let seconds = duration.as_secs();
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds:02} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes:02} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_valid() {
+        for template in [SPINNER, BAR] {
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+
+    #[test]
+    fn pace_is_told_in_its_natural_unit() {
+        assert_eq!(rate(Duration::from_secs(24), 2, 20), "12.0 s/step, 3 min 36 s left");
+        assert_eq!(rate(Duration::from_secs(1), 4, 8), "4.0 steps/s, 1.0 s left");
+        assert_eq!(rate(Duration::ZERO, 0, 0), "1000000.0 steps/s, 0.0 s left");
+    }
+
+    #[test]
+    fn durations_are_human() {
+        let told = [0.04, 9.96, 59.9, 61.0, 3_725.0].map(|s| human(Duration::from_secs_f64(s)));
+        assert_eq!(told, ["0.0 s", "10.0 s", "59 s", "1 min 01 s", "1 h 02 min"]);
+    }
+}

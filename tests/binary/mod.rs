@@ -1,0 +1,97 @@
+//! Runs the built binary in a folder of its own and looks at what it leaves.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A folder that goes away with the test.
+pub struct Sandbox(TempDir);
+
+/// What a run left.
+#[derive(Debug)]
+pub struct Left {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Every file in the folder, hidden ones too.
+    pub fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The binary, ready to run here and without the user's settings.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pochade"));
+        command.args(args).current_dir(self.path()).env_remove("POCHADE_MODEL").stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Left {
+        self.command(args).output().unwrap().into()
+    }
+
+    pub fn run_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Left {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A run that refuses its arguments may be gone before it reads.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        child.wait_with_output().unwrap().into()
+    }
+}
+
+impl From<Output> for Left {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Left {
+    /// Asserts the exit code and that stderr, as one error, says each of `parts`.
+    #[track_caller]
+    pub fn refused(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert!(self.stdout.is_empty(), "{self:?}");
+        assert!(self.stderr.contains("error: "), "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "no '{part}' in {}", self.stderr);
+        }
+    }
+
+    /// Asserts success and returns stdout.
+    #[track_caller]
+    pub fn done(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
