@@ -3,6 +3,7 @@
 mod folder;
 mod names;
 mod native;
+mod random;
 mod sd15;
 mod tensors;
 
@@ -121,6 +122,23 @@ impl Checkpoint {
     /// Only if the binary was built with a damaged file.
     pub fn built_in() -> Result<Self> {
         native::read(TensorFile::embedded(BUILT_IN)?)
+    }
+
+    /// SD 1.5's geometry with random weights, which come into being when they are asked for.
+    pub fn synthetic_sd15() -> Self {
+        let configs = Configs {
+            text_encoder: sd15::text_encoder(),
+            unet: sd15::unet(),
+            vae: sd15::vae(),
+            scheduler: sd15::scheduler(),
+        };
+        Self {
+            name: "synthetic-sd15".to_owned(),
+            defaults: Defaults::for_configs(&configs),
+            configs,
+            vocabulary: Vocabulary::clip(),
+            tensors: TensorSet::random(),
+        }
     }
 
     /// Writes the model as a native file, through a sibling temporary file.

@@ -1,4 +1,4 @@
-//! SD 1.5's published configs, for checkpoints that carry none.
+//! SD 1.5's published configs, for checkpoints that carry none and for the synthetic one.
 
 use serde_json::{Value, json};
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
@@ -10,6 +11,8 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
+
+use super::random::RandomTensors;
 
 /// Bytes of a weight file: mapped from disk, or part of the binary.
 enum Bytes {
@@ -159,9 +162,22 @@ impl TensorView<'_> {
 pub struct TensorSet {
     files: Vec<TensorFile>,
     index: BTreeMap<String, (usize, String)>,
+    /// Answers for what no file holds, in a model that is only there to be measured.
+    random: Option<RandomTensors>,
 }
 
 impl TensorSet {
+    /// Every tensor there could be, of random values in whatever shape it is asked for; none has a name or
+    /// a [`Self::view`] before that.
+    pub fn random() -> Self {
+        Self { random: Some(RandomTensors::default()), ..Self::default() }
+    }
+
+    /// How much of the time spent in [`Self::f32`] went into making up random values.
+    pub fn time_inventing(&self) -> Duration {
+        self.random.as_ref().map_or(Duration::ZERO, RandomTensors::spent)
+    }
+
     /// Adds the tensors of `file` for which `canonical` gives a name.
     ///
     /// # Errors
@@ -184,7 +200,7 @@ impl TensorSet {
     }
 
     pub fn contains(&self, name: &str) -> bool {
-        self.index.contains_key(name)
+        self.index.contains_key(name) || self.random.as_ref().is_some_and(|random| random.contains(name))
     }
 
     /// # Errors
@@ -202,6 +218,9 @@ impl TensorSet {
     /// # Errors
     /// When the tensor is missing, has another shape or holds no floats.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        if let Some(random) = &self.random {
+            return Ok(random.values(name, shape));
+        }
         let view = self.view(name)?;
         ensure!(
             without_trailing_ones(view.shape) == without_trailing_ones(shape),

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
+use super::meter::{self, Kind};
 use super::{Params, host};
 use crate::kernels::{self, Isa};
 
@@ -17,15 +18,26 @@ impl Attention {
         Self { heads, kernels: params.backend().kernels }
     }
 
-    /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017).
+    /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.
     ///
-    /// `query` is `[batch, q, heads * d]`, `key` and `value` are `[batch, k, heads * d]`; any of them may be
-    /// a slice of wider rows. Gives `[batch, q, heads * d]`. Without kernels, all scores exist at once.
-    pub fn forward(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
-        match self.kernels {
+    /// `query`, `key` and `value` are `[batch, rows, heads * d]`, each possibly a slice of wider rows. Gives
+    /// `[batch, rows, heads * d]`. Without kernels, all scores exist at once.
+    pub fn to_itself(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        self.run(Kind::SelfAttention, query, key, value)
+    }
+
+    /// The same with `key` and `value` from elsewhere: `[batch, context rows, heads * d]`.
+    pub fn to_context(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        self.run(Kind::CrossAttention, query, key, value)
+    }
+
+    fn run(&self, kind: Kind, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let (batch, rows, channels) = query.dims3()?;
+        let macs = 2 * batch * rows * key.dim(1)? * channels;
+        meter::record(kind, macs, || match self.kernels {
             Some(isa) => blocked(isa, query, key, value, self.heads),
             None => materialized(query, key, value, self.heads),
-        }
+        })
     }
 }
 

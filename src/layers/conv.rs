@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
+use super::meter::{self, Kind};
 use super::product::{Added, Product};
 use super::{Input, Params, weight};
 use crate::kernels::{self, Gather};
@@ -105,12 +106,23 @@ impl Conv2d {
     /// The same with `fused` around it.
     pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
         let input = input.into();
-        match &self.weights {
+        let kind = if self.shape.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 };
+        meter::record(kind, self.macs(&input.dims(), fused), || match &self.weights {
             Weights::Kernels(product) => self.run_kernels(product, input, fused),
             Weights::Candle { weight, bias } => {
                 self.run_candle(weight, bias.as_ref(), &input.to_tensor(None)?, fused)
             }
-        }
+        })
+    }
+
+    /// Multiply-accumulates over an input of `dims`: each output reads a whole filter.
+    fn macs(&self, dims: &[usize], fused: Fused<'_>) -> usize {
+        let &[batch, height, width, _] = dims else { return 0 };
+        let (height, width) = fused.enlarge_to.unwrap_or((height, width));
+        let ConvShape { in_channels, out_channels, kernel, stride, .. } = self.shape;
+        let (before, after) = self.shape.pads();
+        let outputs = |side: usize| (side + before + after).saturating_sub(kernel) / stride + 1;
+        batch * outputs(height) * outputs(width) * out_channels * in_channels * kernel * kernel
     }
 
     fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
 use super::{activation, host};
 use crate::kernels::{self, Isa, QuantizedRows};
@@ -43,15 +44,26 @@ impl Input<'_> {
         }
     }
 
+    /// Keeps what is done before the product apart from it; reading plain rows is part of it.
+    fn metered<R>(&self, work: impl FnOnce() -> R) -> R {
+        match self {
+            Self::Plain(_) => work(),
+            Self::GroupNorm(..) | Self::GroupNormSilu(..) | Self::LayerNorm(..) => {
+                meter::record(Kind::Norm, 0, work)
+            }
+            Self::Geglu(_) => meter::record(Kind::Other, 0, work),
+        }
+    }
+
     /// The rows as a tensor, computed by `kernels` where they are given.
     pub(super) fn to_tensor(self, kernels: Option<Isa>) -> Result<Tensor> {
-        match self {
+        self.metered(|| match self {
             Self::Plain(tensor) => Ok(tensor.clone()),
             Self::GroupNorm(norm, tensor) => norm.forward(tensor, false),
             Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
             Self::LayerNorm(norm, tensor) => norm.forward(tensor),
             Self::Geglu(tensor) => activation::geglu(kernels, tensor),
-        }
+        })
     }
 
     /// The rows quantized on the way out of whatever computes them.
@@ -59,19 +71,19 @@ impl Input<'_> {
         let dims = self.dims();
         let (&depth, outer) = dims.split_last().context("a product takes rows")?;
         let mut rows = QuantizedRows::new(outer.iter().product(), depth);
-        match self {
+        self.metered(|| match self {
             Self::Plain(tensor) => host::with_values(tensor, |values| {
                 kernels::quantize_rows(isa, values, depth, &mut rows);
                 Ok(())
-            })?,
-            Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows)?,
-            Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows)?,
-            Self::LayerNorm(norm, tensor) => norm.write(tensor, &mut rows)?,
+            }),
+            Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
+            Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),
+            Self::LayerNorm(norm, tensor) => norm.write(tensor, &mut rows),
             Self::Geglu(tensor) => host::with_values(tensor, |values| {
                 kernels::geglu(isa, values, depth, &mut rows);
                 Ok(())
-            })?,
-        }
+            }),
+        })?;
         Ok(rows)
     }
 }

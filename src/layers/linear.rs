@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+use super::meter::{self, Kind};
 use super::product::{Added, Product};
 use super::{Input, Params, weight};
 use crate::kernels::Gather;
@@ -63,7 +64,8 @@ impl Linear {
     }
 
     fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
-        match &self.weights {
+        let macs = input.dims().iter().product::<usize>() * self.outputs;
+        meter::record(Kind::Linear, macs, || match &self.weights {
             Weights::Kernels(product) => {
                 let mut shape = input.dims();
                 shape.pop().context("a linear layer takes rows")?;
@@ -81,6 +83,6 @@ impl Linear {
                     None => output,
                 })
             }
-        }
+        })
     }
 }

@@ -6,6 +6,7 @@ mod conv;
 mod host;
 mod input;
 mod linear;
+pub mod meter;
 mod norm;
 mod product;
 mod weight;

@@ -8,6 +8,7 @@ use candle_transformers::models::clip::text_model::{Activation, ClipEncoder, Cli
 
 use super::config::ClipConfig;
 use crate::checkpoint::TensorSet;
+use crate::layers::meter::{self, Kind};
 use crate::layers::{LayerNorm, Params};
 
 pub struct TextEncoder {
@@ -56,6 +57,13 @@ impl TextEncoder {
         })
     }
 
+    /// Multiply-accumulates of all layers over `tokens`: projections, attention, feed-forward.
+    fn macs(&self, tokens: usize) -> usize {
+        let ClipConfig { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config;
+        let products = 4 * hidden_size + 2 * tokens + 2 * intermediate_size;
+        num_hidden_layers * tokens * hidden_size * products
+    }
+
     /// The number of tokens of one chunk, start and end included.
     pub fn positions(&self) -> usize {
         self.config.max_position_embeddings
@@ -74,7 +82,9 @@ impl TextEncoder {
         let ids = Tensor::new(ids, self.tokens.device())?;
         let embedded = (self.tokens.index_select(&ids, 0)? + self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let hidden = self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))?;
+        let hidden = meter::record(Kind::Other, self.macs(length), || {
+            self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))
+        })?;
         Ok(self.final_norm.forward(&hidden)?.to_dtype(DType::F32)?)
     }
 }

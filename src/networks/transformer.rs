@@ -79,11 +79,11 @@ impl Transformer {
         let hidden = hidden.reshape((batch, height * width, channels))?;
 
         let [query, key, value] = columns(&self.self_qkv.forward(self.norm1.of(&hidden))?)?;
-        let attended = self.attention.forward(&query, &key, &value)?;
+        let attended = self.attention.to_itself(&query, &key, &value)?;
         let hidden = self.self_out.forward_residual(&attended, &hidden)?;
 
         let query = self.cross_query.forward(self.norm2.of(&hidden))?;
-        let attended = self.attention.forward(&query, &context.key, &context.value)?;
+        let attended = self.attention.to_context(&query, &context.key, &context.value)?;
         let hidden = self.cross_out.forward_residual(&attended, &hidden)?;
 
         let gated = self.feed_in.forward(self.norm3.of(&hidden))?;

@@ -36,7 +36,7 @@ impl PixelAttention {
             .forward(self.norm.of(input))?
             .reshape((batch, height * width, 3 * channels))?
             .chunk(3, 2)?;
-        let attended = self.attention.forward(&qkv[0], &qkv[1], &qkv[2])?;
+        let attended = self.attention.to_itself(&qkv[0], &qkv[1], &qkv[2])?;
         Ok(self.out.forward_residual(&attended, &input.reshape(rows)?)?.reshape(input.shape())?)
     }
 }

@@ -1,0 +1,112 @@
+//! Measures a model on this machine: seconds by part of a picture and by kind of operation, beside a yardstick; printing is the command line's.
+
+mod report;
+mod watch;
+mod yardstick;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use candle_core::Device;
+
+pub use report::{Operation, Part, Report};
+
+use crate::checkpoint::Checkpoint;
+use crate::memory;
+use crate::pipeline::{LoadOptions, Pipeline};
+use crate::request::{Precision, Request, Rng, Sampler, Schedule};
+use watch::{Watch, median};
+use yardstick::Yardstick;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub precision: Precision,
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// UNet steps of each picture, with guidance: batches of two.
+    pub steps: usize,
+    /// Pictures.
+    pub repeats: usize,
+    /// What opening the checkpoint took, which is part of loading it.
+    pub opening: Duration,
+}
+
+impl Options {
+    /// # Errors
+    /// Names the first option out of range and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.repeats > 0, "at least one picture has to be drawn");
+        request(self, 0).validate()
+    }
+}
+
+/// Loads `checkpoint` on the CPU, draws `options.repeats` pictures with it and reports medians. `progress` is
+/// told what begins.
+///
+/// # Errors
+/// When the options are out of range, or loading or drawing fails.
+pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+    options.validate()?;
+    progress("f32 product");
+    let yardstick = Yardstick::new()?;
+    let before = yardstick.run()?;
+
+    progress("loading");
+    let inventing = checkpoint.tensors().time_inventing();
+    let start = Instant::now();
+    let load = LoadOptions { device: Device::Cpu, precision: options.precision };
+    let pipeline = Pipeline::load(checkpoint, &load)?;
+    let elapsed = start.elapsed();
+    let inventing = checkpoint.tensors().time_inventing().saturating_sub(inventing);
+
+    let mut watch = Watch::start();
+    for picture in 0..options.repeats {
+        progress(&format!("picture {} of {}", picture + 1, options.repeats));
+        watch.picture(|observer| {
+            pipeline.generate(&request(options, picture), observer)?;
+            Ok(())
+        })?;
+    }
+    let peak = memory::peak_resident();
+    let after = yardstick.run()?;
+
+    let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
+    let f32_gmacs = rate(&[before.as_slice(), &after].concat());
+    Ok(Report {
+        model: checkpoint.name().to_owned(),
+        precision: options.precision,
+        width: options.width,
+        height: options.height,
+        threads: rayon::current_num_threads(),
+        kernels: vec![pipeline.kernel()],
+        f32_gmacs,
+        f32_gmacs_before: rate(&before),
+        f32_gmacs_after: rate(&after),
+        inventing_seconds: inventing.as_secs_f64(),
+        load_seconds: (options.opening + elapsed.saturating_sub(inventing)).as_secs_f64(),
+        text_encoder: Part::new(&watch.encode, f32_gmacs),
+        unet_step: Part::new(&watch.steps, f32_gmacs),
+        vae_decode: Part::new(&watch.decode, f32_gmacs),
+        peak_rss_bytes: peak,
+    })
+}
+
+/// Each picture has a prompt of its own, because a pipeline remembers the last one's encoding.
+fn request(options: &Options, picture: usize) -> Request {
+    Request {
+        prompt: format!("a red apple on a yellow background, {picture}"),
+        negative_prompt: "blurry".to_owned(),
+        width: options.width,
+        height: options.height,
+        steps: options.steps,
+        guidance_scale: 7.0,
+        sampler: Sampler::Euler,
+        schedule: Schedule::Linspace,
+        eta: 0.0,
+        seed: picture as u64,
+        rng: Rng::Torch,
+    }
+}

@@ -1,0 +1,141 @@
+//! A stopwatch for layers: seconds and multiply-accumulates by kind of operation, on the thread that runs the network; off unless a [`Meter`] lives.
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::time::{Duration, Instant};
+
+/// What a layer spends its time on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Conv3x3,
+    Conv1x1,
+    Linear,
+    SelfAttention,
+    CrossAttention,
+    /// With its activation, and quantized where the next product takes int8.
+    Norm,
+    /// Known, but in no table: GEGLU, candle-transformers' text encoder.
+    Other,
+}
+
+/// What one kind of operation took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spent {
+    pub time: Duration,
+    /// Multiply-accumulates by definition of the operation, however few the kernel gets by with.
+    pub macs: u64,
+}
+
+/// What each kind took since the last [`Meter::take`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading([Spent; Kind::Other as usize + 1]);
+
+impl Reading {
+    pub fn of(&self, kind: Kind) -> Spent {
+        self.0[kind as usize]
+    }
+
+    /// Multiply-accumulates of all kinds.
+    pub fn macs(&self) -> u64 {
+        self.0.iter().map(|spent| spent.macs).sum()
+    }
+}
+
+#[derive(Default)]
+struct Recorder {
+    reading: Reading,
+    /// Time of finished operations within the current one.
+    within: Duration,
+}
+
+thread_local! {
+    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+}
+
+/// Switches recording on, on this thread, for as long as it lives.
+pub struct Meter {
+    /// Stays on its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Meter {
+    pub fn start() -> Self {
+        RECORDER.set(Some(Recorder::default()));
+        Self { thread: PhantomData }
+    }
+
+    /// What was recorded since the start or the last call.
+    pub fn take(&self) -> Reading {
+        RECORDER.replace(Some(Recorder::default())).unwrap_or_default().reading
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        RECORDER.set(None);
+    }
+}
+
+/// Does `work` and, while a [`Meter`] lives, books its time and `macs` multiply-accumulates as `kind`.
+///
+/// Time that a call within `work` books is not booked again.
+pub(crate) fn record<R>(kind: Kind, macs: usize, work: impl FnOnce() -> R) -> R {
+    let Some(around) = with_recorder(|recorder| std::mem::take(&mut recorder.within)) else {
+        return work();
+    };
+    let start = Instant::now();
+    let result = work();
+    let time = start.elapsed();
+    with_recorder(|recorder| {
+        let spent = &mut recorder.reading.0[kind as usize];
+        spent.time += time.saturating_sub(recorder.within);
+        spent.macs += macs as u64;
+        recorder.within = around + time;
+    });
+    result
+}
+
+fn with_recorder<R>(use_recorder: impl FnOnce(&mut Recorder) -> R) -> Option<R> {
+    RECORDER.with_borrow_mut(|recorder| recorder.as_mut().map(use_recorder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    fn pause() {
+        std::thread::sleep(PAUSE);
+    }
+
+    #[test]
+    fn only_a_living_meter_records() {
+        record(Kind::Linear, 1, || ());
+        let meter = Meter::start();
+        record(Kind::Linear, 2, || ());
+        record(Kind::Linear, 3, pause);
+        let reading = meter.take();
+        assert_eq!(reading.of(Kind::Linear).macs, 5);
+        assert!(reading.of(Kind::Linear).time >= PAUSE);
+        assert_eq!(meter.take().macs(), 0);
+        drop(meter);
+        record(Kind::Linear, 7, || ());
+        assert_eq!(Meter::start().take().macs(), 0);
+    }
+
+    #[test]
+    fn time_within_is_counted_once() {
+        let meter = Meter::start();
+        let start = Instant::now();
+        record(Kind::Conv3x3, 1, || {
+            record(Kind::Norm, 0, pause);
+            record(Kind::Other, 0, || record(Kind::Norm, 0, pause));
+        });
+        let all = start.elapsed();
+        let reading = meter.take();
+        let [conv, norm, other] = [Kind::Conv3x3, Kind::Norm, Kind::Other].map(|kind| reading.of(kind).time);
+        assert!(norm >= 2 * PAUSE);
+        assert!(conv + norm + other <= all, "{conv:?} {norm:?} {other:?} {all:?}");
+    }
+}
