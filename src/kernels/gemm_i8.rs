@@ -176,7 +176,6 @@ impl DotKernel for Block<'_> {
             }
         } else {
             match self.packed.panel_vectors {
-                3 => self.product::<D, 4, 3>(dot),
                 2 => self.product::<D, 6, 2>(dot),
                 _ => self.product::<D, 8, 1>(dot),
             }
