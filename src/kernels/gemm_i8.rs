@@ -257,9 +257,11 @@ unsafe fn accumulate<D: Dot, const MR: usize, const NV: usize>(
     let group_len = NV * D::Simd::LANES * 4;
     for group in 0..groups {
         // SAFETY: group `group` of those promised.
-        let columns: [D::W; NV] = std::array::from_fn(|v| unsafe {
-            dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4))
-        });
+        let mut columns = [unsafe { dot.weights(weights.add(group * group_len)) }; NV];
+        for (v, column) in columns.iter_mut().enumerate().skip(1) {
+            // SAFETY: likewise.
+            *column = unsafe { dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4)) };
+        }
         for i in 0..MR {
             // SAFETY: as for the weights.
             let x = unsafe { dot.activations(a[i].add(4 * group)) };
