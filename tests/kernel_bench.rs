@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use pochade::kernels::{
-    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, Padding,
-    QuantizedRows, geglu, quantize_rows,
+    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Images, Isa, LayerNorm, PackedF32, PackedI8,
+    PackedWinograd, Padding, QuantizedRows, Workspace, geglu, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
@@ -321,6 +321,59 @@ fn i8_products() {
             shape.name(),
             ours / theirs,
             ours / yard
+        );
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn winograd() {
+    let isa = chosen_isa();
+    let mut yardstick = Yardstick::new();
+    let mut packed = PackedWinograd::new(isa);
+    let mut workspace = Workspace::default();
+    println!("\n{isa}; GMAC/s count the plain convolution's multiplications");
+    println!(
+        "{:34} {:>8} {:>8} {:>8} {:>7} {:>9}",
+        "GMAC/s", "winograd", "indirect", "R", "ratio", "pack ms"
+    );
+    for (side, upsample, depth, out) in [
+        (64, 1, 512, 512),
+        (128, 1, 512, 512),
+        (128, 2, 512, 512),
+        (256, 1, 512, 256),
+        (256, 1, 256, 256),
+        (256, 2, 256, 256),
+        (512, 1, 256, 128),
+        (512, 1, 128, 128),
+    ] {
+        let images = Images { batch: 1, height: side, width: side, upsample };
+        let (height, width) = (side, side);
+        let conv =
+            Conv2d { batch: 1, height, width, kernel: 3, stride: 1, padding: Padding::all(1), upsample };
+        let gather = Gather::conv2d(&conv);
+        let input = floats(side * side * depth);
+        let weight = floats(out * 9 * depth);
+        let bias = floats(out);
+        let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+        let plain = PackedF32::pack(&weight, out, 9, depth, isa);
+        let mut output = vec![0.0; gather.out_rows() * out];
+        let mut other = output.clone();
+        let [pack] = medians([&mut || packed.repack(&weight, out, depth)]);
+        let [ours, indirect, yard] = medians([
+            &mut || packed.apply(&input, &images, &epilogue, &mut workspace, &mut output),
+            &mut || plain.apply(&input, &gather, &epilogue, &mut other),
+            &mut || yardstick.run(),
+        ]);
+        let gmac = (gather.out_rows() * 9 * depth * out) as f64 / 1e9;
+        let name = format!("{side}x{side} x {upsample}, {depth} -> {out}");
+        println!(
+            "{name:34} {:8.1} {:8.1} {:8.1} {:7.2} {:9.2}",
+            gmac / ours,
+            gmac / indirect,
+            Yardstick::GMACS / yard,
+            indirect / ours,
+            pack * 1e3
         );
     }
 }

@@ -8,7 +8,7 @@
 use super::isa::Isa;
 use super::math;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
-use super::simd::{Kernel, MAX_LANES, Simd};
+use super::simd::{Kernel, Simd};
 use super::tile;
 
 /// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
@@ -17,10 +17,10 @@ const KEY_BLOCK: usize = 64;
 const TASK_QUERIES: usize = 192;
 /// f32 of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
 const TASK_STATE: usize = 96 * 1024;
-/// Vectors of queries in a tile.
-const QUERY_VECTORS: usize = 3;
-/// The tallest tile, in keys or channels.
-const MAX_TILE_HEIGHT: usize = 8;
+/// Tiles of keys or channels by vectors of queries: 24 accumulators of 32 registers, or 10 of 16 (a
+/// compiler spills 12). Both heights divide the usual head sizes.
+const TALL_TILE: (usize, usize) = (8, 3);
+const SMALL_TILE: (usize, usize) = (5, 2);
 
 /// Sizes of a multi-head attention.
 ///
@@ -78,19 +78,20 @@ impl Attention {
         }
         assert_eq!(output.len(), batch * q_len * width, "an output of {batch} x {q_len} rows of {width}");
 
-        let lanes = QUERY_VECTORS * isa.run(Lanes);
-        let padded_dim = head_dim.next_multiple_of(MAX_TILE_HEIGHT);
+        let (height, lanes) = isa.run(TileShape);
+        let padded_dim = head_dim.next_multiple_of(height);
         let panel_state = lanes * (head_dim + padded_dim + 2);
         let panels = (TASK_QUERIES / lanes).min(TASK_STATE / panel_state).clamp(1, q_len.div_ceil(lanes));
         let tasks = q_len.div_ceil(panels * lanes);
+        let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
         let output = Disjoint::new(output);
         for_each_index(batch * heads * tasks, |index| {
             let (item, head, task) = (index / tasks / heads, index / tasks % heads, index % tasks);
             let first = task * panels * lanes;
             let queries = (panels * lanes).min(q_len - first);
             let column = head * head_dim;
-            with_scratch(panels * panel_state + KEY_BLOCK * lanes, 0, |scratch| {
-                let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(KEY_BLOCK * lanes);
+            with_scratch(panels * panel_state + scores_len, 0, |scratch| {
+                let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(scores_len);
                 isa.run(Task {
                     sizes: self,
                     q: &q[(item * q_len + first) * self.q_stride + column..],
@@ -107,13 +108,15 @@ impl Attention {
     }
 }
 
-struct Lanes;
+/// Height and lanes of a set's tiles.
+struct TileShape;
 
-impl Kernel for Lanes {
-    type Output = usize;
+impl Kernel for TileShape {
+    type Output = (usize, usize);
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> usize {
-        S::LANES
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        let (height, vectors) = if S::REGISTERS == 32 { TALL_TILE } else { SMALL_TILE };
+        (height, vectors * S::LANES)
     }
 }
 
@@ -124,7 +127,7 @@ struct Task<'a> {
     k: &'a [f32],
     v: &'a [f32],
     queries: usize,
-    /// `[KEY_BLOCK][lanes]`.
+    /// `[KEY_BLOCK rounded up][lanes]`.
     scores: &'a mut [f32],
     /// The panels' states, see [`Panel`].
     state: &'a mut [f32],
@@ -137,7 +140,11 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::REGISTERS == 32 { self.attend::<S, 8>(simd) } else { self.attend::<S, 4>(simd) }
+        if S::REGISTERS == 32 {
+            self.attend::<S, { TALL_TILE.0 }, { TALL_TILE.1 }>(simd)
+        } else {
+            self.attend::<S, { SMALL_TILE.0 }, { SMALL_TILE.1 }>(simd)
+        }
     }
 }
 
@@ -165,15 +172,16 @@ impl<'a> Panel<'a> {
 
 impl Task<'_> {
     #[inline(always)]
-    fn attend<S: Simd, const MR: usize>(self, simd: S) {
+    fn attend<S: Simd, const MR: usize, const QV: usize>(self, simd: S) {
         let Self { sizes, q, k, v, queries, scores, state, output, first_output } = self;
         let Attention { heads, head_dim, kv_len, q_stride, k_stride, v_stride, .. } = *sizes;
-        let lanes = QUERY_VECTORS * S::LANES;
-        let padded_dim = head_dim.next_multiple_of(MAX_TILE_HEIGHT);
+        let lanes = QV * S::LANES;
+        let padded_dim = head_dim.next_multiple_of(MR);
         let panel_state = lanes * (head_dim + padded_dim + 2);
         let panels = queries.div_ceil(lanes);
-        assert!(lanes <= QUERY_VECTORS * MAX_LANES && MR <= MAX_TILE_HEIGHT);
-        assert!(scores.len() == KEY_BLOCK * lanes && state.len() >= panels * panel_state);
+        assert!(
+            scores.len() == KEY_BLOCK.next_multiple_of(MR) * lanes && state.len() >= panels * panel_state
+        );
 
         for (p, state) in state.chunks_exact_mut(panel_state).take(panels).enumerate() {
             let panel = Panel::split(state, head_dim, padded_dim, lanes);
@@ -197,9 +205,9 @@ impl Task<'_> {
             let v = &v[first_key * v_stride..];
             for state in state.chunks_exact_mut(panel_state).take(panels) {
                 let mut panel = Panel::split(state, head_dim, padded_dim, lanes);
-                let greatest = score_block::<S, MR>(simd, k, k_stride, keys, head_dim, &panel, scores);
+                let greatest = score_block::<S, MR, QV>(simd, k, k_stride, keys, head_dim, &panel, scores);
                 let decay = exponentials(simd, greatest, keys, &mut panel, scores);
-                add_values::<S, MR>(simd, v, v_stride, keys, head_dim, &mut panel, scores, decay);
+                add_values::<S, MR, QV>(simd, v, v_stride, keys, head_dim, &mut panel, scores, decay);
             }
         }
 
@@ -222,7 +230,7 @@ impl Task<'_> {
 /// Writes the scores of `keys` keys to `scores`, `[key][lanes]`, and returns the greatest of each lane, those
 /// of earlier blocks included.
 #[inline(always)]
-fn score_block<S: Simd, const MR: usize>(
+fn score_block<S: Simd, const MR: usize, const QV: usize>(
     simd: S,
     k: &[f32],
     k_stride: usize,
@@ -230,9 +238,9 @@ fn score_block<S: Simd, const MR: usize>(
     head_dim: usize,
     panel: &Panel<'_>,
     scores: &mut [f32],
-) -> [S::F; QUERY_VECTORS] {
-    let lanes = QUERY_VECTORS * S::LANES;
-    let mut greatest = [simd.splat(0.0); QUERY_VECTORS];
+) -> [S::F; QV] {
+    let lanes = QV * S::LANES;
+    let mut greatest = [simd.splat(0.0); QV];
     for (v, greatest) in greatest.iter_mut().enumerate() {
         *greatest = simd.read(&panel.greatest[v * S::LANES..]);
     }
@@ -243,16 +251,16 @@ fn score_block<S: Simd, const MR: usize>(
             // SAFETY: rows below `keys` lie in `k`, as asserted; a tile's overhang repeats the last.
             *a = unsafe { a.add((first + i).min(keys - 1) * k_stride) };
         }
-        let zeros = [[simd.splat(0.0); QUERY_VECTORS]; MR];
+        let zeros = [[simd.splat(0.0); QV]; MR];
         // SAFETY: each key has `head_dim` values; the queries are `head_dim` rows of `lanes`.
         let acc = unsafe { tile::accumulate(simd, a, 1, panel.queries.as_ptr(), head_dim, zeros) };
         for row in &acc {
-            for v in 0..QUERY_VECTORS {
+            for v in 0..QV {
                 greatest[v] = simd.max(greatest[v], row[v]);
             }
         }
         let to = &mut scores[first * lanes..][..MR * lanes];
-        // SAFETY: `to` holds MR rows of `lanes`; KEY_BLOCK is a multiple of MR.
+        // SAFETY: `to` holds MR rows of `lanes`.
         unsafe { tile::store(simd, to.as_mut_ptr(), lanes, acc) };
     }
     greatest
@@ -261,23 +269,23 @@ fn score_block<S: Simd, const MR: usize>(
 /// Replaces scores by 2^(score - greatest), adds them to the total and returns by how much what was summed
 /// relative to an earlier maximum has to shrink.
 #[inline(always)]
-fn exponentials<S: Simd>(
+fn exponentials<S: Simd, const QV: usize>(
     simd: S,
-    greatest: [S::F; QUERY_VECTORS],
+    greatest: [S::F; QV],
     keys: usize,
     panel: &mut Panel<'_>,
     scores: &mut [f32],
-) -> [S::F; QUERY_VECTORS] {
-    let mut decay = [simd.splat(0.0); QUERY_VECTORS];
-    let mut total = [simd.splat(0.0); QUERY_VECTORS];
-    for v in 0..QUERY_VECTORS {
+) -> [S::F; QV] {
+    let mut decay = [simd.splat(0.0); QV];
+    let mut total = [simd.splat(0.0); QV];
+    for v in 0..QV {
         let at = v * S::LANES;
         decay[v] = math::exp2(simd, simd.sub(simd.read(&panel.greatest[at..]), greatest[v]));
         total[v] = simd.mul(simd.read(&panel.total[at..]), decay[v]);
         simd.write(&mut panel.greatest[at..], greatest[v]);
     }
-    for row in scores.chunks_exact_mut(QUERY_VECTORS * S::LANES).take(keys) {
-        for v in 0..QUERY_VECTORS {
+    for row in scores.chunks_exact_mut(QV * S::LANES).take(keys) {
+        for v in 0..QV {
             let x = simd.read(&row[v * S::LANES..]);
             let x = math::exp2(simd, simd.sub(x, greatest[v]));
             total[v] = simd.add(total[v], x);
@@ -293,7 +301,7 @@ fn exponentials<S: Simd>(
 /// `sums = sums * decay + values^T exponentials`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // one step of the algorithm on its whole state
-fn add_values<S: Simd, const MR: usize>(
+fn add_values<S: Simd, const MR: usize, const QV: usize>(
     simd: S,
     v: &[f32],
     v_stride: usize,
@@ -301,9 +309,9 @@ fn add_values<S: Simd, const MR: usize>(
     head_dim: usize,
     panel: &mut Panel<'_>,
     exponentials: &[f32],
-    decay: [S::F; QUERY_VECTORS],
+    decay: [S::F; QV],
 ) {
-    let lanes = QUERY_VECTORS * S::LANES;
+    let lanes = QV * S::LANES;
     assert!(v.len() >= (keys - 1) * v_stride + head_dim && exponentials.len() >= keys * lanes);
     for first in (0..head_dim).step_by(MR) {
         let mut a = [v.as_ptr(); MR];
@@ -313,9 +321,9 @@ fn add_values<S: Simd, const MR: usize>(
         }
         let sums = &mut panel.sums[first * lanes..][..MR * lanes];
         // SAFETY: `sums` holds MR rows of `lanes`.
-        let mut acc: [[S::F; QUERY_VECTORS]; MR] = unsafe { tile::load(simd, sums.as_ptr(), lanes) };
+        let mut acc: [[S::F; QV]; MR] = unsafe { tile::load(simd, sums.as_ptr(), lanes) };
         for row in &mut acc {
-            for v in 0..QUERY_VECTORS {
+            for v in 0..QV {
                 row[v] = simd.mul(row[v], decay[v]);
             }
         }

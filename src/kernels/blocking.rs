@@ -3,7 +3,7 @@
 use super::isa::Isa;
 use super::simd::{Kernel, Simd};
 
-/// Rows of a chunk at most: a multiple of every tile height (4, 6, 8), so that only the last chunk has
+/// Rows of a chunk at most: a multiple of every tile height (6, 8), so that only the last chunk has
 /// overhanging tiles; its sums, 192 x 64 f32, fit in L2 beside the rows they come from.
 const CHUNK_ROWS: usize = 192;
 /// The least common multiple of the tile heights.
@@ -24,11 +24,8 @@ impl Kernel for VectorShape {
 pub(super) fn panel(isa: Isa, out: usize) -> (usize, usize) {
     let (lanes, registers) = isa.run(VectorShape);
     // Cost of a vector of columns, in percent of the widest panel's.
-    let widths: &[(usize, usize)] = if registers == 32 {
-        &[(4, 100), (3, 100), (2, 106), (1, 130)]
-    } else {
-        &[(2, 100), (3, 102), (1, 125)]
-    };
+    let widths: &[(usize, usize)] =
+        if registers == 32 { &[(4, 100), (3, 100), (2, 106), (1, 130)] } else { &[(2, 100), (1, 125)] };
     let cost = |&&(vectors, percent): &&(usize, usize)| out.div_ceil(vectors * lanes) * vectors * percent;
     let (vectors, _) = widths.iter().min_by_key(cost).expect("not empty");
     (*vectors, vectors * lanes)

@@ -147,7 +147,6 @@ impl Kernel for Block<'_> {
             }
         } else {
             match self.packed.panel_vectors {
-                3 => self.product::<S, 4, 3>(simd),
                 2 => self.product::<S, 6, 2>(simd),
                 _ => self.product::<S, 8, 1>(simd),
             }

@@ -176,7 +176,6 @@ impl DotKernel for Block<'_> {
             }
         } else {
             match self.packed.panel_vectors {
-                3 => self.product::<D, 4, 3>(dot),
                 2 => self.product::<D, 6, 2>(dot),
                 _ => self.product::<D, 8, 1>(dot),
             }
@@ -258,9 +257,11 @@ unsafe fn accumulate<D: Dot, const MR: usize, const NV: usize>(
     let group_len = NV * D::Simd::LANES * 4;
     for group in 0..groups {
         // SAFETY: group `group` of those promised.
-        let columns: [D::W; NV] = std::array::from_fn(|v| unsafe {
-            dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4))
-        });
+        let mut columns = [unsafe { dot.weights(weights.add(group * group_len)) }; NV];
+        for (v, column) in columns.iter_mut().enumerate().skip(1) {
+            // SAFETY: likewise.
+            *column = unsafe { dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4)) };
+        }
         for i in 0..MR {
             // SAFETY: as for the weights.
             let x = unsafe { dot.activations(a[i].add(4 * group)) };

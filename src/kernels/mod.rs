@@ -21,6 +21,7 @@ mod quantized_rows;
 mod rows;
 mod simd;
 mod tile;
+mod winograd;
 
 pub use attention::Attention;
 pub use elementwise::{add, geglu, quantize_rows, silu};
@@ -32,3 +33,4 @@ pub use isa::Isa;
 pub use norm::{GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
 pub use rows::RowsMut;
+pub use winograd::{Images, PackedWinograd, Workspace};

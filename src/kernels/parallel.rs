@@ -39,6 +39,20 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: inside the slice, which outlives `self`; disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
+
+    /// The first of `rows` rows of `width` elements, `pitch` apart, from `start`; all may be read and written.
+    ///
+    /// # Safety
+    /// No two parts or rows that live at the same time may overlap.
+    ///
+    /// # Panics
+    /// If the rows exceed the slice.
+    #[inline(always)]
+    pub unsafe fn rows(&self, start: usize, rows: usize, pitch: usize, width: usize) -> *mut T {
+        assert!(rows > 0 && start + (rows - 1) * pitch + width <= self.len);
+        // SAFETY: inside the slice.
+        unsafe { self.start.add(start) }
+    }
 }
 
 /// Runs `work` for each index below `count` on the current rayon pool, neighbours mostly on one thread.

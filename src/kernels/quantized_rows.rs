@@ -110,22 +110,30 @@ pub(super) fn quantize_row<S: Simd>(simd: S, row: &[f32], to: &mut [u8]) -> (f32
     let (scale, inverse) = if range < LEAST_RANGE { (0.0, 0.0) } else { (range / 255.0, 255.0 / range) };
     let zero_point = (-least * inverse).round_ties_even().clamp(0.0, 255.0);
 
-    let (factor, offset, limit) = (simd.splat(inverse), simd.splat(zero_point), simd.splat(255.0));
-    let quantize = |x: S::F| simd.min(simd.max(simd.add(simd.mul(x, factor), offset), zero), limit);
+    let (factor, offset) = (simd.splat(inverse), simd.splat(zero_point));
     let mut at = 0;
     while at + S::LANES <= row.len() {
         let x = simd.read(&row[at..]);
         let to = &mut to[at..at + S::LANES];
         // SAFETY: `to` holds LANES bytes.
-        unsafe { simd.store_u8(to.as_mut_ptr(), quantize(x)) };
+        unsafe { simd.store_u8(to.as_mut_ptr(), byte_range(simd, x, factor, offset)) };
         at += S::LANES;
     }
     if at < row.len() {
         let mut bytes = [0u8; super::simd::MAX_LANES];
         // SAFETY: MAX_LANES is at least LANES.
-        unsafe { simd.store_u8(bytes.as_mut_ptr(), quantize(simd.read_up_to(&row[at..]))) };
+        unsafe {
+            simd.store_u8(bytes.as_mut_ptr(), byte_range(simd, simd.read_up_to(&row[at..]), factor, offset))
+        };
         let rest = row.len() - at;
         to[at..].copy_from_slice(&bytes[..rest]);
     }
     (scale, zero_point as i32)
+}
+
+/// x * factor + offset, limited to [0, 255].
+#[inline(always)]
+fn byte_range<S: Simd>(simd: S, x: S::F, factor: S::F, offset: S::F) -> S::F {
+    let y = simd.add(simd.mul(x, factor), offset);
+    simd.min(simd.max(y, simd.splat(0.0)), simd.splat(255.0))
 }

@@ -7,3 +7,4 @@ mod integer_products;
 mod plain;
 mod products;
 mod rows;
+mod winograd;

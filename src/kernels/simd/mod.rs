@@ -13,7 +13,7 @@ pub(super) const MAX_LANES: usize = 16;
 ///
 /// The arithmetic methods are safe because of that. They are fast only when inlined into a function
 /// compiled for the set, that is, below [`Simd::vectorize`]; hence `inline(always)` on everything generic
-/// over this trait.
+/// over this trait, and no closures that take vectors: one left as a call is compiled for the baseline.
 ///
 /// # Safety
 /// Implementors must be constructible only after their instructions have been detected.

@@ -1,0 +1,421 @@
+//! f32 3x3 convolutions of stride 1 with a quarter of the multiplications; other convolutions are in `gemm_f32`.
+//!
+//! F(4x4, 3x3) of Lavin and Gray (2015): each 6x6 tile of inputs becomes 36 components, each component of
+//! all tiles is one matrix product over channels, and 36 results become 4x4 outputs. Tiles are taken in
+//! blocks, so that memory is bounded whatever the image.
+
+mod transforms;
+
+use super::aligned::AlignedBuf;
+use super::blocking;
+use super::epilogue::{Destination, Epilogue};
+use super::isa::Isa;
+use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::simd::{Kernel, Simd};
+use super::tile;
+use transforms::{COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
+
+/// f32 of a block's transformed inputs or results at most, 4 MB: both stay in an L3 cache, and the
+/// transformed weights are read rarely enough. Measured alike from 2 to 16 MB.
+const BLOCK_VALUES: usize = 1 << 20;
+/// f32 between the components' matrices: without it they lie a multiple of 4096 bytes apart, and the 36
+/// lines that a tile touches compete for one set of the L1 cache.
+const COMPONENT_GAP: usize = 16;
+/// Input channels accumulated before the next tiles, as in `gemm_f32`.
+const DEPTH_BLOCK: usize = 128;
+
+/// Images of a 3x3 convolution with stride 1 and one pixel of padding: output as large as the input, after
+/// nearest-neighbour repetition of its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Images {
+    pub batch: usize,
+    /// Of the input as stored, before `upsample`.
+    pub height: usize,
+    pub width: usize,
+    /// Each input pixel stands for `upsample` x `upsample` equal ones; 1 for none.
+    pub upsample: usize,
+}
+
+impl Images {
+    /// Tiles down and across one image.
+    fn tiles(&self) -> (usize, usize) {
+        let side = |pixels: usize| (pixels * self.upsample).div_ceil(OUTPUT_SIDE);
+        (side(self.height), side(self.width))
+    }
+}
+
+/// Transformed 3x3 weights: four times the plain ones, so meant to be held for one layer at a time.
+pub struct PackedWinograd {
+    isa: Isa,
+    out: usize,
+    depth: usize,
+    panel_vectors: usize,
+    panel_width: usize,
+    /// `[panel][component][depth][panel_width]`, zeros beyond `out`.
+    weights: AlignedBuf<f32>,
+}
+
+/// Buffers of [`PackedWinograd::apply`], kept from call to call.
+pub struct Workspace {
+    /// `[component][tiles of a block][depth]`.
+    inputs: AlignedBuf<f32>,
+    /// `[component][tiles of a block][panels * panel_width]`.
+    results: AlignedBuf<f32>,
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        Self { inputs: AlignedBuf::zeros(0), results: AlignedBuf::zeros(0) }
+    }
+}
+
+impl PackedWinograd {
+    /// No weights yet; see [`PackedWinograd::repack`].
+    pub fn new(isa: Isa) -> Self {
+        Self { isa, out: 0, depth: 0, panel_vectors: 0, panel_width: 0, weights: AlignedBuf::zeros(0) }
+    }
+
+    /// Transforms `weight`, `[out][3 * 3][depth]`, in place of the weights held, in parallel.
+    ///
+    /// # Panics
+    /// If a size is zero or `weight` has another length.
+    pub fn repack(&mut self, weight: &[f32], out: usize, depth: usize) {
+        assert!(out > 0 && depth > 0);
+        assert_eq!(weight.len(), out * 9 * depth, "weights of {out} x 3 x 3 x {depth}");
+        (self.panel_vectors, self.panel_width) = blocking::panel(self.isa, out);
+        (self.out, self.depth) = (out, depth);
+        let panels = out.div_ceil(self.panel_width);
+        let panel_len = COMPONENTS * depth * self.panel_width;
+        self.weights.reserve_len(panels * panel_len);
+        let shared = Disjoint::new(self.weights.as_mut_slice());
+        let depth_blocks = depth.div_ceil(WEIGHT_DEPTH);
+        for_each_index(panels * depth_blocks, |index| {
+            let (panel, block) = (index / depth_blocks, index % depth_blocks);
+            let depths = block * WEIGHT_DEPTH..((block + 1) * WEIGHT_DEPTH).min(depth);
+            self.isa.run(TransformWeights {
+                weight,
+                out,
+                depth,
+                first_column: panel * self.panel_width,
+                panel_width: self.panel_width,
+                depths,
+                to: &shared,
+                first: panel * panel_len,
+            });
+        });
+    }
+
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The convolution of `input`, `[batch, height, width, depth]`, into `output`, `[batch, height * upsample,
+    /// width * upsample, out]`.
+    ///
+    /// Relative to the greatest output, errors are about 1e-5 (those of [`super::PackedF32`] about 1e-6). Sums
+    /// are in an order that depends only on the sizes and the instruction set.
+    ///
+    /// # Panics
+    /// If a size is zero or does not fit the others.
+    pub fn apply(
+        &self,
+        input: &[f32],
+        images: &Images,
+        epilogue: &Epilogue<'_>,
+        workspace: &mut Workspace,
+        output: &mut [f32],
+    ) {
+        let Images { batch, height, width, upsample } = *images;
+        assert!(batch > 0 && height > 0 && width > 0 && upsample > 0, "a zero size in {images:?}");
+        assert_eq!(input.len(), batch * height * width * self.depth, "an input of {images:?}");
+        let rows = batch * height * width * upsample * upsample;
+        epilogue.validate(rows, self.out, output);
+        let destination =
+            Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale: None };
+
+        let (down, across) = images.tiles();
+        let tiles = batch * down * across;
+        let panels = self.out.div_ceil(self.panel_width);
+        let pitch = panels * self.panel_width;
+        let most = (BLOCK_VALUES / COMPONENTS / self.depth.max(pitch)).max(1);
+        let per_block = most.min(tiles).next_multiple_of(blocking::TILE_HEIGHTS);
+        let input_stride = per_block * self.depth + COMPONENT_GAP;
+        let result_stride = per_block * pitch + COMPONENT_GAP;
+        workspace.inputs.reserve_len(COMPONENTS * input_stride);
+        workspace.results.reserve_len(COMPONENTS * result_stride);
+
+        for first in (0..tiles).step_by(per_block) {
+            let count = per_block.min(tiles - first);
+            let block = Block { packed: self, images, input_stride, pitch, result_stride, first };
+            let inputs = Disjoint::new(workspace.inputs.as_mut_slice());
+            for_each_index(count, |tile| {
+                self.isa.run(TransformInput { block: &block, input, tile, to: &inputs })
+            });
+            let inputs = workspace.inputs.as_slice();
+            let results = Disjoint::new(workspace.results.as_mut_slice());
+            for_each_index(COMPONENTS * panels, |index| {
+                let (component, panel) = (index / panels, index % panels);
+                self.isa.run(Multiply { block: &block, inputs, count, component, panel, to: &results });
+            });
+            let results = workspace.results.as_slice();
+            for_each_index(count, |tile| {
+                with_scratch(OUTPUT_SIDE * OUTPUT_SIDE * pitch, 0, |scratch| {
+                    let sums = &mut scratch.floats.as_mut_slice()[..OUTPUT_SIDE * OUTPUT_SIDE * pitch];
+                    let destination = &destination;
+                    self.isa.run(TransformOutput { block: &block, results, tile, sums, destination });
+                });
+            });
+        }
+    }
+}
+
+/// Input channels whose weights are transposed together, a cache line of them.
+const WEIGHT_DEPTH: usize = 16;
+
+/// Some input channels of a panel's weights.
+struct TransformWeights<'a> {
+    weight: &'a [f32],
+    out: usize,
+    depth: usize,
+    first_column: usize,
+    panel_width: usize,
+    depths: std::ops::Range<usize>,
+    to: &'a Disjoint<'a, f32>,
+    /// Where the panel begins in `to`.
+    first: usize,
+}
+
+impl Kernel for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { weight, out, depth, first_column, panel_width, depths, to, first } = self;
+        for vector in (0..panel_width).step_by(S::LANES) {
+            // Output channels side by side, `[depth][tap][lane]`; zeros beyond the last.
+            let mut lanes = [[[0.0; super::simd::MAX_LANES]; 9]; WEIGHT_DEPTH];
+            for lane in 0..S::LANES {
+                let o = first_column + vector + lane;
+                if o < out {
+                    for tap in 0..9 {
+                        let from = &weight[(o * 9 + tap) * depth..][depths.clone()];
+                        for (lanes, &w) in lanes.iter_mut().zip(from) {
+                            lanes[tap][lane] = w;
+                        }
+                    }
+                }
+            }
+            for (d, taps) in depths.clone().zip(&lanes) {
+                let mut g = [[simd.splat(0.0); 3]; 3];
+                for (tap, w) in taps.iter().enumerate() {
+                    g[tap / 3][tap % 3] = simd.read(w);
+                }
+                for (y, row) in transforms::weight(simd, g).iter().enumerate() {
+                    for (x, &w) in row.iter().enumerate() {
+                        let component = y * INPUT_SIDE + x;
+                        let at = first + (component * depth + d) * panel_width + vector;
+                        // SAFETY: each task has a panel and channels of its own.
+                        simd.write(unsafe { to.part(at..at + S::LANES) }, w);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A block of tiles.
+struct Block<'a> {
+    packed: &'a PackedWinograd,
+    images: &'a Images,
+    /// From one component's inputs to the next's.
+    input_stride: usize,
+    /// Columns of a component's results.
+    pitch: usize,
+    /// From one component's results to the next's.
+    result_stride: usize,
+    /// The block's first tile.
+    first: usize,
+}
+
+impl Block<'_> {
+    /// The image of a tile of this block, and the row and column of its first output pixel.
+    fn position(&self, tile: usize) -> (usize, usize, usize) {
+        let (down, across) = self.images.tiles();
+        let tile = self.first + tile;
+        (tile / across / down, tile / across % down * OUTPUT_SIDE, tile % across * OUTPUT_SIDE)
+    }
+}
+
+/// One tile of inputs to its components.
+struct TransformInput<'a> {
+    block: &'a Block<'a>,
+    input: &'a [f32],
+    tile: usize,
+    to: &'a Disjoint<'a, f32>,
+}
+
+impl Kernel for TransformInput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { block, input, tile, to } = self;
+        let Images { height, width, upsample, .. } = *block.images;
+        let depth = block.packed.depth;
+        let (image, y, x) = block.position(tile);
+        // The tile's pixels; `None` is padding.
+        let mut pixels: [[Option<&[f32]>; INPUT_SIDE]; INPUT_SIDE] = [[None; INPUT_SIDE]; INPUT_SIDE];
+        for (i, row) in pixels.iter_mut().enumerate() {
+            for (j, pixel) in row.iter_mut().enumerate() {
+                let (in_y, in_x) = ((y + i).wrapping_sub(1), (x + j).wrapping_sub(1));
+                if in_y < height * upsample && in_x < width * upsample {
+                    let row = (image * height + in_y / upsample) * width + in_x / upsample;
+                    *pixel = Some(&input[row * depth..][..depth]);
+                }
+            }
+        }
+        let mut at = 0;
+        while at < depth {
+            let end = (at + S::LANES).min(depth);
+            let mut d = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
+            for i in 0..INPUT_SIDE {
+                for j in 0..INPUT_SIDE {
+                    if let Some(pixel) = pixels[i][j] {
+                        d[i][j] = simd.read_up_to(&pixel[at..end]);
+                    }
+                }
+            }
+            for (i, row) in transforms::input(simd, d).iter().enumerate() {
+                for (j, &v) in row.iter().enumerate() {
+                    let start = (i * INPUT_SIDE + j) * block.input_stride + tile * depth;
+                    // SAFETY: each tile has a row of its own in every component.
+                    simd.write_up_to(unsafe { to.part(start + at..start + end) }, v);
+                }
+            }
+            at = end;
+        }
+    }
+}
+
+/// One component of all tiles times one panel of weights.
+struct Multiply<'a> {
+    block: &'a Block<'a>,
+    /// `[component][tiles][depth]`.
+    inputs: &'a [f32],
+    /// Tiles of this block.
+    count: usize,
+    component: usize,
+    panel: usize,
+    /// `[component][tiles][pitch]`.
+    to: &'a Disjoint<'a, f32>,
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if S::REGISTERS == 32 {
+            match self.block.packed.panel_vectors {
+                4 => self.product::<S, 6, 4>(simd),
+                3 => self.product::<S, 8, 3>(simd),
+                2 => self.product::<S, 8, 2>(simd),
+                _ => self.product::<S, 8, 1>(simd),
+            }
+        } else {
+            match self.block.packed.panel_vectors {
+                2 => self.product::<S, 6, 2>(simd),
+                _ => self.product::<S, 8, 1>(simd),
+            }
+        }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn product<S: Simd, const MR: usize, const NV: usize>(self, simd: S) {
+        let Self { block, inputs, count, component, panel, to } = self;
+        let pitch = block.pitch;
+        let PackedWinograd { depth, panel_width: width, .. } = *block.packed;
+        assert_eq!(width, NV * S::LANES);
+        let component_len = depth * width;
+        let weights = &block.packed.weights.as_slice()[(panel * COMPONENTS + component) * component_len..];
+        let weights = &weights[..component_len];
+        let inputs = &inputs[component * block.input_stride..][..block.input_stride];
+        let depth_step = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK));
+        for first_depth in (0..depth).step_by(depth_step) {
+            let depth_len = depth_step.min(depth - first_depth);
+            let b = &weights[first_depth * width..][..depth_len * width];
+            for first in (0..count).step_by(MR) {
+                let rows = &inputs[first * depth..][..MR * depth];
+                let mut a = [rows.as_ptr(); MR];
+                for (i, a) in a.iter_mut().enumerate() {
+                    // SAFETY: within row i of the MR rows of `depth`.
+                    *a = unsafe { a.add(i * depth + first_depth) };
+                }
+                let start = component * block.result_stride + first * pitch + panel * width;
+                // SAFETY: each component and panel has rows and columns of its own; a block's
+                // rows are a multiple of MR, so that overhanging ones exist.
+                let sums = unsafe { to.rows(start, MR, pitch, width) };
+                let mut acc = [[simd.splat(0.0); NV]; MR];
+                if first_depth > 0 {
+                    // SAFETY: MR rows of `width` = NV vectors, `pitch` apart, lie there.
+                    acc = unsafe { tile::load(simd, sums, pitch) };
+                }
+                // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
+                acc = unsafe { tile::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                // SAFETY: as at the load.
+                unsafe { tile::store(simd, sums, pitch, acc) };
+            }
+        }
+    }
+}
+
+/// One tile's components to its outputs.
+struct TransformOutput<'a> {
+    block: &'a Block<'a>,
+    /// `[component][tiles][pitch]`.
+    results: &'a [f32],
+    tile: usize,
+    /// `[OUTPUT_SIDE * OUTPUT_SIDE][pitch]`.
+    sums: &'a mut [f32],
+    destination: &'a Destination<'a>,
+}
+
+impl Kernel for TransformOutput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { block, results, tile, sums, destination } = self;
+        let pitch = block.pitch;
+        let Images { height, width, upsample, .. } = *block.images;
+        let (height, width) = (height * upsample, width * upsample);
+        for at in (0..pitch).step_by(S::LANES) {
+            let mut m = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
+            for (i, m) in m.iter_mut().enumerate() {
+                for (j, m) in m.iter_mut().enumerate() {
+                    let row = (i * INPUT_SIDE + j) * block.result_stride + tile * pitch;
+                    *m = simd.read(&results[row + at..]);
+                }
+            }
+            for (i, row) in transforms::output(simd, m).iter().enumerate() {
+                for (j, &y) in row.iter().enumerate() {
+                    simd.write(&mut sums[(i * OUTPUT_SIDE + j) * pitch + at..], y);
+                }
+            }
+        }
+        let (image, y, x) = block.position(tile);
+        for i in 0..OUTPUT_SIDE.min(height - y) {
+            let row = (image * height + y + i) * width + x;
+            let across = OUTPUT_SIDE.min(width - x);
+            let sums = &sums[i * OUTPUT_SIDE * pitch..][..across * pitch];
+            // SAFETY: each tile has output pixels of its own.
+            unsafe { destination.finish(simd, sums, pitch, row..row + across, 0..block.packed.out) };
+        }
+    }
+}
