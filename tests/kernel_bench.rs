@@ -349,8 +349,9 @@ fn winograd() {
     ] {
         let images = Images { batch: 1, height: side, width: side, upsample };
         let (height, width) = (side, side);
+        let enlarged = (upsample > 1).then_some((upsample * height, upsample * width));
         let conv =
-            Conv2d { batch: 1, height, width, kernel: 3, stride: 1, padding: Padding::all(1), upsample };
+            Conv2d { batch: 1, height, width, kernel: 3, stride: 1, padding: Padding::all(1), enlarged };
         let gather = Gather::conv2d(&conv);
         let input = floats(side * side * depth);
         let weight = floats(out * 9 * depth);
