@@ -26,6 +26,8 @@ use crate::schedule::{NoiseSchedule, SchedulerConfig};
 pub struct LoadOptions {
     pub device: Device,
     pub precision: Precision,
+    /// Only one picture will be made: the UNet's memory is given back before the picture is decoded.
+    pub single: bool,
 }
 
 impl LoadOptions {
@@ -46,6 +48,8 @@ impl LoadOptions {
 /// What a pipeline is doing, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Reading a network; comes again before the phase that runs it.
+    Load,
     Encode,
     Denoise,
     Decode,
@@ -85,9 +89,21 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Seconds by phase.
+/// The error of a model whose damage shows only when a network is loaded for a picture.
+#[derive(Debug)]
+pub struct Unusable;
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the model is not usable")
+    }
+}
+
+/// Time by phase.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {
+    /// Zero where every network was in memory already.
+    pub load: Duration,
     pub encode: Duration,
     pub denoise: Duration,
     pub decode: Duration,
@@ -101,41 +117,53 @@ pub struct Picture {
     pub timings: Timings,
 }
 
-/// A prompt and its opposite, as the UNet takes them.
+/// A prompt and its opposite, as the text encoder leaves them.
 struct Encoded {
     prompt: String,
     /// Absent without guidance.
     negative_prompt: Option<String>,
-    context: Context,
+    /// `[1 or 2, tokens, channels]`, the negative prompt first.
+    embeddings: Tensor,
     /// Tokens of the prompt and the negative prompt that did not fit.
     left_out: [usize; 2],
 }
 
-/// A loaded model.
-pub struct Pipeline {
+/// A model ready to make pictures. Networks are in memory only as long as they are of use: the text encoder
+/// while it encodes, the UNet from the first picture on.
+pub struct Pipeline<'a> {
+    checkpoint: &'a Checkpoint,
     backend: Backend,
+    single: bool,
     tokenizer: Tokenizer,
-    text_encoder: TextEncoder,
-    unet: Unet,
+    clip_config: ClipConfig,
+    unet_config: UnetConfig,
     decoder: LatentDecoder,
     schedule: NoiseSchedule,
+    unet: RefCell<Option<Rc<Unet>>>,
     /// The last request's, for the next one with the same prompts.
     encoded: RefCell<Option<Rc<Encoded>>>,
 }
 
-impl Pipeline {
-    /// Loads every network of `checkpoint`.
+impl<'a> Pipeline<'a> {
+    /// Checks the configs of `checkpoint` against each other and loads the VAE's decoder.
     ///
     /// # Errors
     /// Names the missing or misshapen tensor, or the setting that is not supported.
-    pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+    pub fn load(checkpoint: &'a Checkpoint, options: &LoadOptions) -> Result<Self> {
         let backend = options.backend()?;
         let configs = checkpoint.configs();
-        let params = |name: &str| Params::new(checkpoint.tensors(), &backend, name);
         let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
             .context("the scheduler config is not usable")?;
         let unet_config = UnetConfig::parse(&configs.unet)?;
-        let decoder = LatentDecoder::load(&params("vae"), &VaeConfig::parse(&configs.vae)?)?;
+        let clip_config = ClipConfig::parse(&configs.text_encoder)?;
+        ensure!(
+            clip_config.hidden_size == unet_config.context_channels,
+            "the text encoder gives {} channels where the unet takes {}",
+            clip_config.hidden_size,
+            unet_config.context_channels
+        );
+        let vae = Params::new(checkpoint.tensors(), &backend, "vae");
+        let decoder = LatentDecoder::load(&vae, &VaeConfig::parse(&configs.vae)?)?;
         ensure!(
             unet_config.in_channels == decoder.latent_channels()
                 && unet_config.out_channels == decoder.latent_channels(),
@@ -144,19 +172,15 @@ impl Pipeline {
             unet_config.out_channels,
             decoder.latent_channels()
         );
-        let clip_config = ClipConfig::parse(&configs.text_encoder)?;
-        ensure!(
-            clip_config.hidden_size == unet_config.context_channels,
-            "the text encoder gives {} channels where the unet takes {}",
-            clip_config.hidden_size,
-            unet_config.context_channels
-        );
         Ok(Self {
+            checkpoint,
+            single: options.single,
             tokenizer: Tokenizer::new(checkpoint.vocabulary())?,
-            text_encoder: TextEncoder::load(&params("text_encoder"), clip_config)?,
-            unet: Unet::load(&params("unet"), unet_config)?,
+            clip_config,
+            unet_config,
             decoder,
             schedule: NoiseSchedule::new(&scheduler)?,
+            unet: RefCell::default(),
             encoded: RefCell::default(),
             backend,
         })
@@ -170,31 +194,59 @@ impl Pipeline {
     /// Makes the picture of one request.
     ///
     /// # Errors
-    /// [`Interrupted`] when the observer said so; else what failed.
+    /// [`Interrupted`] when the observer said so; with [`Unusable`] in its chain when a network can't be
+    /// loaded; else what failed.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<Picture> {
         request.validate()?;
-        let start = Instant::now();
-        observer.phase(Phase::Encode);
-        let encoded = self.encode(request)?;
+        let mut timings = Timings::default();
+        let encoded = self.encode(request, observer, &mut timings)?;
         for (which, left_out) in ["prompt", "negative prompt"].iter().zip(encoded.left_out) {
             if left_out > 0 {
                 observer.warn(&format!("the {which} is too long: its last {left_out} tokens are left out"));
             }
         }
-        let encode = start.elapsed();
+        let unet = self.unet(observer, &mut timings)?;
 
         observer.phase(Phase::Denoise);
-        let latents = self.denoise(request, &encoded.context, observer)?;
-        let denoise = start.elapsed() - encode;
+        let start = Instant::now();
+        let latents = self.denoise(request, &unet, &encoded.embeddings, observer)?;
+        timings.denoise = start.elapsed();
+        drop(unet);
 
         observer.phase(Phase::Decode);
+        let start = Instant::now();
         let rgb = to_rgb(&self.decoder.decode(&latents)?)?;
-        let decode = start.elapsed() - encode - denoise;
-        Ok(Picture { rgb, latents, timings: Timings { encode, denoise, decode } })
+        timings.decode = start.elapsed();
+        Ok(Picture { rgb, latents, timings })
     }
 
-    /// Runs the text encoder, unless the last request had the same prompts.
-    fn encode(&self, request: &Request) -> Result<Rc<Encoded>> {
+    fn params(&self, component: &str) -> Params<'_> {
+        Params::new(self.checkpoint.tensors(), &self.backend, component)
+    }
+
+    /// The UNet, loaded if it isn't; with `single`, the caller's is the only one.
+    fn unet(&self, observer: &mut dyn Observer, timings: &mut Timings) -> Result<Rc<Unet>> {
+        if let Some(unet) = self.unet.borrow().as_ref() {
+            return Ok(unet.clone());
+        }
+        observer.phase(Phase::Load);
+        let start = Instant::now();
+        let unet = Unet::load(&self.params("unet"), self.unet_config.clone()).context(Unusable)?;
+        timings.load += start.elapsed();
+        let unet = Rc::new(unet);
+        if !self.single {
+            *self.unet.borrow_mut() = Some(unet.clone());
+        }
+        Ok(unet)
+    }
+
+    /// Loads, runs and drops the text encoder, unless the last request had the same prompts.
+    fn encode(
+        &self,
+        request: &Request,
+        observer: &mut dyn Observer,
+        timings: &mut Timings,
+    ) -> Result<Rc<Encoded>> {
         let negative_prompt = guided(request).then(|| request.negative_prompt.clone());
         if let Some(last) = self.encoded.borrow().as_ref()
             && last.prompt == request.prompt
@@ -202,9 +254,17 @@ impl Pipeline {
         {
             return Ok(last.clone());
         }
+        observer.phase(Phase::Load);
+        let start = Instant::now();
+        let text_encoder = TextEncoder::load(&self.params("text_encoder"), self.clip_config.clone());
+        let text_encoder = text_encoder.context(Unusable)?;
+        timings.load += start.elapsed();
+
+        observer.phase(Phase::Encode);
+        let start = Instant::now();
         let embed = |text: &str| -> Result<(Tensor, usize)> {
-            let (ids, left_out) = self.tokenizer.chunk(text, self.text_encoder.positions())?;
-            Ok((self.text_encoder.forward(&ids)?, left_out))
+            let (ids, left_out) = self.tokenizer.chunk(text, text_encoder.positions())?;
+            Ok((text_encoder.forward(&ids)?, left_out))
         };
         let (mut embeddings, prompt_left_out) = embed(&request.prompt)?;
         let mut negative_left_out = 0;
@@ -213,10 +273,11 @@ impl Pipeline {
             embeddings = Tensor::cat(&[&opposite, &embeddings], 0)?;
             negative_left_out = left_out;
         }
+        timings.encode = start.elapsed();
         let encoded = Rc::new(Encoded {
             prompt: request.prompt.clone(),
             negative_prompt,
-            context: self.unet.context(&embeddings)?,
+            embeddings,
             left_out: [prompt_left_out, negative_left_out],
         });
         *self.encoded.borrow_mut() = Some(encoded.clone());
@@ -224,14 +285,27 @@ impl Pipeline {
     }
 
     /// Walks from noise to latents `[1, channels, height / factor, width / factor]`.
-    fn denoise(&self, request: &Request, context: &Context, observer: &mut dyn Observer) -> Result<Tensor> {
+    fn denoise(
+        &self,
+        request: &Request,
+        unet: &Unet,
+        embeddings: &Tensor,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let context = unet.context(embeddings)?;
         let factor = self.decoder.factor();
         let shape = [1, self.decoder.latent_channels(), request.height / factor, request.width / factor];
         let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
         let x = trajectory.start(&noise.normal(&shape, &self.backend.device)?)?;
-        let mut model =
-            |latents: &Tensor, timestep: f64| self.guided_output(request, latents, timestep, context);
+        let mut model = |latents: &Tensor, timestep: f64| {
+            let scale = request.guidance_scale;
+            if guided(request) {
+                guided_output(unet, scale, latents, timestep, &context)
+            } else {
+                unet.forward(latents, timestep, &context)
+            }
+        };
         let mut on_step = |progress: &Progress<'_>| {
             let step = Step { index: progress.index, total: progress.total, denoised: progress.denoised };
             match observer.step(&step) {
@@ -248,22 +322,19 @@ impl Pipeline {
         };
         samplers::sample(request.sampler, request.eta, run, x)
     }
+}
 
-    /// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch.
-    fn guided_output(
-        &self,
-        request: &Request,
-        latents: &Tensor,
-        timestep: f64,
-        context: &Context,
-    ) -> Result<Tensor> {
-        if !guided(request) {
-            return self.unet.forward(latents, timestep, context);
-        }
-        let both = self.unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
-        let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
-        Ok((&opposite + ((prompted - &opposite)? * request.guidance_scale)?)?)
-    }
+/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch.
+fn guided_output(
+    unet: &Unet,
+    scale: f64,
+    latents: &Tensor,
+    timestep: f64,
+    context: &Context,
+) -> Result<Tensor> {
+    let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
+    let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
+    Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
 }
 
 /// Whether a request needs the second pass.

@@ -1,6 +1,7 @@
 //! The built-in model: its pictures against diffusers', and int8 against float.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use candle_core::Device;
 use image::RgbImage;
@@ -12,13 +13,15 @@ struct Quiet;
 
 impl Observer for Quiet {}
 
-fn pipeline(precision: Precision) -> Pipeline {
-    let options = LoadOptions { device: Device::Cpu, precision };
-    Pipeline::load(&Checkpoint::built_in().unwrap(), &options).unwrap()
+static MODEL: LazyLock<Checkpoint> = LazyLock::new(|| Checkpoint::built_in().unwrap());
+
+fn pipeline(precision: Precision) -> Pipeline<'static> {
+    let options = LoadOptions { device: Device::Cpu, precision, single: false };
+    Pipeline::load(&MODEL, &options).unwrap()
 }
 
 fn request(prompt: &str, seed: u64) -> Request {
-    let defaults = Checkpoint::built_in().unwrap().defaults();
+    let defaults = MODEL.defaults();
     Request {
         prompt: prompt.to_owned(),
         negative_prompt: String::new(),

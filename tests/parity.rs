@@ -164,8 +164,9 @@ fn pictures() {
     let meta = std::fs::read_to_string(data("reference/meta.json")).unwrap();
     let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
     let expected = reference("samplers.safetensors");
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32 };
-    let pipeline = Pipeline::load(&small(), &options).unwrap();
+    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false };
+    let checkpoint = small();
+    let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
     let names: Vec<_> = meta["samplers"].as_object().unwrap().keys().collect();
     assert_eq!(names.len(), 18);
     for name in names {

@@ -57,7 +57,8 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     progress("loading");
     let inventing = checkpoint.tensors().time_inventing();
     let start = Instant::now();
-    let load = LoadOptions { device: Device::Cpu, precision: options.precision };
+    let single = options.repeats == 1;
+    let load = LoadOptions { device: Device::Cpu, precision: options.precision, single };
     let pipeline = Pipeline::load(checkpoint, &load)?;
     let elapsed = start.elapsed();
     let inventing = checkpoint.tensors().time_inventing().saturating_sub(inventing);

@@ -17,7 +17,7 @@ use super::report::{Report, Seconds, shown};
 use super::signals::Signals;
 use super::{backend, prompt, show};
 use crate::checkpoint::Checkpoint;
-use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline};
+use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
 use crate::request::{Draft, Embedded, Precision, Record, Request};
 use crate::{memory, png};
 
@@ -50,7 +50,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let loading = Progress::new(&signals, printer.progress(), String::new());
     loading.spin("loading the model");
     let started = Instant::now();
-    let options = LoadOptions { device: device.clone(), precision };
+    let options = LoadOptions { device: device.clone(), precision, single: args.count == 1 };
     let pipeline = Pipeline::load(&checkpoint, &options);
     loading.finish();
     let pipeline = pipeline.or_exit(Exit::Model)?;
@@ -79,7 +79,7 @@ struct Run<'a> {
     args: &'a GenerateArgs,
     printer: Printer,
     signals: &'a Signals,
-    pipeline: &'a Pipeline,
+    pipeline: &'a Pipeline<'a>,
     load: Duration,
     model: &'a str,
     precision: Precision,
@@ -101,6 +101,10 @@ impl Run<'_> {
             if let Err(error) = made
                 && !(signal.is_some() && error.is::<Interrupted>())
             {
+                if error.is::<Unusable>() {
+                    printer::failure(&Failure { exit: Exit::Model, error, hint: None });
+                    return Exit::Model;
+                }
                 let error = error.context(format!("picture {} of {count} (seed {seed})", k + 1));
                 printer::failure(&Failure { exit: Exit::PictureFailed, error, hint: None });
                 exit = Exit::PictureFailed;
@@ -147,7 +151,7 @@ impl Run<'_> {
             }
             None => PathBuf::from("-"),
         };
-        let load = if k == 0 { self.load } else { Duration::ZERO };
+        let load = timings.load + if k == 0 { self.load } else { Duration::ZERO };
         let report = Report {
             path: shown(&path),
             request: &record.request,

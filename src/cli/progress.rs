@@ -47,9 +47,10 @@ impl<'a> Progress<'a> {
 
 impl Observer for Progress<'_> {
     fn phase(&mut self, phase: Phase) {
-        // Decoding has no steps to stop at, and nothing is on disk yet.
-        self.signals.exit_at_once(phase == Phase::Decode);
+        // Loading and decoding have no steps to stop at, and nothing is on disk yet.
+        self.signals.exit_at_once(matches!(phase, Phase::Load | Phase::Decode));
         match phase {
+            Phase::Load => self.spin("loading the model"),
             Phase::Encode => self.spin("encoding the prompt"),
             Phase::Denoise => {
                 self.denoising_since = Instant::now();
