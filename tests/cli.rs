@@ -36,6 +36,23 @@ fn short_help_is_short_and_on_stdout() {
 }
 
 #[test]
+fn bench_prints_tables_or_one_json_object() {
+    let sandbox = Sandbox::new();
+    let args = ["bench", "-m", "pocket", "--size", "64x64", "--steps", "1", "--repeats", "1", "-t", "1"];
+    let left = sandbox.run(&args);
+    for word in ["f32 product", "peak memory", "1 thread,", "UNet step", "conv 3x3", "rest"] {
+        assert!(left.done().contains(word), "no '{word}' in {}", left.done());
+    }
+    let left = sandbox.run(&[&args[..], &["--json", "--precision", "f32"]].concat());
+    let json: Value = serde_json::from_str(left.done()).unwrap();
+    assert_eq!(json["model"], "pocket");
+    assert_eq!(json["precision"], "f32");
+    assert!(json["unet_step_seconds"].as_f64().unwrap() > 0.0);
+    sandbox.run(&["bench", "--synthetic", "sd15", "-m", "pocket"]).refused(2, &["cannot be used with"]);
+    sandbox.run(&["bench", "-m", "pocket", "--size", "60x64"]).refused(2, &["width 60"]);
+}
+
+#[test]
 fn completions_and_the_manual_page_are_printed() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {

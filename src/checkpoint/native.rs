@@ -87,6 +87,7 @@ pub fn write(checkpoint: &Checkpoint, path: &Path, storage: Storage) -> Result<(
         }
         tensors.push((name.to_owned(), Converted { view, storage }));
     }
+    ensure!(!tensors.is_empty(), "the model '{}' has no tensors that could be written", checkpoint.name);
     safetensors::serialize_to_file(tensors, Some(metadata), path)
         .map_err(|error| anyhow::anyhow!("can't write {}: {error}", path.display()))?;
     share(path).with_context(|| format!("can't set the permissions of {}", path.display()))

@@ -16,6 +16,11 @@ Examples:
   pochade --from fox-42.png --cfg 9
   echo \"a lighthouse\" | pochade -o - > lighthouse.png";
 
+const BENCH_NOTES: &str = "\
+Rates are in 10^9 multiply-accumulates per second. Cost is seconds times the rate of an f32 matrix \
+product, measured in the same run, for each multiply-accumulate: 1 is as fast as that product, less is \
+better. Seconds are medians.";
+
 const LONG_ABOUT: &str = "\
 Draws pictures from text with Stable Diffusion 1.5, on an ordinary CPU.
 
@@ -56,6 +61,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write a model as one native file
     Convert(ConvertArgs),
+    /// Measure speed and memory on this machine
+    #[command(after_help = BENCH_NOTES)]
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print the manual page (roff)
@@ -207,6 +215,46 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// A diffusers folder, a pochade file, or `pocket` (built in)
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath)]
+    pub model: Option<PathBuf>,
+
+    /// Random weights in the shape of a published model instead [default without --model: sd15]
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with = "model")]
+    pub synthetic: Option<Geometry>,
+
+    /// Width and height in pixels, e.g. 512x768 [default: the model's]
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    pub size: Option<(usize, usize)>,
+
+    /// Numbers to compute in; auto is int8
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = PrecisionChoice::Auto)]
+    pub precision: PrecisionChoice,
+
+    /// Denoising steps of each picture
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub steps: u16,
+
+    /// Pictures
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repeats: u16,
+
+    /// CPU threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Geometry {
+    Sd15,
 }
 
 #[derive(Debug, Args)]

@@ -1,9 +1,10 @@
-//! Which device computes and in which numbers: from what was asked to what this build and machine have.
+//! Which device computes, in which numbers and on how many threads: from what was asked to what this build and machine have.
 
+use anyhow::Context;
 use candle_core::Device;
 
 use super::args::DeviceChoice;
-use super::exit::Failure;
+use super::exit::{Exit, Failure, OrExit};
 use crate::request::Precision;
 
 /// The back ends compiled in.
@@ -57,6 +58,19 @@ pub fn precision(asked: Option<Precision>, device: &Device) -> Result<Precision,
             Err(Failure::usage("precision int8 is not available on a GPU").hint("use `--precision f16`"))
         }
     }
+}
+
+/// Makes `threads` the number that computes, wherever the machine's own choice is not wanted.
+///
+/// # Errors
+/// When threads can't be started.
+pub fn start_threads(threads: Option<u16>) -> Result<(), Failure> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(usize::from(threads))
+        .build_global()
+        .with_context(|| format!("--threads {threads}"))
+        .or_exit(Exit::Usage)
 }
 
 pub fn name(device: &Device) -> &'static str {

@@ -36,7 +36,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let draft = draft(args, embedded.as_ref())?;
     let device = backend::device(args.device)?;
     let precision = precision(args.precision, embedded.as_ref(), &device, &printer)?;
-    start_threads(args.threads)?;
+    backend::start_threads(args.threads)?;
 
     let choice = Choice::new(args.model.as_deref(), embedded.as_ref().and_then(Embedded::model));
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
@@ -229,15 +229,6 @@ fn precision(
         printer.note(&format!("the picture was made in {embedded}, this run computes in {precision}"));
     }
     Ok(precision)
-}
-
-fn start_threads(threads: Option<u16>) -> Result<(), Failure> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(usize::from(threads))
-        .build_global()
-        .with_context(|| format!("--threads {threads}"))
-        .or_exit(Exit::Usage)
 }
 
 fn check_last_seed(request: &Request, count: u32) -> Result<(), Failure> {

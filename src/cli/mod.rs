@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod completions;
 mod convert;
 mod doctor;
@@ -49,6 +50,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),
     }
