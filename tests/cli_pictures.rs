@@ -228,3 +228,33 @@ fn a_signal_stops_within_a_step_and_leaves_nothing() {
         assert!(sandbox.files().is_empty());
     }
 }
+
+#[test]
+fn a_prompt_that_is_cut_is_told() {
+    let words = vec!["apple"; 200].join(" ");
+    let left = Sandbox::new().run(&quick(&[&words, "-s", "1"]));
+    left.done();
+    assert!(left.stderr.contains("the prompt is too long: its last "), "{}", left.stderr);
+}
+
+/// Each network is loaded at another moment; a missing tensor is the model's fault in all of them.
+#[test]
+fn a_missing_tensor_is_exit_3_and_named() {
+    let whole = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/pocket/pocket.safetensors")).unwrap();
+    let sandbox = Sandbox::new();
+    for tensor in [
+        "text_encoder.encoder.layers.1.mlp.fc1.bias",
+        "unet.mid_block.resnets.0.norm1.weight",
+        "vae.decoder.layers.0.bias",
+    ] {
+        let mut damaged = whole.clone();
+        let quoted = format!("\"{tensor}\"");
+        let at = damaged.windows(quoted.len()).position(|bytes| bytes == quoted.as_bytes()).unwrap();
+        damaged[at + quoted.len() - 2] = b'_';
+        fs::write(sandbox.join("damaged.safetensors"), damaged).unwrap();
+        let left = sandbox.run(&quick(&["x", "-m", "damaged.safetensors"]));
+        assert_eq!(left.code, Some(3), "{tensor}: {}", left.stderr);
+        assert!(left.stderr.contains(tensor), "{tensor}: {}", left.stderr);
+        assert_eq!(sandbox.files(), ["damaged.safetensors"]);
+    }
+}

@@ -19,6 +19,10 @@ pub struct Sample {
 pub struct Watch {
     meter: Meter,
     lap: Instant,
+    /// What the current lap is part of.
+    phase: Option<Phase>,
+    /// Loading of networks, several for one picture.
+    pub load: Vec<Sample>,
     pub encode: Vec<Sample>,
     pub steps: Vec<Sample>,
     pub decode: Vec<Sample>,
@@ -29,6 +33,8 @@ impl Watch {
         Self {
             meter: Meter::start(),
             lap: Instant::now(),
+            phase: None,
+            load: Vec::new(),
             encode: Vec::new(),
             steps: Vec::new(),
             decode: Vec::new(),
@@ -38,9 +44,20 @@ impl Watch {
     /// Watches `draw` make one picture.
     pub fn picture(&mut self, draw: impl FnOnce(&mut dyn Observer) -> Result<()>) -> Result<()> {
         draw(self)?;
-        let decode = self.lap();
-        self.decode.push(decode);
+        self.end_phase();
+        self.phase = None;
         Ok(())
+    }
+
+    fn end_phase(&mut self) {
+        let sample = self.lap();
+        match self.phase {
+            Some(Phase::Load) => self.load.push(sample),
+            Some(Phase::Encode) => self.encode.push(sample),
+            Some(Phase::Decode) => self.decode.push(sample),
+            // Its steps have been booked one by one.
+            Some(Phase::Denoise) | None => {}
+        }
     }
 
     /// What happened since the last call.
@@ -54,10 +71,8 @@ impl Watch {
 
 impl Observer for Watch {
     fn phase(&mut self, phase: Phase) {
-        let sample = self.lap();
-        if phase == Phase::Denoise {
-            self.encode.push(sample);
-        }
+        self.end_phase();
+        self.phase = Some(phase);
     }
 
     fn step(&mut self, _: &Step<'_>) -> ControlFlow<()> {

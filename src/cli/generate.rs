@@ -47,7 +47,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     output::check_paths(&paths)?;
     say_which_model(&printer, &choice, &checkpoint, embedded.as_ref());
 
-    let loading = Progress::new(&signals, printer.progress(), String::new());
+    let loading = Progress::new(&signals, printer, String::new());
     loading.spin("loading the model");
     let started = Instant::now();
     let options = LoadOptions { device: device.clone(), precision, single: args.count == 1 };
@@ -127,7 +127,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let count = self.args.count;
         let prefix = if count > 1 { format!("{}/{count} ", k + 1) } else { String::new() };
-        let mut progress = Progress::new(self.signals, self.printer.progress(), prefix);
+        let mut progress = Progress::new(self.signals, self.printer, prefix);
         let started = Instant::now();
         let picture = self.pipeline.generate(&request, &mut progress);
         progress.finish();

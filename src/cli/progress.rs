@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::printer::Printer;
 use super::signals::Signals;
 use crate::pipeline::{Observer, Phase, Step};
 
@@ -13,16 +14,18 @@ const BAR: &str = "{prefix}step {pos}/{len} [{bar:24}] {msg}";
 
 pub struct Progress<'a> {
     signals: &'a Signals,
+    printer: Printer,
     bar: ProgressBar,
     denoising_since: Instant,
 }
 
 impl<'a> Progress<'a> {
     /// `prefix` tells the pictures of a run apart.
-    pub fn new(signals: &'a Signals, visible: bool, prefix: String) -> Self {
-        let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    pub fn new(signals: &'a Signals, printer: Printer, prefix: String) -> Self {
+        let target =
+            if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target).with_prefix(prefix);
-        Self { signals, bar, denoising_since: Instant::now() }
+        Self { signals, printer, bar, denoising_since: Instant::now() }
     }
 
     /// Shows that something of unknown length goes on.
@@ -58,6 +61,10 @@ impl Observer for Progress<'_> {
             }
             Phase::Decode => self.spin("decoding"),
         }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.bar.suspend(|| self.printer.note(message));
     }
 
     fn step(&mut self, step: &Step<'_>) -> ControlFlow<()> {
