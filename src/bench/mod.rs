@@ -52,7 +52,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     options.validate()?;
     progress("f32 product");
     let yardstick = Yardstick::new()?;
-    let before = yardstick.run()?;
+    let mut rounds = vec![yardstick.run()?];
 
     progress("loading");
     let inventing = checkpoint.tensors().time_inventing();
@@ -63,18 +63,19 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     let inventing = checkpoint.tensors().time_inventing().saturating_sub(inventing);
 
     let mut watch = Watch::start();
+    let mut peak = None;
     for picture in 0..options.repeats {
         progress(&format!("picture {} of {}", picture + 1, options.repeats));
         watch.picture(|observer| {
             pipeline.generate(&request(options, picture), observer)?;
             Ok(())
         })?;
+        peak = memory::peak_resident();
+        rounds.push(yardstick.run()?);
     }
-    let peak = memory::peak_resident();
-    let after = yardstick.run()?;
 
     let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
-    let f32_gmacs = rate(&[before.as_slice(), &after].concat());
+    let f32_gmacs = rate(&rounds.concat());
     Ok(Report {
         model: checkpoint.name().to_owned(),
         precision: options.precision,
@@ -83,8 +84,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
         threads: rayon::current_num_threads(),
         kernels: vec![pipeline.kernel()],
         f32_gmacs,
-        f32_gmacs_before: rate(&before),
-        f32_gmacs_after: rate(&after),
+        f32_gmacs_rounds: rounds.iter().map(|round| rate(round)).collect(),
         inventing_seconds: inventing.as_secs_f64(),
         load_seconds: (options.opening + elapsed.saturating_sub(inventing)).as_secs_f64(),
         text_encoder: Part::new(&watch.encode, f32_gmacs),
