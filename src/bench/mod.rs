@@ -52,7 +52,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     options.validate()?;
     progress("f32 product");
     let yardstick = Yardstick::new()?;
-    let before = yardstick.run()?;
+    let mut rounds = vec![yardstick.run()?];
 
     progress("loading");
     let mut inventing = checkpoint.tensors().time_inventing();
@@ -62,6 +62,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     let pipeline = Pipeline::load(checkpoint, &load)?;
     let mut loading = start.elapsed().as_secs_f64();
     let mut watch = Watch::start();
+    let mut peak = None;
     for picture in 0..options.repeats {
         progress(&format!("picture {} of {}", picture + 1, options.repeats));
         watch.picture(|observer| {
@@ -73,12 +74,12 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
             loading += watch.load.iter().map(|sample| sample.seconds).sum::<f64>();
             inventing = checkpoint.tensors().time_inventing().saturating_sub(inventing);
         }
+        peak = memory::peak_resident();
+        rounds.push(yardstick.run()?);
     }
-    let peak = memory::peak_resident();
-    let after = yardstick.run()?;
 
     let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
-    let f32_gmacs = rate(&[before.as_slice(), &after].concat());
+    let f32_gmacs = rate(&rounds.concat());
     Ok(Report {
         model: checkpoint.name().to_owned(),
         precision: options.precision,
@@ -87,8 +88,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
         threads: rayon::current_num_threads(),
         kernels: vec![pipeline.kernel()],
         f32_gmacs,
-        f32_gmacs_before: rate(&before),
-        f32_gmacs_after: rate(&after),
+        f32_gmacs_rounds: rounds.iter().map(|round| rate(round)).collect(),
         inventing_seconds: inventing.as_secs_f64(),
         load_seconds: options.opening.as_secs_f64() + loading - inventing.as_secs_f64(),
         text_encoder: Part::new(&watch.encode, f32_gmacs),
