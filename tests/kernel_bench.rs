@@ -381,6 +381,7 @@ fn winograd() {
     ] {
         let enlarged = (upsample > 1).then_some((side * upsample, side * upsample));
         let (height, width) = (side, side);
+        let enlarged = (upsample > 1).then_some((upsample * height, upsample * width));
         let conv =
             Conv2d { batch: 1, height, width, kernel: 3, stride: 1, padding: Padding::all(1), enlarged };
         let gather = Gather::conv2d(&conv);

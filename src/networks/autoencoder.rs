@@ -9,7 +9,7 @@ use crate::layers::Params;
 
 enum Decoder {
     Kl(Box<vae::Decoder>),
-    Tiny(taesd::Decoder),
+    Tiny(Box<taesd::Decoder>),
 }
 
 /// Decodes latents as the sampler leaves them.
@@ -32,7 +32,7 @@ impl LatentDecoder {
                 config.channels.len(),
             ),
             VaeConfig::Tiny(config) => (
-                Decoder::Tiny(taesd::Decoder::load(params, config)?),
+                Decoder::Tiny(Box::new(taesd::Decoder::load(params, config)?)),
                 config.latent_channels,
                 config.scaling_factor,
                 config.num_decoder_blocks.len(),
