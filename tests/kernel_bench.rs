@@ -379,7 +379,6 @@ fn winograd() {
         (512, 1, 256, 128),
         (512, 1, 128, 128),
     ] {
-        let enlarged = (upsample > 1).then_some((side * upsample, side * upsample));
         let (height, width) = (side, side);
         let enlarged = (upsample > 1).then_some((upsample * height, upsample * width));
         let conv =
