@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use pochade::kernels::{
-    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Images, Isa, LayerNorm, PackedF32, PackedI8,
+    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8,
     PackedWinograd, Padding, QuantizedRows, Workspace, geglu, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
@@ -327,6 +327,38 @@ fn i8_products() {
 
 #[test]
 #[ignore = "a benchmark"]
+fn gated_products() {
+    let isa = chosen_isa();
+    println!("\n{isa}; int8, milliseconds");
+    println!("{:34} {:>9} {:>9} {:>9}", "linear, GEGLU, quantize", "separate", "fused", "");
+    for (rows, depth, out) in [(8192, 320, 1280), (2048, 640, 2560), (512, 1280, 5120)] {
+        let mut input = QuantizedRows::new(0, 0);
+        quantize_rows(isa, &floats(rows * depth), depth, &mut input);
+        let weight: Vec<i8> = floats(2 * out * depth).iter().map(|w| (w * 127.0) as i8).collect();
+        let (bias, scales) = (floats(2 * out), floats(2 * out));
+        let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+        let gather = Gather::identity(rows);
+        let plain = PackedI8::pack(&weight, &scales, 2 * out, 1, depth, isa);
+        let gated = PackedI8::pack_gated(&weight, &scales, out, depth, isa);
+        let (mut wide, mut narrow) = (vec![0.0; rows * 2 * out], vec![0.0; rows * out]);
+        let (mut one, mut other) = (QuantizedRows::new(rows, out), QuantizedRows::new(rows, out));
+        let [separate, fused] = medians([
+            &mut || {
+                plain.apply(&input, &gather, &epilogue, &mut wide);
+                geglu(isa, &wide, out, &mut one);
+            },
+            &mut || {
+                gated.apply(&input, &gather, &epilogue, &mut narrow);
+                quantize_rows(isa, &narrow, out, &mut other);
+            },
+        ]);
+        let name = format!("{rows} x {depth} -> {out}");
+        println!("{name:34} {:9.2} {:9.2} {:9.2}", separate * 1e3, fused * 1e3, separate / fused);
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
 fn winograd() {
     let isa = chosen_isa();
     let mut yardstick = Yardstick::new();
@@ -347,7 +379,6 @@ fn winograd() {
         (512, 1, 256, 128),
         (512, 1, 128, 128),
     ] {
-        let images = Images { batch: 1, height: side, width: side, upsample };
         let (height, width) = (side, side);
         let enlarged = (upsample > 1).then_some((upsample * height, upsample * width));
         let conv =
@@ -362,7 +393,7 @@ fn winograd() {
         let mut other = output.clone();
         let [pack] = medians([&mut || packed.repack(&weight, out, depth)]);
         let [ours, indirect, yard] = medians([
-            &mut || packed.apply(&input, &images, &epilogue, &mut workspace, &mut output),
+            &mut || packed.apply(&input, &conv, &epilogue, &mut workspace, &mut output),
             &mut || plain.apply(&input, &gather, &epilogue, &mut other),
             &mut || yardstick.run(),
         ]);

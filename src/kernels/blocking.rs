@@ -1,5 +1,7 @@
 //! How a product is cut: panel widths, chunks of rows, and the order of the pieces; the arithmetic is in the products.
 
+use std::ops::Range;
+
 use super::isa::Isa;
 use super::simd::{Kernel, Simd};
 
@@ -31,6 +33,60 @@ pub(super) fn panel(isa: Isa, out: usize) -> (usize, usize) {
     (*vectors, vectors * lanes)
 }
 
+/// Which columns of weights lie in which panel.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    /// Vectors of a panel's width.
+    pub vectors: usize,
+    /// Columns of weights in a panel.
+    pub width: usize,
+    /// Columns of the output.
+    pub out: usize,
+    /// Whether each output column has two of weights, a value and a gate. A panel then has the values of some
+    /// output columns in its first half and their gates in its second.
+    pub gated: bool,
+}
+
+impl Panels {
+    pub fn plain(isa: Isa, out: usize) -> Self {
+        let (vectors, width) = panel(isa, out);
+        Self { vectors, width, out, gated: false }
+    }
+
+    /// Panels of an even number of vectors for `out` values and as many gates.
+    pub fn gated(isa: Isa, out: usize) -> Self {
+        let (lanes, registers) = isa.run(VectorShape);
+        let vectors = if registers == 32 { 4 } else { 2 };
+        Self { vectors, width: vectors * lanes, out, gated: true }
+    }
+
+    /// Columns of weights: the output's, or those of its values and then those of its gates.
+    pub fn weight_columns(&self) -> usize {
+        if self.gated { 2 * self.out } else { self.out }
+    }
+
+    /// Output columns of a panel.
+    fn out_width(&self) -> usize {
+        if self.gated { self.width / 2 } else { self.width }
+    }
+
+    pub fn count(&self) -> usize {
+        self.out.div_ceil(self.out_width())
+    }
+
+    /// The panel of a column of weights, and its column there.
+    pub fn place(&self, column: usize) -> (usize, usize) {
+        let (half, column) = (column / self.out, column % self.out);
+        let width = self.out_width();
+        (column / width, half * width + column % width)
+    }
+
+    /// The output columns of a panel.
+    pub fn columns(&self, panel: usize) -> Range<usize> {
+        panel * self.out_width()..((panel + 1) * self.out_width()).min(self.out)
+    }
+}
+
 /// A product's pieces: chunks of rows by panels of columns.
 pub(super) struct Blocks {
     rows: usize,
@@ -40,10 +96,10 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new(rows: usize, out: usize, panel_width: usize) -> Self {
+    pub fn new(rows: usize, panels: usize) -> Self {
         let chunks = rows.div_ceil(CHUNK_ROWS).max(1);
         let chunk = rows.div_ceil(chunks).next_multiple_of(TILE_HEIGHTS);
-        Self { rows, chunk, chunks: rows.div_ceil(chunk), panels: out.div_ceil(panel_width) }
+        Self { rows, chunk, chunks: rows.div_ceil(chunk), panels }
     }
 
     pub fn count(&self) -> usize {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::blocking::Panels;
 use super::math;
 use super::parallel::Disjoint;
 use super::simd::Simd;
@@ -31,7 +32,7 @@ pub enum Residual<'a> {
 /// `activation(sum + bias + image_bias + residual)`, written once.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// `[out]`.
+    /// One per column of weights: `[out]`, or `[2 * out]` of a gated product.
     pub bias: Option<&'a [f32]>,
     /// `[images, out]`, each row added to all rows of its image; the number of output rows must be a
     /// multiple of the number of images.
@@ -41,14 +42,16 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Checks the operands against an output of `rows` x `out`.
+    /// Checks the operands against an output of `rows` rows.
     ///
     /// # Panics
     /// If any has the wrong size.
-    pub(super) fn validate(&self, rows: usize, out: usize, output: &[f32]) {
+    pub(super) fn validate(&self, rows: usize, panels: &Panels, output: &[f32]) {
+        let out = panels.out;
         assert_eq!(output.len(), rows * out, "an output of {rows} x {out}");
         if let Some(bias) = self.bias {
-            assert_eq!(bias.len(), out, "one bias for each of {out} columns");
+            let columns = panels.weight_columns();
+            assert_eq!(bias.len(), columns, "one bias for each of {columns} columns");
         }
         if let Some(bias) = self.image_bias {
             let images = bias.len() / out;
@@ -61,16 +64,20 @@ impl Epilogue<'_> {
         if let Residual::Of(residual) = self.residual {
             assert_eq!(residual.len(), output.len(), "a residual of the output's size");
         }
+        let plain = self.image_bias.is_none()
+            && matches!(self.residual, Residual::None)
+            && self.activation == Activation::None;
+        assert!(plain || !panels.gated, "a gated product takes nothing but a bias");
     }
 }
 
-/// Where finished sums go: an output of `rows` x `out`, validated.
+/// Where finished sums go: an output of `rows` x `panels.out`, validated.
 pub(super) struct Destination<'a> {
     pub epilogue: &'a Epilogue<'a>,
     pub output: Disjoint<'a, f32>,
     pub rows: usize,
-    pub out: usize,
-    /// Multiplies the sums, `[out]`: the scales of integer weights.
+    pub panels: Panels,
+    /// Multiplies the sums, one per column of weights: the scales of integer weights.
     pub scale: Option<&'a [f32]>,
 }
 
@@ -89,16 +96,22 @@ impl Destination<'_> {
         columns: Range<usize>,
     ) {
         let epilogue = self.epilogue;
+        let out = self.panels.out;
         let width = columns.len();
-        let rows_per_image = epilogue.image_bias.map_or(1, |bias| self.rows / (bias.len() / self.out));
+        let rows_per_image = epilogue.image_bias.map_or(1, |bias| self.rows / (bias.len() / out));
+        if self.panels.gated {
+            // SAFETY: the caller's promise.
+            unsafe { self.finish_gated(simd, sums, pitch, rows, columns) };
+            return;
+        }
         for (sums, row) in sums.chunks(pitch).zip(rows) {
-            let start = row * self.out + columns.start;
+            let start = row * out + columns.start;
             // SAFETY: the caller's promise.
             let output = unsafe { self.output.part(start..start + width) };
             let scale = self.scale.map(|scale| &scale[columns.clone()]);
             let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
             let image_bias = epilogue.image_bias.map(|bias| {
-                let start = row / rows_per_image * self.out + columns.start;
+                let start = row / rows_per_image * out + columns.start;
                 &bias[start..start + width]
             });
             let residual = match epilogue.residual {
@@ -132,6 +145,47 @@ impl Destination<'_> {
                 };
                 simd.write_up_to(&mut output[lanes], x);
                 at += S::LANES;
+            }
+        }
+    }
+
+    /// As `finish`, for sums of which each row holds values in its first half and gates in its second.
+    ///
+    /// # Safety
+    /// As for `finish`.
+    #[inline(always)]
+    unsafe fn finish_gated<S: Simd>(
+        &self,
+        simd: S,
+        sums: &[f32],
+        pitch: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) {
+        let out = self.panels.out;
+        for (sums, row) in sums.chunks(pitch).zip(rows) {
+            let (values, gates) = sums.split_at(pitch / 2);
+            let start = row * out + columns.start;
+            // SAFETY: the caller's promise.
+            let output = unsafe { self.output.part(start..start + columns.len()) };
+            for ((at, to), (values, gates)) in columns
+                .clone()
+                .step_by(S::LANES)
+                .zip(output.chunks_mut(S::LANES))
+                .zip(values.chunks_exact(S::LANES).zip(gates.chunks_exact(S::LANES)))
+            {
+                let lanes = at..at + to.len();
+                let gate_lanes = out + at..out + at + to.len();
+                let (mut value, mut gate) = (simd.read(values), simd.read(gates));
+                if let Some(scale) = self.scale {
+                    value = simd.mul(value, simd.read_up_to(&scale[lanes.clone()]));
+                    gate = simd.mul(gate, simd.read_up_to(&scale[gate_lanes.clone()]));
+                }
+                if let Some(bias) = self.epilogue.bias {
+                    value = simd.add(value, simd.read_up_to(&bias[lanes]));
+                    gate = simd.add(gate, simd.read_up_to(&bias[gate_lanes]));
+                }
+                simd.write_up_to(to, simd.mul(value, math::gelu(simd, gate)));
             }
         }
     }

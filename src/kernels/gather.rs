@@ -65,6 +65,11 @@ impl Conv2d {
     }
 }
 
+/// The pixel of `stored` that stands at `i` of `seen`, by nearest neighbour.
+pub(super) fn repeated(i: usize, stored: usize, seen: usize) -> usize {
+    i * stored / seen
+}
+
 /// For each of `out_rows` output rows and each of `taps` taps, an input row below `in_rows` or padding.
 #[derive(Debug, Clone)]
 pub struct Gather {
@@ -108,7 +113,7 @@ impl Gather {
             (0..out)
                 .flat_map(|o| (0..conv.kernel).map(move |tap| o * conv.stride + tap))
                 .map(|padded| match padded.checked_sub(before) {
-                    Some(i) if i < seen => (i * input / seen) as u32,
+                    Some(i) if i < seen => repeated(i, input, seen) as u32,
                     _ => PAD,
                 })
                 .collect()

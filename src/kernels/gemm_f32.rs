@@ -4,7 +4,7 @@
 //! the input's rows, found through a [`Gather`], so nothing is copied for im2col.
 
 use super::aligned::AlignedBuf;
-use super::blocking::{self, Blocks};
+use super::blocking::{self, Blocks, Panels};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
@@ -19,14 +19,10 @@ const DEPTH_BLOCK: usize = 128;
 #[derive(Clone)]
 pub struct PackedF32 {
     isa: Isa,
-    out: usize,
+    panels: Panels,
     taps: usize,
     depth: usize,
-    /// Vectors of a panel's width.
-    panel_vectors: usize,
-    /// Columns of a panel.
-    panel_width: usize,
-    /// `[panel][tap][depth][panel_width]`, zeros beyond `out`.
+    /// `[panel][tap][depth][panel width]`, zeros in columns that no weights fill.
     weights: AlignedBuf<f32>,
     /// The row that padding reads, `[depth]`.
     zeros: AlignedBuf<f32>,
@@ -38,22 +34,35 @@ impl PackedF32 {
     /// # Panics
     /// If a size is zero or `weight` has another length.
     pub fn pack(weight: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
-        assert!(out > 0 && taps > 0 && depth > 0);
-        assert_eq!(weight.len(), out * taps * depth, "weights of {out} x {taps} x {depth}");
-        let (panel_vectors, panel_width) = blocking::panel(isa, out);
-        let panels = out.div_ceil(panel_width);
-        let mut weights = AlignedBuf::zeros(panels * taps * depth * panel_width);
-        let panel_len = taps * depth * panel_width;
-        for (panel, packed) in weights.as_mut_slice().chunks_exact_mut(panel_len).enumerate() {
-            let first = panel * panel_width;
-            for column in 0..panel_width.min(out - first) {
-                let row = &weight[(first + column) * taps * depth..][..taps * depth];
-                for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panel_width)) {
-                    *to = w;
-                }
+        assert!(out > 0);
+        Self::pack_into(weight, Panels::plain(isa, out), taps, depth, isa)
+    }
+
+    /// Packs `weight`, `[2 * out][depth]`, of a gated linear layer: `out` values, then as many gates. Its
+    /// outputs are `value * gelu(gate)`, see [`super::geglu`], and the product is never written; its biases
+    /// are `[2 * out]`, and its epilogue has nothing else.
+    ///
+    /// # Panics
+    /// If a size is zero or `weight` has another length.
+    pub fn pack_gated(weight: &[f32], out: usize, depth: usize, isa: Isa) -> Self {
+        assert!(out > 0);
+        Self::pack_into(weight, Panels::gated(isa, out), 1, depth, isa)
+    }
+
+    fn pack_into(weight: &[f32], panels: Panels, taps: usize, depth: usize, isa: Isa) -> Self {
+        assert!(taps > 0 && depth > 0);
+        let columns = panels.weight_columns();
+        assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
+        let panel_len = taps * depth * panels.width;
+        let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
+        for (o, row) in weight.chunks_exact(taps * depth).enumerate() {
+            let (panel, column) = panels.place(o);
+            let packed = &mut weights.as_mut_slice()[panel * panel_len..][..panel_len];
+            for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panels.width)) {
+                *to = w;
             }
         }
-        Self { isa, out, taps, depth, panel_vectors, panel_width, weights, zeros: AlignedBuf::zeros(depth) }
+        Self { isa, panels, taps, depth, weights, zeros: AlignedBuf::zeros(depth) }
     }
 
     pub fn isa(&self) -> Isa {
@@ -62,7 +71,7 @@ impl PackedF32 {
 
     /// Output columns.
     pub fn out(&self) -> usize {
-        self.out
+        self.panels.out
     }
 
     /// Kernel positions: 1, or 9 for a 3x3 convolution.
@@ -91,15 +100,15 @@ impl PackedF32 {
         assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
         assert_eq!(input.len(), gather.in_rows() * self.depth, "an input of {} rows", gather.in_rows());
         let rows = gather.out_rows();
-        epilogue.validate(rows, self.out, output);
+        epilogue.validate(rows, &self.panels, output);
         let destination =
-            Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale: None };
-        let blocks = Blocks::new(rows, self.out, self.panel_width);
+            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale: None };
+        let blocks = Blocks::new(rows, self.panels.count());
         let panels_first = size_of_val(self.weights.as_slice()) > size_of_val(input);
         for_each_index(blocks.count(), |index| {
             let (first_row, end_row, panel) = blocks.block(index, panels_first);
             let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
-            with_scratch(pitch * self.panel_width, self.taps * pitch, |scratch| {
+            with_scratch(pitch * self.panels.width, self.taps * pitch, |scratch| {
                 let table = &mut scratch.indices[..self.taps * pitch];
                 gather.fill(first_row..end_row, pitch, table);
                 self.isa.run(Block {
@@ -107,7 +116,7 @@ impl PackedF32 {
                     input,
                     table,
                     pitch,
-                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panel_width],
+                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panels.width],
                     destination: &destination,
                     first_row,
                     end_row,
@@ -139,14 +148,14 @@ impl Kernel for Block<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         if S::REGISTERS == 32 {
-            match self.packed.panel_vectors {
+            match self.packed.panels.vectors {
                 4 => self.product::<S, 6, 4>(simd),
                 3 => self.product::<S, 8, 3>(simd),
                 2 => self.product::<S, 8, 2>(simd),
                 _ => self.product::<S, 8, 1>(simd),
             }
         } else {
-            match self.packed.panel_vectors {
+            match self.packed.panels.vectors {
                 2 => self.product::<S, 6, 2>(simd),
                 _ => self.product::<S, 8, 1>(simd),
             }
@@ -158,7 +167,8 @@ impl Block<'_> {
     #[inline(always)]
     fn product<S: Simd, const MR: usize, const NV: usize>(self, simd: S) {
         let Self { packed, input, table, pitch, sums, destination, first_row, end_row, panel } = self;
-        let PackedF32 { depth, taps, panel_width: width, .. } = *packed;
+        let PackedF32 { depth, taps, .. } = *packed;
+        let width = packed.panels.width;
         assert_eq!(width, NV * S::LANES);
         let rows = (end_row - first_row).next_multiple_of(MR);
         let panel_weights =
@@ -197,7 +207,7 @@ impl Block<'_> {
                 }
             }
         }
-        let columns = panel * width..((panel + 1) * width).min(packed.out);
+        let columns = packed.panels.columns(panel);
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
     }

@@ -4,7 +4,7 @@
 //! rows, so sums stay integers only within one tap. Padding is a row whose scale is zero.
 
 use super::aligned::AlignedBuf;
-use super::blocking::{self, Blocks};
+use super::blocking::{self, Blocks, Panels};
 use super::dot::{Dot, DotKernel};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
@@ -21,18 +21,15 @@ const MAX_DEPTH: usize = 65536;
 #[derive(Clone)]
 pub struct PackedI8 {
     isa: Isa,
-    out: usize,
+    panels: Panels,
     taps: usize,
     depth: usize,
-    /// Vectors of a panel's width.
-    panel_vectors: usize,
-    /// Columns of a panel.
-    panel_width: usize,
-    /// `[panel][tap][depth / 4, rounded up][panel_width][4]`, zeros beyond `depth` and `out`.
+    /// `[panel][tap][depth / 4, rounded up][panel width][4]`, zeros beyond `depth` and in columns that no
+    /// weights fill.
     weights: AlignedBuf<i8>,
-    /// The weights' sums over depth, `[panel][tap][panel_width]`.
+    /// The weights' sums over depth, `[panel][tap][panel width]`.
     column_sums: AlignedBuf<i32>,
-    /// `[out]`.
+    /// One per column of weights, in their order.
     scales: Vec<f32>,
     /// The row that padding reads.
     zeros: AlignedBuf<u8>,
@@ -48,19 +45,35 @@ impl PackedI8 {
     /// # Panics
     /// If a size is zero, `depth` exceeds 65536, a slice has another length or a weight is -128.
     pub fn pack(weight: &[i8], scales: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
-        assert!(out > 0 && taps > 0 && depth > 0 && depth <= MAX_DEPTH);
-        assert_eq!(weight.len(), out * taps * depth, "weights of {out} x {taps} x {depth}");
-        assert_eq!(scales.len(), out, "one scale for each of {out} columns");
+        assert!(out > 0);
+        Self::pack_into(weight, scales, Panels::plain(isa, out), taps, depth, isa)
+    }
+
+    /// Packs `weight`, `[2 * out][depth]`, of a gated linear layer: `out` values, then as many gates. Its
+    /// outputs are `value * gelu(gate)`, see [`super::geglu`], and the product is never written; its scales
+    /// and biases are `[2 * out]`, and its epilogue has nothing else.
+    ///
+    /// # Panics
+    /// As [`PackedI8::pack`].
+    pub fn pack_gated(weight: &[i8], scales: &[f32], out: usize, depth: usize, isa: Isa) -> Self {
+        assert!(out > 0);
+        Self::pack_into(weight, scales, Panels::gated(isa, out), 1, depth, isa)
+    }
+
+    fn pack_into(weight: &[i8], scales: &[f32], panels: Panels, taps: usize, depth: usize, isa: Isa) -> Self {
+        assert!(taps > 0 && depth > 0 && depth <= MAX_DEPTH);
+        let columns = panels.weight_columns();
+        assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
+        assert_eq!(scales.len(), columns, "one scale for each of {columns} columns");
         assert!(!weight.contains(&i8::MIN), "symmetric weights end at -127");
         let halve = isa.halves_weights();
-        let (panel_vectors, panel_width) = blocking::panel(isa, out);
-        let panels = out.div_ceil(panel_width);
+        let panel_width = panels.width;
         let padded_depth = depth.next_multiple_of(4);
         let panel_len = taps * padded_depth * panel_width;
-        let mut weights = AlignedBuf::zeros(panels * panel_len);
-        let mut column_sums = AlignedBuf::zeros(panels * taps * panel_width);
+        let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
+        let mut column_sums = AlignedBuf::zeros(panels.count() * taps * panel_width);
         for (o, weight) in weight.chunks_exact(taps * depth).enumerate() {
-            let (panel, column) = (o / panel_width, o % panel_width);
+            let (panel, column) = panels.place(o);
             let panel_weights = &mut weights.as_mut_slice()[panel * panel_len..][..panel_len];
             for (tap, weight) in weight.chunks_exact(depth).enumerate() {
                 let packed =
@@ -76,7 +89,7 @@ impl PackedI8 {
         }
         let scales = scales.iter().map(|scale| if halve { 2.0 * scale } else { *scale }).collect();
         let zeros = AlignedBuf::zeros(padded_depth);
-        Self { isa, out, taps, depth, panel_vectors, panel_width, weights, column_sums, scales, zeros }
+        Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
     }
 
     pub fn isa(&self) -> Isa {
@@ -85,7 +98,7 @@ impl PackedI8 {
 
     /// Output columns.
     pub fn out(&self) -> usize {
-        self.out
+        self.panels.out
     }
 
     /// Kernel positions: 1, or 9 for a 3x3 convolution.
@@ -115,15 +128,16 @@ impl PackedI8 {
         assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
         assert_eq!((input.rows, input.depth), (gather.in_rows(), self.depth), "an input of the table's rows");
         let rows = gather.out_rows();
-        epilogue.validate(rows, self.out, output);
+        epilogue.validate(rows, &self.panels, output);
         let scale = Some(self.scales.as_slice());
-        let destination = Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale };
-        let blocks = Blocks::new(rows, self.out, self.panel_width);
+        let destination =
+            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale };
+        let blocks = Blocks::new(rows, self.panels.count());
         let panels_first = self.bytes() > input.rows * input.stride;
         for_each_index(blocks.count(), |index| {
             let (first_row, end_row, panel) = blocks.block(index, panels_first);
             let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
-            with_scratch(pitch * self.panel_width, self.taps * pitch, |scratch| {
+            with_scratch(pitch * self.panels.width, self.taps * pitch, |scratch| {
                 let table = &mut scratch.indices[..self.taps * pitch];
                 gather.fill(first_row..end_row, pitch, table);
                 self.isa.run_dot(Block {
@@ -131,7 +145,7 @@ impl PackedI8 {
                     input,
                     table,
                     pitch,
-                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panel_width],
+                    sums: &mut scratch.floats.as_mut_slice()[..pitch * self.panels.width],
                     destination: &destination,
                     first_row,
                     end_row,
@@ -168,14 +182,14 @@ impl DotKernel for Block<'_> {
     #[inline(always)]
     fn run<D: Dot>(self, dot: D) {
         if D::Simd::REGISTERS == 32 {
-            match self.packed.panel_vectors {
+            match self.packed.panels.vectors {
                 4 => self.product::<D, 6, 4>(dot),
                 3 => self.product::<D, 8, 3>(dot),
                 2 => self.product::<D, 8, 2>(dot),
                 _ => self.product::<D, 8, 1>(dot),
             }
         } else {
-            match self.packed.panel_vectors {
+            match self.packed.panels.vectors {
                 2 => self.product::<D, 6, 2>(dot),
                 _ => self.product::<D, 8, 1>(dot),
             }
@@ -187,7 +201,8 @@ impl Block<'_> {
     #[inline(always)]
     fn product<D: Dot, const MR: usize, const NV: usize>(self, dot: D) {
         let Self { packed, input, table, pitch, sums, destination, first_row, end_row, panel } = self;
-        let PackedI8 { taps, panel_width: width, .. } = *packed;
+        let PackedI8 { taps, .. } = *packed;
+        let width = packed.panels.width;
         let simd = dot.simd();
         let lanes = D::Simd::LANES;
         assert_eq!(width, NV * lanes);
@@ -236,7 +251,7 @@ impl Block<'_> {
                 unsafe { tile::store(simd, sums.as_mut_ptr(), width, tile) };
             }
         }
-        let columns = panel * width..((panel + 1) * width).min(packed.out);
+        let columns = packed.panels.columns(panel);
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
     }

@@ -33,4 +33,4 @@ pub use isa::Isa;
 pub use norm::{GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
 pub use rows::RowsMut;
-pub use winograd::{Images, PackedWinograd, Workspace};
+pub use winograd::{PackedWinograd, Workspace};

@@ -1,7 +1,7 @@
 //! int8 linear layers and convolutions.
 
 use pochade::kernels::{
-    Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, Residual,
+    Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, Residual, geglu,
     quantize_rows,
 };
 
@@ -166,6 +166,26 @@ fn the_epilogue_is_that_of_f32_products() {
         );
         let float: Vec<f64> = float.iter().map(|&y| y as f64).collect();
         assert!(difference(&output, &float) < 2e-6, "{isa}");
+    }
+}
+
+#[test]
+fn gated_layers_are_products_then_geglu() {
+    let mut random = Random::new(35);
+    let (rows, out, depth) = (50, 77, 30);
+    let input = quantize(&random.floats(rows * depth), depth);
+    let weight = weights(&mut random, 2 * out * depth);
+    let scales: Vec<f32> = random.floats(2 * out).iter().map(|s| 0.01 * (s + 1.5)).collect();
+    let bias = random.floats(2 * out);
+    let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+    let gather = Gather::identity(rows);
+    for &isa in Isa::available() {
+        let mut sums = vec![f32::NAN; rows * 2 * out];
+        PackedI8::pack(&weight, &scales, 2 * out, 1, depth, isa).apply(&input, &gather, &epilogue, &mut sums);
+        let (mut separate, mut fused) = (vec![f32::NAN; rows * out], vec![f32::NAN; rows * out]);
+        geglu(isa, &sums, out, &mut separate);
+        PackedI8::pack_gated(&weight, &scales, out, depth, isa).apply(&input, &gather, &epilogue, &mut fused);
+        assert_eq!(separate, fused, "{isa}");
     }
 }
 

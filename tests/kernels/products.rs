@@ -2,7 +2,7 @@
 
 use pochade::kernels::{Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, Padding, Residual};
 
-use crate::plain::{Random, difference, im2col, on_threads, product, sigmoid};
+use crate::plain::{Random, difference, gelu, im2col, on_threads, product, sigmoid};
 
 #[test]
 fn linear_layers_of_odd_sizes() {
@@ -105,6 +105,32 @@ fn the_epilogue_adds_biases_and_residual_then_activates() {
                 packed.apply(&input, &Gather::identity(rows), &epilogue, &mut in_place);
                 assert_eq!(output, in_place, "{isa} {out}");
             }
+        }
+    }
+}
+
+#[test]
+fn gated_layers_are_products_then_geglu() {
+    let mut random = Random::new(5);
+    for (rows, out, depth) in [(1, 1, 1), (7, 5, 9), (30, 64, 20), (200, 77, 40)] {
+        let input = random.floats(rows * depth);
+        let weight = random.floats(2 * out * depth);
+        let bias = random.floats(2 * out);
+        let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
+        let sums = product(&input, &weight, depth);
+        let expected: Vec<f64> = (0..rows * out)
+            .map(|i| {
+                let (row, column) = (i / out, i % out);
+                let at = |column: usize| sums[row * 2 * out + column] + bias[column] as f64;
+                at(column) * gelu(at(out + column))
+            })
+            .collect();
+        for &isa in Isa::available() {
+            let mut output = vec![f32::NAN; rows * out];
+            let packed = PackedF32::pack_gated(&weight, out, depth, isa);
+            packed.apply(&input, &Gather::identity(rows), &epilogue, &mut output);
+            let error = difference(&output, &expected);
+            assert!(error < 3e-6, "{isa} {rows} x {depth} x {out}: {error}");
         }
     }
 }

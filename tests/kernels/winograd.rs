@@ -1,32 +1,31 @@
 //! F(4x4, 3x3) against the convolution's definition.
 
-use pochade::kernels::{Conv2d, Epilogue, Images, Isa, PackedWinograd, Padding, Residual, Workspace};
+use pochade::kernels::{Conv2d, Epilogue, Isa, PackedWinograd, Padding, Residual, Workspace};
 
 use crate::plain::{Random, difference, im2col, on_threads, product};
 
-fn conv2d(images: &Images) -> Conv2d {
-    let Images { batch, height, width, upsample } = *images;
-    Conv2d { batch, height, width, kernel: 3, stride: 1, padding: Padding::all(1), upsample }
+/// A convolution of `batch` images of `height` x `width`, enlarged first if `enlarged`.
+fn conv2d(batch: usize, height: usize, width: usize, enlarged: Option<(usize, usize)>) -> Conv2d {
+    Conv2d { batch, height, width, kernel: 3, stride: 1, padding: Padding::all(1), enlarged }
 }
 
 #[test]
 fn images_of_odd_sizes() {
     let mut random = Random::new(40);
-    for (batch, height, width, upsample, depth, out) in [
-        (1, 1, 1, 1, 1, 1),
-        (2, 4, 4, 1, 16, 64),
-        (1, 9, 6, 1, 33, 70),
-        (2, 7, 11, 1, 5, 3),
-        (1, 3, 5, 2, 20, 130),
-        (1, 12, 12, 1, 300, 40),
-        (1, 50, 61, 1, 16, 32),
+    for (conv, depth, out) in [
+        (conv2d(1, 1, 1, None), 1, 1),
+        (conv2d(2, 4, 4, None), 16, 64),
+        (conv2d(1, 9, 6, None), 33, 70),
+        (conv2d(2, 7, 11, None), 5, 3),
+        (conv2d(1, 3, 5, Some((6, 10))), 20, 130),
+        (conv2d(2, 3, 5, Some((5, 9))), 8, 16),
+        (conv2d(1, 12, 12, None), 300, 40),
+        (conv2d(1, 50, 61, None), 16, 32),
     ] {
-        let images = Images { batch, height, width, upsample };
-        let conv = conv2d(&images);
-        let input = random.floats(batch * height * width * depth);
+        let (out_height, out_width) = conv.output_size();
+        let input = random.floats(conv.batch * conv.height * conv.width * depth);
         let weight = random.floats(out * 9 * depth);
-        let (bias, residual) =
-            (random.floats(out), random.floats(batch * height * width * upsample * upsample * out));
+        let (bias, residual) = (random.floats(out), random.floats(conv.batch * out_height * out_width * out));
         let mut expected = product(&im2col(&conv, &input, depth), &weight, 9 * depth);
         for (i, y) in expected.iter_mut().enumerate() {
             *y += bias[i % out] as f64 + residual[i] as f64;
@@ -38,9 +37,9 @@ fn images_of_odd_sizes() {
             let epilogue =
                 Epilogue { bias: Some(&bias), residual: Residual::Of(&residual), ..Default::default() };
             let mut output = vec![f32::NAN; expected.len()];
-            packed.apply(&input, &images, &epilogue, &mut workspace, &mut output);
+            packed.apply(&input, &conv, &epilogue, &mut workspace, &mut output);
             let error = difference(&output, &expected);
-            assert!(error < 2e-5, "{isa} {images:?} {depth} -> {out}: {error}");
+            assert!(error < 2e-5, "{isa} {conv:?} {depth} -> {out}: {error}");
         }
     }
 }
@@ -48,16 +47,16 @@ fn images_of_odd_sizes() {
 #[test]
 fn many_blocks_of_tiles_and_other_weights_after_larger_ones() {
     let mut random = Random::new(41);
-    let images = Images { batch: 1, height: 64, width: 64, upsample: 1 };
+    let conv = conv2d(1, 64, 64, None);
     let mut packed = PackedWinograd::new(Isa::best());
     let mut workspace = Workspace::default();
     for (depth, out) in [(512, 24), (40, 3)] {
         let input = random.floats(64 * 64 * depth);
         let weight = random.floats(out * 9 * depth);
-        let expected = product(&im2col(&conv2d(&images), &input, depth), &weight, 9 * depth);
+        let expected = product(&im2col(&conv, &input, depth), &weight, 9 * depth);
         packed.repack(&weight, out, depth);
         let mut output = vec![f32::NAN; expected.len()];
-        packed.apply(&input, &images, &Epilogue::default(), &mut workspace, &mut output);
+        packed.apply(&input, &conv, &Epilogue::default(), &mut workspace, &mut output);
         let error = difference(&output, &expected);
         assert!(error < 2e-5, "{depth} -> {out}: {error}");
     }
@@ -66,13 +65,13 @@ fn many_blocks_of_tiles_and_other_weights_after_larger_ones() {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(42);
-    let images = Images { batch: 1, height: 30, width: 30, upsample: 2 };
+    let conv = conv2d(1, 30, 30, Some((60, 60)));
     let input = random.floats(900 * 36);
     let mut packed = PackedWinograd::new(Isa::best());
     packed.repack(&random.floats(70 * 9 * 36), 70, 36);
     let run = || {
         let mut output = vec![0.0; 3600 * 70];
-        packed.apply(&input, &images, &Epilogue::default(), &mut Workspace::default(), &mut output);
+        packed.apply(&input, &conv, &Epilogue::default(), &mut Workspace::default(), &mut output);
         output
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));

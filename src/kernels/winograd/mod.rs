@@ -7,8 +7,9 @@
 mod transforms;
 
 use super::aligned::AlignedBuf;
-use super::blocking;
+use super::blocking::{self, Panels};
 use super::epilogue::{Destination, Epilogue};
+use super::gather::{Conv2d, Padding, repeated};
 use super::isa::Isa;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
@@ -24,34 +25,12 @@ const COMPONENT_GAP: usize = 16;
 /// Input channels accumulated before the next tiles, as in `gemm_f32`.
 const DEPTH_BLOCK: usize = 128;
 
-/// Images of a 3x3 convolution with stride 1 and one pixel of padding: output as large as the input, after
-/// nearest-neighbour repetition of its pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Images {
-    pub batch: usize,
-    /// Of the input as stored, before `upsample`.
-    pub height: usize,
-    pub width: usize,
-    /// Each input pixel stands for `upsample` x `upsample` equal ones; 1 for none.
-    pub upsample: usize,
-}
-
-impl Images {
-    /// Tiles down and across one image.
-    fn tiles(&self) -> (usize, usize) {
-        let side = |pixels: usize| (pixels * self.upsample).div_ceil(OUTPUT_SIDE);
-        (side(self.height), side(self.width))
-    }
-}
-
 /// Transformed 3x3 weights: four times the plain ones, so meant to be held for one layer at a time.
 pub struct PackedWinograd {
     isa: Isa,
-    out: usize,
+    panels: Panels,
     depth: usize,
-    panel_vectors: usize,
-    panel_width: usize,
-    /// `[panel][component][depth][panel_width]`, zeros beyond `out`.
+    /// `[panel][component][depth][panel width]`, zeros beyond the last column.
     weights: AlignedBuf<f32>,
 }
 
@@ -59,7 +38,7 @@ pub struct PackedWinograd {
 pub struct Workspace {
     /// `[component][tiles of a block][depth]`.
     inputs: AlignedBuf<f32>,
-    /// `[component][tiles of a block][panels * panel_width]`.
+    /// `[component][tiles of a block][panels * panel width]`.
     results: AlignedBuf<f32>,
 }
 
@@ -72,7 +51,7 @@ impl Default for Workspace {
 impl PackedWinograd {
     /// No weights yet; see [`PackedWinograd::repack`].
     pub fn new(isa: Isa) -> Self {
-        Self { isa, out: 0, depth: 0, panel_vectors: 0, panel_width: 0, weights: AlignedBuf::zeros(0) }
+        Self { isa, panels: Panels::plain(isa, 0), depth: 0, weights: AlignedBuf::zeros(0) }
     }
 
     /// Transforms `weight`, `[out][3 * 3][depth]`, in place of the weights held, in parallel.
@@ -82,10 +61,9 @@ impl PackedWinograd {
     pub fn repack(&mut self, weight: &[f32], out: usize, depth: usize) {
         assert!(out > 0 && depth > 0);
         assert_eq!(weight.len(), out * 9 * depth, "weights of {out} x 3 x 3 x {depth}");
-        (self.panel_vectors, self.panel_width) = blocking::panel(self.isa, out);
-        (self.out, self.depth) = (out, depth);
-        let panels = out.div_ceil(self.panel_width);
-        let panel_len = COMPONENTS * depth * self.panel_width;
+        (self.panels, self.depth) = (Panels::plain(self.isa, out), depth);
+        let panels = self.panels.count();
+        let panel_len = COMPONENTS * depth * self.panels.width;
         self.weights.reserve_len(panels * panel_len);
         let shared = Disjoint::new(self.weights.as_mut_slice());
         let depth_blocks = depth.div_ceil(WEIGHT_DEPTH);
@@ -96,8 +74,8 @@ impl PackedWinograd {
                 weight,
                 out,
                 depth,
-                first_column: panel * self.panel_width,
-                panel_width: self.panel_width,
+                first_column: panel * self.panels.width,
+                panel_width: self.panels.width,
                 depths,
                 to: &shared,
                 first: panel * panel_len,
@@ -106,41 +84,46 @@ impl PackedWinograd {
     }
 
     pub fn out(&self) -> usize {
-        self.out
+        self.panels.out
     }
 
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// The convolution of `input`, `[batch, height, width, depth]`, into `output`, `[batch, height * upsample,
-    /// width * upsample, out]`.
+    /// Whether this algorithm can do `conv`: a 3x3 kernel, stride 1, one pixel of padding all around.
+    pub fn fits(conv: &Conv2d) -> bool {
+        conv.kernel == 3 && conv.stride == 1 && conv.padding == Padding::all(1)
+    }
+
+    /// The convolution `conv` of `input`, `[batch, height, width, depth]`, into `output`, `[batch, seen height,
+    /// seen width, out]` (see [`Conv2d::seen_size`]).
     ///
     /// Relative to the greatest output, errors are about 1e-5 (those of [`super::PackedF32`] about 1e-6). Sums
     /// are in an order that depends only on the sizes and the instruction set.
     ///
     /// # Panics
-    /// If a size is zero or does not fit the others.
+    /// If `conv` does not fit (see [`PackedWinograd::fits`]), or a size is zero or does not fit the others.
     pub fn apply(
         &self,
         input: &[f32],
-        images: &Images,
+        conv: &Conv2d,
         epilogue: &Epilogue<'_>,
         workspace: &mut Workspace,
         output: &mut [f32],
     ) {
-        let Images { batch, height, width, upsample } = *images;
-        assert!(batch > 0 && height > 0 && width > 0 && upsample > 0, "a zero size in {images:?}");
-        assert_eq!(input.len(), batch * height * width * self.depth, "an input of {images:?}");
-        let rows = batch * height * width * upsample * upsample;
-        epilogue.validate(rows, self.out, output);
+        assert!(Self::fits(conv), "not a convolution for Winograd's algorithm: {conv:?}");
+        let (height, width) = conv.output_size();
+        assert_eq!(input.len(), conv.batch * conv.height * conv.width * self.depth, "an input of {conv:?}");
+        let rows = conv.batch * height * width;
+        epilogue.validate(rows, &self.panels, output);
         let destination =
-            Destination { epilogue, output: Disjoint::new(output), rows, out: self.out, scale: None };
+            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale: None };
 
-        let (down, across) = images.tiles();
-        let tiles = batch * down * across;
-        let panels = self.out.div_ceil(self.panel_width);
-        let pitch = panels * self.panel_width;
+        let (down, across) = (height.div_ceil(OUTPUT_SIDE), width.div_ceil(OUTPUT_SIDE));
+        let tiles = conv.batch * down * across;
+        let panels = self.panels.count();
+        let pitch = panels * self.panels.width;
         let most = (BLOCK_VALUES / COMPONENTS / self.depth.max(pitch)).max(1);
         let per_block = most.min(tiles).next_multiple_of(blocking::TILE_HEIGHTS);
         let input_stride = per_block * self.depth + COMPONENT_GAP;
@@ -150,7 +133,7 @@ impl PackedWinograd {
 
         for first in (0..tiles).step_by(per_block) {
             let count = per_block.min(tiles - first);
-            let block = Block { packed: self, images, input_stride, pitch, result_stride, first };
+            let block = Block { packed: self, conv, down, across, input_stride, pitch, result_stride, first };
             let inputs = Disjoint::new(workspace.inputs.as_mut_slice());
             for_each_index(count, |tile| {
                 self.isa.run(TransformInput { block: &block, input, tile, to: &inputs })
@@ -230,7 +213,10 @@ impl Kernel for TransformWeights<'_> {
 /// A block of tiles.
 struct Block<'a> {
     packed: &'a PackedWinograd,
-    images: &'a Images,
+    conv: &'a Conv2d,
+    /// Tiles down and across one image.
+    down: usize,
+    across: usize,
     /// From one component's inputs to the next's.
     input_stride: usize,
     /// Columns of a component's results.
@@ -244,7 +230,7 @@ struct Block<'a> {
 impl Block<'_> {
     /// The image of a tile of this block, and the row and column of its first output pixel.
     fn position(&self, tile: usize) -> (usize, usize, usize) {
-        let (down, across) = self.images.tiles();
+        let (down, across) = (self.down, self.across);
         let tile = self.first + tile;
         (tile / across / down, tile / across % down * OUTPUT_SIDE, tile % across * OUTPUT_SIDE)
     }
@@ -264,7 +250,8 @@ impl Kernel for TransformInput<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { block, input, tile, to } = self;
-        let Images { height, width, upsample, .. } = *block.images;
+        let Conv2d { height, width, .. } = *block.conv;
+        let (seen_height, seen_width) = block.conv.seen_size();
         let depth = block.packed.depth;
         let (image, y, x) = block.position(tile);
         // The tile's pixels; `None` is padding.
@@ -272,8 +259,10 @@ impl Kernel for TransformInput<'_> {
         for (i, row) in pixels.iter_mut().enumerate() {
             for (j, pixel) in row.iter_mut().enumerate() {
                 let (in_y, in_x) = ((y + i).wrapping_sub(1), (x + j).wrapping_sub(1));
-                if in_y < height * upsample && in_x < width * upsample {
-                    let row = (image * height + in_y / upsample) * width + in_x / upsample;
+                if in_y < seen_height && in_x < seen_width {
+                    let (in_y, in_x) =
+                        (repeated(in_y, height, seen_height), repeated(in_x, width, seen_width));
+                    let row = (image * height + in_y) * width + in_x;
                     *pixel = Some(&input[row * depth..][..depth]);
                 }
             }
@@ -320,14 +309,14 @@ impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         if S::REGISTERS == 32 {
-            match self.block.packed.panel_vectors {
+            match self.block.packed.panels.vectors {
                 4 => self.product::<S, 6, 4>(simd),
                 3 => self.product::<S, 8, 3>(simd),
                 2 => self.product::<S, 8, 2>(simd),
                 _ => self.product::<S, 8, 1>(simd),
             }
         } else {
-            match self.block.packed.panel_vectors {
+            match self.block.packed.panels.vectors {
                 2 => self.product::<S, 6, 2>(simd),
                 _ => self.product::<S, 8, 1>(simd),
             }
@@ -340,7 +329,7 @@ impl Multiply<'_> {
     fn product<S: Simd, const MR: usize, const NV: usize>(self, simd: S) {
         let Self { block, inputs, count, component, panel, to } = self;
         let pitch = block.pitch;
-        let PackedWinograd { depth, panel_width: width, .. } = *block.packed;
+        let PackedWinograd { depth, panels: Panels { width, .. }, .. } = *block.packed;
         assert_eq!(width, NV * S::LANES);
         let component_len = depth * width;
         let weights = &block.packed.weights.as_slice()[(panel * COMPONENTS + component) * component_len..];
@@ -393,8 +382,7 @@ impl Kernel for TransformOutput<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { block, results, tile, sums, destination } = self;
         let pitch = block.pitch;
-        let Images { height, width, upsample, .. } = *block.images;
-        let (height, width) = (height * upsample, width * upsample);
+        let (height, width) = block.conv.seen_size();
         for at in (0..pitch).step_by(S::LANES) {
             let mut m = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
             for (i, m) in m.iter_mut().enumerate() {
@@ -415,7 +403,7 @@ impl Kernel for TransformOutput<'_> {
             let across = OUTPUT_SIDE.min(width - x);
             let sums = &sums[i * OUTPUT_SIDE * pitch..][..across * pitch];
             // SAFETY: each tile has output pixels of its own.
-            unsafe { destination.finish(simd, sums, pitch, row..row + across, 0..block.packed.out) };
+            unsafe { destination.finish(simd, sums, pitch, row..row + across, 0..block.packed.panels.out) };
         }
     }
 }
