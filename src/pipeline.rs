@@ -206,10 +206,13 @@ impl<'a> Pipeline<'a> {
             }
         }
         let unet = self.unet(observer, &mut timings)?;
+        let start = Instant::now();
+        let context = unet.context(&encoded.embeddings)?;
+        timings.encode += start.elapsed();
 
         observer.phase(Phase::Denoise);
         let start = Instant::now();
-        let latents = self.denoise(request, &unet, &encoded.embeddings, observer)?;
+        let latents = self.denoise(request, &unet, &context, observer)?;
         timings.denoise = start.elapsed();
         drop(unet);
 
@@ -289,10 +292,9 @@ impl<'a> Pipeline<'a> {
         &self,
         request: &Request,
         unet: &Unet,
-        embeddings: &Tensor,
+        context: &Context,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let context = unet.context(embeddings)?;
         let factor = self.decoder.factor();
         let shape = [1, self.decoder.latent_channels(), request.height / factor, request.width / factor];
         let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?;
@@ -301,9 +303,9 @@ impl<'a> Pipeline<'a> {
         let mut model = |latents: &Tensor, timestep: f64| {
             let scale = request.guidance_scale;
             if guided(request) {
-                guided_output(unet, scale, latents, timestep, &context)
+                guided_output(unet, scale, latents, timestep, context)
             } else {
-                unet.forward(latents, timestep, &context)
+                unet.forward(latents, timestep, context)
             }
         };
         let mut on_step = |progress: &Progress<'_>| {

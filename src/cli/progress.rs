@@ -52,15 +52,15 @@ impl Observer for Progress<'_> {
     fn phase(&mut self, phase: Phase) {
         // Loading and decoding have no steps to stop at, and nothing is on disk yet.
         self.signals.exit_at_once(matches!(phase, Phase::Load | Phase::Decode));
-        match phase {
-            Phase::Load => self.spin("loading the model"),
-            Phase::Encode => self.spin("encoding the prompt"),
-            Phase::Denoise => {
-                self.denoising_since = Instant::now();
-                self.spin("denoising");
-            }
-            Phase::Decode => self.spin("decoding"),
-        }
+        let doing = match phase {
+            Phase::Load => "loading the model",
+            Phase::Encode => "encoding the prompt",
+            Phase::Denoise => "denoising",
+            Phase::Decode => "decoding",
+        };
+        self.denoising_since = Instant::now();
+        self.bar.suspend(|| self.printer.detail(doing));
+        self.spin(doing);
     }
 
     fn warn(&mut self, message: &str) {
