@@ -4,9 +4,9 @@ use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 use super::meter::{self, Kind};
-use super::product::{Added, Product};
+use super::product::{Added, Product, Reads};
 use super::{Input, Params, weight};
-use crate::kernels::{self, Gather};
+use crate::kernels;
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,8 @@ pub struct ConvShape {
     pub stride: usize,
     pub padding: Padding,
     pub bias: bool,
+    /// Runs over so many pixels that transforming its weights at each call costs next to nothing.
+    pub large_maps: bool,
 }
 
 /// Where zeros surround the input.
@@ -32,7 +34,18 @@ pub enum Padding {
 impl ConvShape {
     /// A convolution that keeps the size.
     pub fn same(in_channels: usize, out_channels: usize, kernel: usize) -> Self {
-        Self { in_channels, out_channels, kernel, stride: 1, padding: Padding::Around, bias: true }
+        let (stride, padding) = (1, Padding::Around);
+        Self { in_channels, out_channels, kernel, stride, padding, bias: true, large_maps: false }
+    }
+
+    /// The same, over maps as large as a picture's.
+    pub fn over_large_maps(self) -> Self {
+        Self { large_maps: true, ..self }
+    }
+
+    /// Whether Winograd's algorithm can do it and pays.
+    fn suits_winograd(&self) -> bool {
+        self.large_maps && self.kernel == 3 && self.stride == 1 && self.padding == Padding::Around
     }
 
     /// A 3x3 convolution that halves the size.
@@ -87,7 +100,11 @@ impl Conv2d {
         let backend = params.backend();
         let weights = match backend.kernels {
             Some(isa) => {
-                let packed = weight::pack(weight, out_channels, in_channels, kernel * kernel, isa);
+                let packed = if shape.suits_winograd() {
+                    weight::pack_winograd(weight, out_channels, in_channels, isa)
+                } else {
+                    weight::pack(weight, out_channels, in_channels, kernel * kernel, isa)
+                };
                 Weights::Kernels(Product::new(packed, bias))
             }
             None => Weights::Candle {
@@ -142,7 +159,7 @@ impl Conv2d {
         let (out_height, out_width) = geometry.output_size();
         let added = Added { shift: fused.shift, residual: fused.residual, relu: fused.relu };
         let shape = (batch, out_height, out_width, self.shape.out_channels);
-        product.apply(input, &Gather::conv2d(&geometry), added, shape)
+        product.apply(input, &Reads::Pixels(geometry), added, shape)
     }
 
     fn run_candle(

@@ -4,9 +4,8 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 
 use super::meter::{self, Kind};
-use super::product::{Added, Product};
+use super::product::{Added, Product, Reads};
 use super::{Input, Params, weight};
-use crate::kernels::Gather;
 
 /// `y = x W^T + b`.
 pub struct Linear {
@@ -69,9 +68,9 @@ impl Linear {
             Weights::Kernels(product) => {
                 let mut shape = input.dims();
                 shape.pop().context("a linear layer takes rows")?;
-                let gather = Gather::identity(shape.iter().product());
+                let reads = Reads::Rows(shape.iter().product());
                 shape.push(self.outputs);
-                product.apply(input, &gather, Added { residual, ..Added::default() }, shape)
+                product.apply(input, &reads, Added { residual, ..Added::default() }, shape)
             }
             Weights::Candle { weight, bias } => {
                 let mut output = input.to_tensor(None)?.broadcast_matmul(&weight.t()?)?;

@@ -1,10 +1,12 @@
 //! The matrix product inside convolutions and linear layers on the CPU, in whichever precision its weights are.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Shape, Tensor};
 
 use super::{Input, host};
-use crate::kernels::{Activation, Epilogue, Gather, PackedF32, PackedI8, Residual};
+use crate::kernels::{
+    self, Activation, Epilogue, Gather, Isa, PackedF32, PackedI8, PackedWinograd, Residual, Workspace,
+};
 
 /// Packed weights `[out, taps, depth]` and what is always added to their products.
 pub struct Product {
@@ -16,6 +18,31 @@ pub struct Product {
 pub enum Packed {
     F32(PackedF32),
     I8(PackedI8),
+    /// Weights of a 3x3 convolution that are transformed for Winograd's algorithm at each call: held
+    /// transformed, they would take four times the memory.
+    Winograd {
+        isa: Isa,
+        weight: Vec<f32>,
+        out: usize,
+        depth: usize,
+    },
+}
+
+/// Which rows a product reads.
+pub enum Reads {
+    /// This many, one after the other.
+    Rows(usize),
+    /// The pixels around each output pixel of a convolution.
+    Pixels(kernels::Conv2d),
+}
+
+impl Reads {
+    fn gather(&self) -> Gather {
+        match self {
+            Self::Rows(rows) => Gather::identity(*rows),
+            Self::Pixels(conv) => Gather::conv2d(conv),
+        }
+    }
 }
 
 /// What is added to the products of one call, and done to the sum.
@@ -33,11 +60,11 @@ impl Product {
         Self { weights, bias }
     }
 
-    /// The products of the rows `gather` picks from `input`, as a tensor of `shape`.
+    /// The products of the rows of `input` that `reads` names, as a tensor of `shape`.
     pub fn apply(
         &self,
         input: Input<'_>,
-        gather: &Gather,
+        reads: &Reads,
         added: Added<'_>,
         shape: impl Into<Shape>,
     ) -> Result<Tensor> {
@@ -55,20 +82,28 @@ impl Product {
                 Packed::F32(weights) => {
                     let input = input.to_tensor(Some(weights.isa()))?;
                     host::with_values(&input, |rows| {
-                        check_depth(&input, weights.depth())?;
-                        weights.apply(rows, gather, &epilogue, &mut output);
+                        check_depth(input.dims(), weights.depth())?;
+                        weights.apply(rows, &reads.gather(), &epilogue, &mut output);
                         Ok(())
                     })?;
                 }
                 Packed::I8(weights) => {
+                    check_depth(&input.dims(), weights.depth())?;
                     let rows = input.to_quantized(weights.isa())?;
-                    ensure!(
-                        rows.depth() == weights.depth(),
-                        "rows of {} where {} are taken",
-                        rows.depth(),
-                        weights.depth()
-                    );
-                    weights.apply(&rows, gather, &epilogue, &mut output);
+                    weights.apply(&rows, &reads.gather(), &epilogue, &mut output);
+                }
+                Packed::Winograd { isa, weight, out, depth } => {
+                    let Reads::Pixels(conv) = reads else {
+                        bail!("Winograd's algorithm is for convolutions")
+                    };
+                    let input = input.to_tensor(Some(*isa))?;
+                    check_depth(input.dims(), *depth)?;
+                    let mut packed = PackedWinograd::new(*isa);
+                    packed.repack(weight, *out, *depth);
+                    host::with_values(&input, |rows| {
+                        packed.apply(rows, conv, &epilogue, &mut Workspace::default(), &mut output);
+                        Ok(())
+                    })?;
                 }
             }
             Ok(Tensor::from_vec(output, shape, &Device::Cpu)?)
@@ -84,8 +119,8 @@ impl Product {
     }
 }
 
-fn check_depth(input: &Tensor, depth: usize) -> Result<()> {
-    let found = input.dims().last().copied().unwrap_or(0);
+fn check_depth(dims: &[usize], depth: usize) -> Result<()> {
+    let found = dims.last().copied().unwrap_or(0);
     ensure!(found == depth, "rows of {found} where {depth} are taken");
     Ok(())
 }

@@ -42,6 +42,17 @@ pub fn pack(weight: Weight, outputs: usize, inputs: usize, taps: usize, isa: Isa
     }
 }
 
+/// Packs the filters of a 3x3 convolution, `[out, in, 9]`, for Winograd's algorithm unless they are int8.
+pub fn pack_winograd(weight: Weight, outputs: usize, inputs: usize, isa: Isa) -> Packed {
+    match weight {
+        Weight::Float(values) => {
+            let weight = taps_before_inputs(values, inputs, 9);
+            Packed::Winograd { isa, weight, out: outputs, depth: inputs }
+        }
+        int8 @ Weight::Int8(_) => pack(int8, outputs, inputs, 9, isa),
+    }
+}
+
 /// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
 fn taps_before_inputs<T: Copy + Default + Send + Sync>(weight: Vec<T>, inputs: usize, taps: usize) -> Vec<T> {
     if taps == 1 {

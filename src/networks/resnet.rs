@@ -16,7 +16,7 @@ pub struct Resnet {
 }
 
 impl Resnet {
-    /// `time_channels` is the width of the time embedding, absent in a VAE.
+    /// `time_channels` is the width of the time embedding, absent in a VAE, whose maps are large.
     pub fn load(
         params: &Params,
         in_channels: usize,
@@ -25,14 +25,18 @@ impl Resnet {
         groups: usize,
         eps: f64,
     ) -> Result<Self> {
+        let conv = |from: usize, to: usize| {
+            let shape = ConvShape::same(from, to, 3);
+            if time_channels.is_none() { shape.over_large_maps() } else { shape }
+        };
         Ok(Self {
             norm1: GroupNorm::load(&params.at("norm1"), groups, in_channels, eps)?,
-            conv1: Conv2d::load(&params.at("conv1"), ConvShape::same(in_channels, out_channels, 3))?,
+            conv1: Conv2d::load(&params.at("conv1"), conv(in_channels, out_channels))?,
             time_projection: time_channels
                 .map(|channels| Linear::load(&params.at("time_emb_proj"), channels, out_channels))
                 .transpose()?,
             norm2: GroupNorm::load(&params.at("norm2"), groups, out_channels, eps)?,
-            conv2: Conv2d::load(&params.at("conv2"), ConvShape::same(out_channels, out_channels, 3))?,
+            conv2: Conv2d::load(&params.at("conv2"), conv(out_channels, out_channels))?,
             shortcut: (in_channels != out_channels)
                 .then(|| {
                     Conv2d::load(&params.at("conv_shortcut"), ConvShape::same(in_channels, out_channels, 1))

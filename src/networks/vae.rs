@@ -105,7 +105,10 @@ impl Decoder {
                 resnets: resnets(&block, config.layers_per_block + 1, width, channels, config)?,
                 resample: (index + 1 < levels)
                     .then(|| {
-                        Conv2d::load(&block.at("upsamplers.0.conv"), ConvShape::same(channels, channels, 3))
+                        Conv2d::load(
+                            &block.at("upsamplers.0.conv"),
+                            ConvShape::same(channels, channels, 3).over_large_maps(),
+                        )
                     })
                     .transpose()?,
             });
