@@ -26,7 +26,7 @@ use crate::schedule::{NoiseSchedule, SchedulerConfig};
 pub struct LoadOptions {
     pub device: Device,
     pub precision: Precision,
-    /// Only one picture will be made: the UNet's memory is given back before the picture is decoded.
+    /// Only one picture will be made: a network's memory is given back before the next one is loaded.
     pub single: bool,
 }
 
@@ -128,8 +128,8 @@ struct Encoded {
     left_out: [usize; 2],
 }
 
-/// A model ready to make pictures. Networks are in memory only as long as they are of use: the text encoder
-/// while it encodes, the UNet from the first picture on.
+/// A model ready to make pictures. Networks are loaded when they are first of use: the text encoder for every
+/// new prompt, UNet and decoder for the first picture.
 pub struct Pipeline<'a> {
     checkpoint: &'a Checkpoint,
     backend: Backend,
@@ -137,18 +137,19 @@ pub struct Pipeline<'a> {
     tokenizer: Tokenizer,
     clip_config: ClipConfig,
     unet_config: UnetConfig,
-    decoder: LatentDecoder,
+    vae_config: VaeConfig,
     schedule: NoiseSchedule,
     unet: RefCell<Option<Rc<Unet>>>,
+    decoder: RefCell<Option<Rc<LatentDecoder>>>,
     /// The last request's, for the next one with the same prompts.
     encoded: RefCell<Option<Rc<Encoded>>>,
 }
 
 impl<'a> Pipeline<'a> {
-    /// Checks the configs of `checkpoint` against each other and loads the VAE's decoder.
+    /// Checks the configs of `checkpoint` against each other; its networks are loaded by [`Self::generate`].
     ///
     /// # Errors
-    /// Names the missing or misshapen tensor, or the setting that is not supported.
+    /// Names the setting that is not supported.
     pub fn load(checkpoint: &'a Checkpoint, options: &LoadOptions) -> Result<Self> {
         let backend = options.backend()?;
         let configs = checkpoint.configs();
@@ -162,15 +163,13 @@ impl<'a> Pipeline<'a> {
             clip_config.hidden_size,
             unet_config.context_channels
         );
-        let vae = Params::new(checkpoint.tensors(), &backend, "vae");
-        let decoder = LatentDecoder::load(&vae, &VaeConfig::parse(&configs.vae)?)?;
+        let vae_config = VaeConfig::parse(&configs.vae)?;
+        let latent_channels = vae_config.latent_channels();
         ensure!(
-            unet_config.in_channels == decoder.latent_channels()
-                && unet_config.out_channels == decoder.latent_channels(),
-            "the unet takes {} channels and gives {}, the vae has {}: only plain text-to-image models are supported",
+            unet_config.in_channels == latent_channels && unet_config.out_channels == latent_channels,
+            "the unet takes {} channels and gives {}, the vae has {latent_channels}: only plain text-to-image models are supported",
             unet_config.in_channels,
             unet_config.out_channels,
-            decoder.latent_channels()
         );
         Ok(Self {
             checkpoint,
@@ -178,9 +177,10 @@ impl<'a> Pipeline<'a> {
             tokenizer: Tokenizer::new(checkpoint.vocabulary())?,
             clip_config,
             unet_config,
-            decoder,
+            vae_config,
             schedule: NoiseSchedule::new(&scheduler)?,
             unet: RefCell::default(),
+            decoder: RefCell::default(),
             encoded: RefCell::default(),
             backend,
         })
@@ -205,7 +205,9 @@ impl<'a> Pipeline<'a> {
                 observer.warn(&format!("the {which} is too long: its last {left_out} tokens are left out"));
             }
         }
-        let unet = self.unet(observer, &mut timings)?;
+        let unet = self.network(&self.unet, observer, &mut timings, || {
+            Unet::load(&self.params("unet"), self.unet_config.clone())
+        })?;
         let start = Instant::now();
         let context = unet.context(&encoded.embeddings)?;
         timings.encode += start.elapsed();
@@ -214,11 +216,14 @@ impl<'a> Pipeline<'a> {
         let start = Instant::now();
         let latents = self.denoise(request, &unet, &context, observer)?;
         timings.denoise = start.elapsed();
-        drop(unet);
+        drop((unet, context));
 
+        let decoder = self.network(&self.decoder, observer, &mut timings, || {
+            LatentDecoder::load(&self.params("vae"), &self.vae_config)
+        })?;
         observer.phase(Phase::Decode);
         let start = Instant::now();
-        let rgb = to_rgb(&self.decoder.decode(&latents)?)?;
+        let rgb = to_rgb(&decoder.decode(&latents)?)?;
         timings.decode = start.elapsed();
         Ok(Picture { rgb, latents, timings })
     }
@@ -227,20 +232,25 @@ impl<'a> Pipeline<'a> {
         Params::new(self.checkpoint.tensors(), &self.backend, component)
     }
 
-    /// The UNet, loaded if it isn't; with `single`, the caller's is the only one.
-    fn unet(&self, observer: &mut dyn Observer, timings: &mut Timings) -> Result<Rc<Unet>> {
-        if let Some(unet) = self.unet.borrow().as_ref() {
-            return Ok(unet.clone());
+    /// The network kept in `slot`, or what `load` gives, which is kept unless this is the only picture.
+    fn network<T>(
+        &self,
+        slot: &RefCell<Option<Rc<T>>>,
+        observer: &mut dyn Observer,
+        timings: &mut Timings,
+        load: impl FnOnce() -> Result<T>,
+    ) -> Result<Rc<T>> {
+        if let Some(network) = slot.borrow().as_ref() {
+            return Ok(network.clone());
         }
         observer.phase(Phase::Load);
         let start = Instant::now();
-        let unet = Unet::load(&self.params("unet"), self.unet_config.clone()).context(Unusable)?;
+        let network = Rc::new(load().context(Unusable)?);
         timings.load += start.elapsed();
-        let unet = Rc::new(unet);
         if !self.single {
-            *self.unet.borrow_mut() = Some(unet.clone());
+            *slot.borrow_mut() = Some(network.clone());
         }
-        Ok(unet)
+        Ok(network)
     }
 
     /// Loads, runs and drops the text encoder, unless the last request had the same prompts.
@@ -295,8 +305,8 @@ impl<'a> Pipeline<'a> {
         context: &Context,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let factor = self.decoder.factor();
-        let shape = [1, self.decoder.latent_channels(), request.height / factor, request.width / factor];
+        let factor = self.vae_config.factor();
+        let shape = [1, self.vae_config.latent_channels(), request.height / factor, request.width / factor];
         let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
         let x = trajectory.start(&noise.normal(&shape, &self.backend.device)?)?;

@@ -230,6 +230,30 @@ impl VaeConfig {
             Some(class) => bail!("the vae config is of class {class}, which is not supported"),
         }
     }
+
+    pub fn latent_channels(&self) -> usize {
+        match self {
+            Self::Kl(config) => config.latent_channels,
+            Self::Tiny(config) => config.latent_channels,
+        }
+    }
+
+    /// What the UNet's latents are divided by before they are decoded.
+    pub fn scaling_factor(&self) -> f64 {
+        match self {
+            Self::Kl(config) => config.scaling_factor,
+            Self::Tiny(config) => config.scaling_factor,
+        }
+    }
+
+    /// How many pixels one latent is wide.
+    pub fn factor(&self) -> usize {
+        let levels = match self {
+            Self::Kl(config) => config.channels.len(),
+            Self::Tiny(config) => config.num_decoder_blocks.len(),
+        };
+        1 << (levels - 1)
+    }
 }
 
 /// `AutoencoderKL`.
