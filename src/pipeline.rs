@@ -208,6 +208,7 @@ impl<'a> Pipeline<'a> {
         let unet = self.network(&self.unet, observer, &mut timings, || {
             Unet::load(&self.params("unet"), self.unet_config.clone())
         })?;
+        observer.phase(Phase::Encode);
         let start = Instant::now();
         let context = unet.context(&encoded.embeddings)?;
         timings.encode += start.elapsed();

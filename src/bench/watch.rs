@@ -15,6 +15,12 @@ pub struct Sample {
     pub reading: Reading,
 }
 
+impl Sample {
+    fn plus(self, other: &Self) -> Self {
+        Self { seconds: self.seconds + other.seconds, reading: self.reading.plus(&other.reading) }
+    }
+}
+
 /// The samples of all pictures so far.
 pub struct Watch {
     meter: Meter,
@@ -23,6 +29,8 @@ pub struct Watch {
     phase: Option<Phase>,
     /// Loading of networks, several for one picture.
     pub load: Vec<Sample>,
+    /// The parts of this picture's encoding so far: the UNet is loaded between them.
+    encoding: Option<Sample>,
     pub encode: Vec<Sample>,
     pub steps: Vec<Sample>,
     pub decode: Vec<Sample>,
@@ -35,6 +43,7 @@ impl Watch {
             lap: Instant::now(),
             phase: None,
             load: Vec::new(),
+            encoding: None,
             encode: Vec::new(),
             steps: Vec::new(),
             decode: Vec::new(),
@@ -46,6 +55,7 @@ impl Watch {
         draw(self)?;
         self.end_phase();
         self.phase = None;
+        self.encode.extend(self.encoding.take());
         Ok(())
     }
 
@@ -53,7 +63,9 @@ impl Watch {
         let sample = self.lap();
         match self.phase {
             Some(Phase::Load) => self.load.push(sample),
-            Some(Phase::Encode) => self.encode.push(sample),
+            Some(Phase::Encode) => {
+                self.encoding = Some(self.encoding.map_or(sample, |before| before.plus(&sample)));
+            }
             Some(Phase::Decode) => self.decode.push(sample),
             // Its steps have been booked one by one.
             Some(Phase::Denoise) | None => {}

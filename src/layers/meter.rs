@@ -35,6 +35,16 @@ impl Reading {
         self.0[kind as usize]
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        for (spent, more) in self.0.iter_mut().zip(&other.0) {
+            spent.time += more.time;
+            spent.macs += more.macs;
+        }
+        self
+    }
+
     /// Multiply-accumulates of all kinds.
     pub fn macs(&self) -> u64 {
         self.0.iter().map(|spent| spent.macs).sum()

@@ -84,6 +84,10 @@ fn the_work_done_is_the_work_implied() {
         }
         assert!((part.gmac * 1e9 - expected.iter().map(|(_, macs)| *macs as f64).sum::<f64>()).abs() < 0.5);
     };
+    // Both prompts through four layers of CLIP, and their keys and values for each of the transformers.
+    let clip = 2 * 4 * 77 * 64 * (4 * 64 + 2 * 77 + 2 * 256);
+    let widths: usize = [2 * 32, 4 * 64, 64, 3 * 64, 3 * 64, 3 * 32].iter().sum();
+    assert!((report.text_encoder.gmac * 1e9 - (clip + 2 * 77 * 64 * 2 * widths) as f64).abs() < 0.5);
     same(&report.unet_step, unet_step(&unet, 9, 8));
     same(&report.vae_decode, vae_decode(&vae, 9, 8));
 }
