@@ -74,11 +74,13 @@ impl Panels {
         self.out.div_ceil(self.out_width())
     }
 
-    /// The panel of a column of weights, and its column there.
-    pub fn place(&self, column: usize) -> (usize, usize) {
-        let (half, column) = (column / self.out, column % self.out);
-        let width = self.out_width();
-        (column / width, half * width + column % width)
+    /// The columns of weights in a panel: where each lies there, and its number.
+    pub fn members(&self, panel: usize) -> impl Iterator<Item = (usize, usize)> {
+        let columns = self.columns(panel);
+        let (out, first, half) = (self.out, columns.start, self.out_width());
+        let values = columns.clone().map(move |column| (column - first, column));
+        let gates = columns.map(move |column| (half + column - first, out + column));
+        values.chain(gates.take(if self.gated { usize::MAX } else { 0 }))
     }
 
     /// The output columns of a panel.

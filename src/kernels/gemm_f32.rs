@@ -3,6 +3,8 @@
 //! Dukhan, "The Indirect Convolution Algorithm" (2019): the micro-kernel reads activations straight from
 //! the input's rows, found through a [`Gather`], so nothing is copied for im2col.
 
+use rayon::prelude::*;
+
 use super::aligned::AlignedBuf;
 use super::blocking::{self, Blocks, Panels};
 use super::epilogue::{Destination, Epilogue};
@@ -55,13 +57,14 @@ impl PackedF32 {
         assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
         let panel_len = taps * depth * panels.width;
         let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
-        for (o, row) in weight.chunks_exact(taps * depth).enumerate() {
-            let (panel, column) = panels.place(o);
-            let packed = &mut weights.as_mut_slice()[panel * panel_len..][..panel_len];
-            for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panels.width)) {
-                *to = w;
+        weights.as_mut_slice().par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, packed)| {
+            for (column, o) in panels.members(panel) {
+                let row = &weight[o * taps * depth..][..taps * depth];
+                for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panels.width)) {
+                    *to = w;
+                }
             }
-        }
+        });
         Self { isa, panels, taps, depth, weights, zeros: AlignedBuf::zeros(depth) }
     }
 

@@ -3,6 +3,8 @@
 //! Each input row (a pixel or token) has a scale and zero point of its own, and a convolution sums over
 //! rows, so sums stay integers only within one tap. Padding is a row whose scale is zero.
 
+use rayon::prelude::*;
+
 use super::aligned::AlignedBuf;
 use super::blocking::{self, Blocks, Panels};
 use super::dot::{Dot, DotKernel};
@@ -72,21 +74,25 @@ impl PackedI8 {
         let panel_len = taps * padded_depth * panel_width;
         let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
         let mut column_sums = AlignedBuf::zeros(panels.count() * taps * panel_width);
-        for (o, weight) in weight.chunks_exact(taps * depth).enumerate() {
-            let (panel, column) = panels.place(o);
-            let panel_weights = &mut weights.as_mut_slice()[panel * panel_len..][..panel_len];
-            for (tap, weight) in weight.chunks_exact(depth).enumerate() {
-                let packed =
-                    &mut panel_weights[tap * padded_depth * panel_width..][..padded_depth * panel_width];
-                let mut sum = 0;
-                for (d, &w) in weight.iter().enumerate() {
-                    let w = if halve { halved(w) } else { w };
-                    packed[(d / 4 * panel_width + column) * 4 + d % 4] = w;
-                    sum += w as i32;
+        let packed = weights.as_mut_slice().par_chunks_exact_mut(panel_len);
+        let sums = column_sums.as_mut_slice().par_chunks_exact_mut(taps * panel_width);
+        packed.zip(sums).enumerate().for_each(|(panel, (packed, sums))| {
+            for (column, o) in panels.members(panel) {
+                let weight = weight[o * taps * depth..][..taps * depth].chunks_exact(depth);
+                let taps = packed.chunks_exact_mut(padded_depth * panel_width);
+                for ((weight, packed), sums) in weight.zip(taps).zip(sums.chunks_exact_mut(panel_width)) {
+                    let mut sum = 0;
+                    for (group, weight) in weight.chunks(4).enumerate() {
+                        let to = &mut packed[(group * panel_width + column) * 4..][..weight.len()];
+                        for (to, &w) in to.iter_mut().zip(weight) {
+                            *to = if halve { halved(w) } else { w };
+                            sum += i32::from(*to);
+                        }
+                    }
+                    sums[column] = sum;
                 }
-                column_sums.as_mut_slice()[(panel * taps + tap) * panel_width + column] = sum;
             }
-        }
+        });
         let scales = scales.iter().map(|scale| if halve { 2.0 * scale } else { *scale }).collect();
         let zeros = AlignedBuf::zeros(padded_depth);
         Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
