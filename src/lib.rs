@@ -21,3 +21,4 @@ pub mod quantize;
 pub mod request;
 pub mod samplers;
 pub mod schedule;
+pub mod sensitivity;

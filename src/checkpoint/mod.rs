@@ -1,10 +1,12 @@
 //! A model's files, whatever their format: configs, vocabulary and tensors by diffusers name; nothing is computed here.
 
+mod export;
 mod folder;
 mod names;
 mod native;
 mod random;
 mod sd15;
+mod store;
 mod tensors;
 
 use std::borrow::Cow;
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use names::Component;
-pub use native::Storage;
+pub use store::{FloatType, Storage};
 pub use tensors::{TensorFile, TensorSet, TensorView};
 
 use crate::request::{SIZE_STEP, Sampler, Schedule};
@@ -144,9 +146,17 @@ impl Checkpoint {
     /// Writes the model as a native file, through a sibling temporary file.
     ///
     /// # Errors
-    /// When a tensor can't be converted or the file can't be written.
-    pub fn write_native(&self, path: &Path, storage: Storage) -> Result<()> {
+    /// When a tensor can't be converted, a pattern of layers to keep matches none, or the file can't be written.
+    pub fn write_native(&self, path: &Path, storage: Storage<'_>) -> Result<()> {
         native::write(self, path, storage)
+    }
+
+    /// Writes the model as a diffusers folder, through a sibling temporary one; int8 weights become floats.
+    ///
+    /// # Errors
+    /// When something but an empty folder is at `path`, a tensor can't be converted or a file not be written.
+    pub fn write_diffusers(&self, path: &Path, floats: FloatType) -> Result<()> {
+        export::write(self, path, floats)
     }
 
     /// The model's short name, e.g. `pocket`.

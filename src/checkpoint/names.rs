@@ -19,6 +19,12 @@ impl Component {
             Self::Vae => "vae",
         }
     }
+
+    /// The component a canonical name belongs to.
+    pub fn of(name: &str) -> Option<Self> {
+        let (first, _) = name.split_once('.')?;
+        Self::ALL.into_iter().find(|component| component.name() == first)
+    }
 }
 
 /// `component.name` for a tensor of a diffusers folder, or `None` for buffers that hold no weights.
@@ -35,6 +41,15 @@ pub fn from_diffusers(component: Component, name: &str) -> Option<String> {
         Component::Vae => vae_attention(name),
     };
     Some(format!("{}.{name}", component.name()))
+}
+
+/// The name of a canonical tensor within its component's file in a diffusers folder, as every version reads it.
+pub fn to_diffusers(component: Component, name: &str) -> String {
+    let name = name.strip_prefix(component.name()).and_then(|name| name.strip_prefix('.')).unwrap_or(name);
+    match component {
+        Component::TextEncoder => format!("text_model.{name}"),
+        Component::Unet | Component::Vae => name.to_owned(),
+    }
 }
 
 /// The published SD 1.5 folder names the VAE's attention `query, key, value, proj_attn`, newer exports
@@ -70,5 +85,23 @@ mod tests {
             "text_encoder.final_layer_norm.bias"
         );
         assert_eq!(from_diffusers(Component::TextEncoder, "text_model.embeddings.position_ids"), None);
+    }
+
+    #[test]
+    fn names_return_to_diffusers() {
+        for (name, component, expected) in [
+            ("unet.conv_in.weight", Component::Unet, "conv_in.weight"),
+            ("vae.decoder.conv_in.bias", Component::Vae, "decoder.conv_in.bias"),
+            (
+                "text_encoder.final_layer_norm.bias",
+                Component::TextEncoder,
+                "text_model.final_layer_norm.bias",
+            ),
+        ] {
+            assert_eq!(Component::of(name), Some(component));
+            assert_eq!(to_diffusers(component, name), expected);
+            assert_eq!(from_diffusers(component, expected).unwrap(), name);
+        }
+        assert_eq!(Component::of("unetty.conv_in.weight"), None);
     }
 }

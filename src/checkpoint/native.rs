@@ -1,19 +1,16 @@
 //! The native file: one safetensors file that is a whole model, read and written here.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use safetensors::Dtype;
-use safetensors::tensor::View;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::names::Component;
-use super::tensors::{TensorFile, TensorSet, TensorView};
+use super::store::{self, Storage};
+use super::tensors::{TensorFile, TensorSet};
 use super::{Checkpoint, Configs, Defaults, Vocabulary};
+use crate::request::Precision;
 
 /// The header's key whose presence makes a safetensors file a native one.
 pub const KEY: &str = "pochade";
@@ -24,6 +21,12 @@ const VERSION: u32 = 1;
 struct Header {
     version: u32,
     name: String,
+    /// What most weights are stored as; absent in early files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    precision: Option<Precision>,
+    /// How to read int8 weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
     defaults: Defaults,
     configs: Configs,
     /// Absent for CLIP's own vocabulary, which every build carries.
@@ -31,11 +34,21 @@ struct Header {
     vocabulary: Option<Vocabulary>,
 }
 
-/// In which type `write` stores floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
-    F32,
-    F16,
+/// The int8 format in the words of the compressed-tensors library: `X.weight` holds integers in the original
+/// shape, `X.weight_scale` one f32 for each output channel, and a weight is their product.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Quantization {
+    #[serde(rename = "type")]
+    kind: String,
+    num_bits: u32,
+    symmetric: bool,
+    strategy: String,
+}
+
+impl Quantization {
+    fn ours() -> Self {
+        Self { kind: "int".to_owned(), num_bits: 8, symmetric: true, strategy: "channel".to_owned() }
+    }
 }
 
 /// Takes a file whose header holds [`KEY`] as a model.
@@ -50,6 +63,12 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
         .context("its pochade header is damaged")?;
     ensure!(version == u64::from(VERSION), "it has format version {version}; this build reads {VERSION}");
     let header: Header = serde_json::from_str(text).context("its pochade header is damaged")?;
+    if let Some(quantization) = &header.quantization {
+        ensure!(
+            *quantization == Quantization::ours(),
+            "its weights are quantized in a way this build does not read ({quantization:?})"
+        );
+    }
     let mut tensors = TensorSet::default();
     tensors.add(file, |name| Some(name.to_owned()))?;
     Ok(Checkpoint {
@@ -65,36 +84,25 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// When a tensor can't be converted or the file can't be written.
-pub fn write(checkpoint: &Checkpoint, path: &Path, storage: Storage) -> Result<()> {
+pub fn write(checkpoint: &Checkpoint, path: &Path, storage: Storage<'_>) -> Result<()> {
     let header = Header {
         version: VERSION,
         name: checkpoint.name.clone(),
+        precision: Some(storage.precision()),
+        quantization: matches!(storage, Storage::Int8(_)).then(Quantization::ours),
         defaults: checkpoint.defaults,
         configs: without_provenance(&checkpoint.configs),
         vocabulary: (checkpoint.vocabulary != Vocabulary::clip()).then(|| checkpoint.vocabulary.clone()),
     };
     let metadata = HashMap::from([(KEY.to_owned(), serde_json::to_string(&header)?)]);
-    let names = checkpoint
-        .tensors
-        .names()
-        .filter(|name| Component::ALL.iter().any(|part| name.starts_with(part.name())));
-    let mut tensors = Vec::new();
-    for name in names {
-        let view = checkpoint.tensors.view(name)?;
-        let floats = matches!(view.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
-        if !floats {
-            bail!("tensor '{name}' holds {:?} values, which can't be stored as floats", view.dtype);
-        }
-        tensors.push((name.to_owned(), Converted { view, storage }));
-    }
+    let names = checkpoint.tensors.parameters().filter(|name| Component::of(name).is_some());
+    let tensors = store::plan(&checkpoint.tensors, names.map(|name| (name, name.to_owned())), storage)?;
     ensure!(!tensors.is_empty(), "the model '{}' has no tensors that could be written", checkpoint.name);
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|error| anyhow::anyhow!("can't write {}: {error}", path.display()))?;
-    share(path).with_context(|| format!("can't set the permissions of {}", path.display()))
+    store::write(tensors, metadata, path)
 }
 
 /// The configs without the notes diffusers leaves in them, such as the path a model was once loaded from.
-fn without_provenance(configs: &Configs) -> Configs {
+pub(super) fn without_provenance(configs: &Configs) -> Configs {
     let mut configs = configs.clone();
     for config in [&mut configs.text_encoder, &mut configs.unet, &mut configs.vae, &mut configs.scheduler] {
         if let Some(entries) = config.as_object_mut() {
@@ -102,63 +110,4 @@ fn without_provenance(configs: &Configs) -> Configs {
         }
     }
     configs
-}
-
-/// Gives a file that was written as private the permissions of any new file.
-#[cfg(unix)]
-fn share(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let everyone = std::fs::Permissions::from_mode(0o666);
-    let ordinary = tempfile::Builder::new().permissions(everyone).tempfile_in(folder)?;
-    std::fs::set_permissions(path, ordinary.as_file().metadata()?.permissions())
-}
-
-#[cfg(not(unix))]
-fn share(_: &Path) -> std::io::Result<()> {
-    Ok(())
-}
-
-/// A float tensor that is converted when it is written, so that only one is in memory at a time.
-struct Converted<'a> {
-    view: TensorView<'a>,
-    storage: Storage,
-}
-
-impl View for Converted<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.storage {
-            Storage::F32 => Dtype::F32,
-            Storage::F16 => Dtype::F16,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.view.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        if self.dtype() == self.view.dtype {
-            return Cow::Borrowed(self.view.data);
-        }
-        // `write` lets only float types through, which all convert.
-        let values = self.view.to_f32().unwrap_or_default();
-        Cow::Owned(match self.storage {
-            Storage::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Storage::F16 => {
-                let mut halves = vec![f16::ZERO; values.len()];
-                halves.convert_from_f32_slice(&values);
-                halves.iter().flat_map(|value| value.to_le_bytes()).collect()
-            }
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        let width = match self.storage {
-            Storage::F32 => 4,
-            Storage::F16 => 2,
-        };
-        self.view.len() * width
-    }
 }

@@ -1,4 +1,4 @@
-//! Tensors read in place from safetensors bytes and found by name; what the names mean is decided elsewhere.
+//! Tensors read in place from safetensors bytes and found by name, float or int8; what the names mean is decided elsewhere.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::random::RandomTensors;
+use crate::quantize::{QuantizedWeight, Weight};
 
 /// Bytes of a weight file: mapped from disk, or part of the binary.
 enum Bytes {
@@ -162,6 +163,7 @@ impl TensorView<'_> {
 pub struct TensorSet {
     files: Vec<TensorFile>,
     index: BTreeMap<String, (usize, String)>,
+    quantized: bool,
     /// Answers for what no file holds, in a model that is only there to be measured.
     random: Option<RandomTensors>,
 }
@@ -173,7 +175,7 @@ impl TensorSet {
         Self { random: Some(RandomTensors::default()), ..Self::default() }
     }
 
-    /// How much of the time spent in [`Self::f32`] went into making up random values.
+    /// How much of the time spent in [`Self::weight`] went into making up random values.
     pub fn time_inventing(&self) -> Duration {
         self.random.as_ref().map_or(Duration::ZERO, RandomTensors::spent)
     }
@@ -190,8 +192,14 @@ impl TensorSet {
                 bail!("tensor '{name}' occurs twice");
             }
         }
+        self.quantized |= file.entries.values().any(|entry| entry.dtype == Dtype::I8);
         self.files.push(file);
         Ok(())
+    }
+
+    /// Whether some tensors are int8: then those that are not were kept float on purpose.
+    pub fn is_quantized(&self) -> bool {
+        self.quantized
     }
 
     /// Canonical names in alphabetical order.
@@ -212,14 +220,25 @@ impl TensorSet {
             .with_context(|| format!("tensor '{name}' is missing"))
     }
 
-    /// The values of a tensor, in f32, checked to have `shape`. Trailing dimensions of 1 don't count, since
-    /// a 1x1 convolution and a linear layer are stored either way.
+    /// The names of all tensors but the scales of int8 ones.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> + Clone {
+        self.index.keys().map(String::as_str).filter(|name| !self.is_scale(name))
+    }
+
+    fn is_scale(&self, name: &str) -> bool {
+        let scaled = name.strip_suffix(SCALE).and_then(|weight| self.view(weight).ok());
+        scaled.is_some_and(|weight| weight.dtype == Dtype::I8)
+    }
+
+    /// A tensor in the form it is stored in, checked to have `shape`. Trailing dimensions of 1 don't count,
+    /// since a 1x1 convolution and a linear layer are stored either way.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape or holds no floats.
-    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// When the tensor is missing, has another shape or holds neither floats nor int8 values with one scale
+    /// for each output.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         if let Some(random) = &self.random {
-            return Ok(random.values(name, shape));
+            return Ok(Weight::Float(random.values(name, shape)));
         }
         let view = self.view(name)?;
         ensure!(
@@ -227,9 +246,46 @@ impl TensorSet {
             "tensor '{name}' has shape {:?} where {shape:?} is expected",
             view.shape
         );
-        view.to_f32().with_context(|| format!("tensor '{name}'"))
+        if view.dtype == Dtype::I8 {
+            return self.int8(name, view).map(Weight::Int8);
+        }
+        view.to_f32().map(Weight::Float).with_context(|| format!("tensor '{name}'"))
+    }
+
+    /// The values of a tensor in f32, whatever it is stored as, checked as by [`Self::weight`].
+    ///
+    /// # Errors
+    /// As [`Self::weight`].
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.weight(name, shape).map(Weight::into_f32)
+    }
+
+    fn int8(&self, name: &str, view: TensorView<'_>) -> Result<QuantizedWeight> {
+        let outputs =
+            *view.shape.first().with_context(|| format!("int8 tensor '{name}' is a single value"))?;
+        let scale_name = format!("{name}{SCALE}");
+        let scale = self.view(&scale_name).with_context(|| format!("tensor '{name}' holds int8 values"))?;
+        ensure!(
+            without_trailing_ones(scale.shape) == without_trailing_ones(&[outputs]),
+            "tensor '{scale_name}' has shape {:?} where [{outputs}] is expected",
+            scale.shape
+        );
+        let scales = scale.to_f32().with_context(|| format!("tensor '{scale_name}'"))?;
+        ensure!(
+            scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0),
+            "tensor '{scale_name}' holds scales that are negative, infinite or no numbers"
+        );
+        let values: Vec<i8> = view.data.par_iter().map(|byte| byte.cast_signed()).collect();
+        ensure!(
+            !values.par_iter().any(|value| *value == i8::MIN),
+            "tensor '{name}' holds -128, where symmetric int8 values end at -127"
+        );
+        Ok(QuantizedWeight { values, scales })
     }
 }
+
+/// Appended to an int8 tensor's name for that of its scales.
+pub(super) const SCALE: &str = "_scale";
 
 fn without_trailing_ones(shape: &[usize]) -> &[usize] {
     let kept = shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::Exit;
+use super::model_args::{ConvertArgs, QuantizeArgs};
 use crate::request::{Draft, Precision, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
@@ -61,6 +62,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Write a model as one native file
     Convert(ConvertArgs),
+    /// Write a model as one file with int8 weights
+    Quantize(QuantizeArgs),
     /// Measure speed and memory on this machine
     #[command(after_help = BENCH_NOTES)]
     Bench(BenchArgs),
@@ -358,41 +361,4 @@ mod tests {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// Diffusers folder or native file to read
-    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
-    pub source: PathBuf,
-
-    /// Native file to write, e.g. model.safetensors
-    #[arg(value_name = "DST", value_hint = ValueHint::FilePath)]
-    pub destination: PathBuf,
-
-    /// Type of the weights in the file
-    #[arg(long, value_enum, default_value = "f16")]
-    pub storage: StorageChoice,
-
-    /// Name of the model in the file (default: the source's)
-    #[arg(long)]
-    pub name: Option<String>,
-
-    /// Guidance scale the model draws best with (default: the source's)
-    #[arg(long, value_name = "SCALE")]
-    pub cfg: Option<f64>,
-
-    /// Steps the model needs (default: the source's)
-    #[arg(long)]
-    pub steps: Option<usize>,
-
-    /// Replace the destination if it exists
-    #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum StorageChoice {
-    F32,
-    F16,
 }

@@ -1,8 +1,8 @@
-//! `pochade convert`: any readable model to one native file.
+//! `pochade convert`: any readable model to one native file, or to a diffusers folder for other programs.
 
-use super::args::{ConvertArgs, StorageChoice};
 use super::exit::{Exit, Failure, OrExit};
-use crate::checkpoint::{Checkpoint, Storage};
+use super::model_args::{ConvertArgs, Format, StorageChoice};
+use crate::checkpoint::{Checkpoint, FloatType, Storage};
 
 /// Reads the source and writes the destination.
 ///
@@ -10,7 +10,8 @@ use crate::checkpoint::{Checkpoint, Storage};
 /// When the destination exists and may not be replaced, or the source is no usable model.
 pub fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
     let destination = args.destination.display();
-    if args.destination.exists() && !args.force {
+    // A folder is never replaced, since it may hold more than the model.
+    if args.format == Format::Native && args.destination.exists() && !args.force {
         return Err(Failure::usage(format!("{destination} exists already")).hint("`--force` replaces it"));
     }
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
@@ -19,10 +20,14 @@ pub fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
     defaults.steps = args.steps.unwrap_or(defaults.steps);
     let name = args.name.clone().unwrap_or_else(|| checkpoint.name().to_owned());
     checkpoint.describe(name, defaults);
-    let storage = match args.storage {
-        StorageChoice::F32 => Storage::F32,
-        StorageChoice::F16 => Storage::F16,
+    let floats = match args.storage {
+        StorageChoice::F32 => FloatType::F32,
+        StorageChoice::F16 => FloatType::F16,
     };
-    checkpoint.write_native(&args.destination, storage).or_exit(Exit::Model)?;
+    let written = match args.format {
+        Format::Native => checkpoint.write_native(&args.destination, Storage::Float(floats)),
+        Format::Diffusers => checkpoint.write_diffusers(&args.destination, floats),
+    };
+    written.or_exit(Exit::Model)?;
     Ok(Exit::Done)
 }

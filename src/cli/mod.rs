@@ -11,10 +11,12 @@ mod generate;
 mod info;
 mod man;
 mod model;
+mod model_args;
 mod output;
 mod printer;
 mod progress;
 mod prompt;
+mod quantize;
 mod report;
 mod show;
 mod signals;
@@ -50,6 +52,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
+        Some(Command::Quantize(args)) => quantize::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),

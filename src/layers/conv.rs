@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
+use super::simulation::Trial;
 use super::{Input, Params, weight};
 use crate::kernels;
 
@@ -100,15 +101,17 @@ impl Conv2d {
         let backend = params.backend();
         let weights = match backend.kernels {
             Some(isa) => {
+                let name = || vec![params.path(&"weight")];
+                let trial = Trial::enroll(backend, name, &weight, out_channels, kernel * kernel)?;
                 let packed = if shape.suits_winograd() {
                     weight::pack_winograd(weight, out_channels, in_channels, isa)
                 } else {
                     weight::pack(weight, out_channels, in_channels, kernel * kernel, isa)
                 };
-                Weights::Kernels(Product::new(packed, bias))
+                Weights::Kernels(Product::new(packed, bias).on_trial(trial))
             }
             None => Weights::Candle {
-                weight: backend.tensor(weight::into_floats(weight), &dims)?,
+                weight: backend.tensor(weight.into_f32(), &dims)?,
                 bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
             },
         };

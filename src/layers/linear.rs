@@ -5,6 +5,7 @@ use candle_core::Tensor;
 
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
+use super::simulation::Trial;
 use super::{Input, Params, weight};
 
 /// `y = x W^T + b`.
@@ -43,9 +44,14 @@ impl Linear {
         let outputs = parts.len() * outputs;
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
-            Some(isa) => Weights::Kernels(Product::new(weight::pack(stacked, outputs, inputs, 1, isa), bias)),
+            Some(isa) => {
+                let names = || parts.iter().map(|part| part.path(&"weight")).collect();
+                let trial = Trial::enroll(backend, names, &stacked, outputs, 1)?;
+                let packed = weight::pack(stacked, outputs, inputs, 1, isa);
+                Weights::Kernels(Product::new(packed, bias).on_trial(trial))
+            }
             None => Weights::Candle {
-                weight: backend.tensor(weight::into_floats(stacked), (outputs, inputs))?,
+                weight: backend.tensor(stacked.into_f32(), (outputs, inputs))?,
                 bias: bias.map(|bias| backend.tensor(bias, outputs)).transpose()?,
             },
         };

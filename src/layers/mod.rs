@@ -9,9 +9,11 @@ mod linear;
 pub mod meter;
 mod norm;
 mod product;
+mod simulation;
 mod weight;
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
@@ -22,10 +24,11 @@ pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm};
+pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::TensorSet;
 use crate::kernels::Isa;
-use crate::quantize::{QuantizedWeight, Weight, policy};
+use crate::quantize::{QuantizedWeight, Treatment, Weight, policy};
 
 /// What computes the layers.
 #[derive(Debug, Clone)]
@@ -38,12 +41,20 @@ pub struct Backend {
     /// Our kernels for this instruction set, or candle's own operations: on GPUs, and as the oracle of the
     /// kernels.
     pub kernels: Option<Isa>,
+    /// Has float layers of ours enroll when they are loaded.
+    pub simulation: Option<Arc<Simulation>>,
 }
 
 impl Backend {
     /// Our f32 kernels for the best instruction set of this CPU.
     pub fn cpu() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, int8: false, kernels: Some(Isa::best()) }
+        Self {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            int8: false,
+            kernels: Some(Isa::best()),
+            simulation: None,
+        }
     }
 
     /// Our int8 kernels, and f32 ones where int8 would cost too much of the picture.
@@ -51,9 +62,14 @@ impl Backend {
         Self { int8: true, ..Self::cpu() }
     }
 
+    /// Our f32 kernels, some of which can be made to lose what int8 would.
+    pub fn cpu_simulating(simulation: Arc<Simulation>) -> Self {
+        Self { simulation: Some(simulation), ..Self::cpu() }
+    }
+
     /// candle's operations in `dtype` on any device.
     pub fn candle(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, int8: false, kernels: None }
+        Self { device, dtype, int8: false, kernels: None, simulation: None }
     }
 
     /// `values` as a tensor of this back end's type on its device.
@@ -106,11 +122,17 @@ impl<'a> Params<'a> {
     /// When the tensor is missing, has another shape or holds values that are no numbers.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let path = self.path(&name);
-        let values = self.tensors.f32(&path, shape)?;
-        if !self.backend.int8 || policy::stays_float(&path) {
-            return Ok(Weight::Float(values));
-        }
-        Ok(Weight::Int8(QuantizedWeight::round(&values, shape[0])?))
+        let stored = self.tensors.weight(&path, shape)?;
+        let int8 = self.backend.int8 && policy::treatment(&path) == Treatment::Computed;
+        Ok(match stored {
+            Weight::Int8(_) if int8 => stored,
+            // Floats of a quantized model were kept for a reason.
+            Weight::Float(values) if int8 && !self.tensors.is_quantized() => {
+                let rounded = QuantizedWeight::round(&values, shape[0]);
+                Weight::Int8(rounded.with_context(|| format!("tensor '{path}'"))?)
+            }
+            stored => Weight::Float(stored.into_f32()),
+        })
     }
 
     /// The same as a tensor of the back end's type on its device.

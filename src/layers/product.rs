@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Shape, Tensor};
 
+use super::simulation::Trial;
 use super::{Input, host};
 use crate::kernels::{
     self, Activation, Epilogue, Gather, Isa, PackedF32, PackedI8, PackedWinograd, Residual, Workspace,
@@ -13,6 +14,7 @@ pub struct Product {
     weights: Packed,
     /// `[out]`
     bias: Option<Vec<f32>>,
+    trial: Option<Box<Trial>>,
 }
 
 pub enum Packed {
@@ -57,7 +59,12 @@ pub struct Added<'a> {
 
 impl Product {
     pub fn new(weights: Packed, bias: Option<Vec<f32>>) -> Self {
-        Self { weights, bias }
+        Self { weights, bias, trial: None }
+    }
+
+    /// The same as a part of a simulation, if it takes part in one.
+    pub fn on_trial(self, trial: Option<Trial>) -> Self {
+        Self { trial: trial.map(Box::new), ..self }
     }
 
     /// The products of the rows of `input` that `reads` names, as a tensor of `shape`.
@@ -68,6 +75,14 @@ impl Product {
         added: Added<'_>,
         shape: impl Into<Shape>,
     ) -> Result<Tensor> {
+        let rounded = match &self.trial {
+            Some(trial) => trial.rounded(input, &self.weights)?,
+            None => None,
+        };
+        let (input, weights) = match &rounded {
+            Some((rows, weights)) => (Input::Plain(rows), weights),
+            None => (input, &self.weights),
+        };
         let shifted = added.shift.map(|shift| self.shifted_bias(shift)).transpose()?;
         host::with_optional(added.residual, |residual| {
             let epilogue = Epilogue {
@@ -78,7 +93,7 @@ impl Product {
             };
             let shape = shape.into();
             let mut output = vec![0.0; shape.elem_count()];
-            match &self.weights {
+            match weights {
                 Packed::F32(weights) => {
                     let input = input.to_tensor(Some(weights.isa()))?;
                     host::with_values(&input, |rows| {

@@ -9,7 +9,7 @@ use crate::quantize::{QuantizedWeight, Weight};
 /// Weights of several layers, one after the other; int8 only if all of them are.
 pub fn stack(parts: Vec<Weight>) -> Weight {
     if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
-        return Weight::Float(parts.into_iter().flat_map(into_floats).collect());
+        return Weight::Float(parts.into_iter().flat_map(Weight::into_f32).collect());
     }
     let mut stacked = QuantizedWeight { values: Vec::new(), scales: Vec::new() };
     for part in parts {
@@ -19,13 +19,6 @@ pub fn stack(parts: Vec<Weight>) -> Weight {
         }
     }
     Weight::Int8(stacked)
-}
-
-pub fn into_floats(weight: Weight) -> Vec<f32> {
-    match weight {
-        Weight::Float(values) => values,
-        Weight::Int8(quantized) => quantized.dequantize(),
-    }
 }
 
 /// Packs `[out, in, taps]`, the order files hold.

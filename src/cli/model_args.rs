@@ -1,0 +1,106 @@
+//! What can be typed about writing models: the flags of `convert` and `quantize`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum, ValueHint};
+
+use crate::request::SIZE_STEP;
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Diffusers folder or native file to read; int8 weights become floats
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+
+    /// File or folder to write, e.g. model.safetensors
+    #[arg(value_name = "DST", value_hint = ValueHint::AnyPath)]
+    pub destination: PathBuf,
+
+    /// native: one file that is a whole model; diffusers: a folder for diffusers and other programs
+    #[arg(long, value_enum, default_value_t = Format::Native)]
+    pub format: Format,
+
+    /// Type of the weights in the file
+    #[arg(long, value_enum, default_value = "f16")]
+    pub storage: StorageChoice,
+
+    /// Name of the model in the file (default: the source's)
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// Guidance scale the model draws best with (default: the source's)
+    #[arg(long, value_name = "SCALE")]
+    pub cfg: Option<f64>,
+
+    /// Steps the model needs (default: the source's)
+    #[arg(long)]
+    pub steps: Option<usize>,
+
+    /// Replace the destination if it is a file that exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Native,
+    Diffusers,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StorageChoice {
+    F32,
+    F16,
+}
+
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Diffusers folder or native file to read
+    #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+
+    /// Native file to write, e.g. model-int8.safetensors
+    #[arg(value_name = "DST", value_hint = ValueHint::FilePath)]
+    pub destination: PathBuf,
+
+    /// Keep the layers of this name in f16, e.g. 'unet.mid_block.*'; * is anything, several --keep add up
+    #[arg(long, value_name = "PATTERN")]
+    pub keep: Vec<String>,
+
+    /// Measure what each layer's int8 costs: a table on stdout, the same as JSON in FILE
+    ///
+    /// The UNet runs in f32 once per layer, prompt and step, so a full-size model takes long.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+
+    /// Measure with this prompt; several add up [default: two of our own]
+    #[arg(long, value_name = "TEXT", requires = "report")]
+    pub report_prompt: Vec<String>,
+
+    /// Measure at this many timesteps
+    #[arg(long, value_name = "N", requires = "report", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub report_steps: u16,
+
+    /// Measure at this width and height [default: the model's, at most 256]
+    #[arg(long, value_name = "PIXELS", requires = "report", value_parser = parse_pixels)]
+    pub report_size: Option<usize>,
+
+    /// Name of the model in the file [default: the source's]
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// CPU threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+
+    /// Replace the destination and the report if they exist
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn parse_pixels(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|pixels: &usize| (64..=1024).contains(pixels) && pixels.is_multiple_of(SIZE_STEP))
+        .ok_or_else(|| format!("expected a multiple of {SIZE_STEP} from 64 to 1024"))
+}

@@ -1,0 +1,128 @@
+//! `pochade quantize`: a model as a native int8 file, and a table of what each layer's rounding costs.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::exit::{Exit, Failure, OrExit};
+use super::model_args::QuantizeArgs;
+use super::printer::{Printer, Verbosity};
+use super::progress::human;
+use super::{backend, printer};
+use crate::checkpoint::{Checkpoint, Storage};
+use crate::quantize::Policy;
+use crate::sensitivity::{self, LayerReport, Report, Settings};
+
+/// Prompts of a report that names none: a thing and a scene.
+const PROMPTS: [&str; 2] = ["a red apple on a yellow background", "a photo of a fox in the snow"];
+
+/// The largest size of a report that names none: a quarter of the work at 512 pixels.
+const REPORT_PIXELS: usize = 256;
+
+/// Writes the int8 file, then measures if a report is asked for.
+///
+/// # Errors
+/// When a destination exists and may not be replaced, a pattern matches nothing, or the source is no usable model.
+pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
+    for path in std::iter::once(&args.destination).chain(&args.report) {
+        if path.exists() && !args.force {
+            return Err(
+                Failure::usage(format!("{} exists already", path.display())).hint("`--force` replaces it")
+            );
+        }
+    }
+    backend::start_threads(args.threads)?;
+    let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
+    if let Some(name) = &args.name {
+        checkpoint.describe(name.clone(), checkpoint.defaults());
+    }
+    let policy = Policy::keeping(&args.keep);
+    policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
+    checkpoint.write_native(&args.destination, Storage::Int8(&policy)).or_exit(Exit::Model)?;
+    let printer = Printer::new(Verbosity::Normal, true);
+    let size = fs::metadata(&args.destination).map_or(0, |file| file.len());
+    printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
+    if let Some(path) = &args.report {
+        let report = measure(&checkpoint, &policy, args, printer).or_exit(Exit::Model)?;
+        write_json(&report, path).or_exit(Exit::Usage)?;
+        printer::stdout(table(&report).as_bytes()).or_exit(Exit::Usage)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn write_json(report: &Report, path: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(report)? + "\n";
+    fs::write(path, json).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn measure(
+    checkpoint: &Checkpoint,
+    policy: &Policy,
+    args: &QuantizeArgs,
+    printer: Printer,
+) -> Result<Report> {
+    let defaults = checkpoint.defaults();
+    let prompts = if args.report_prompt.is_empty() {
+        PROMPTS.map(str::to_owned).to_vec()
+    } else {
+        args.report_prompt.clone()
+    };
+    let settings = Settings {
+        prompts,
+        steps: usize::from(args.report_steps),
+        width: args.report_size.unwrap_or(defaults.width.min(REPORT_PIXELS)),
+        height: args.report_size.unwrap_or(defaults.height.min(REPORT_PIXELS)),
+        seed: 0,
+    };
+    let style = ProgressStyle::with_template("layer {pos} of {len} [{bar:24}] {msg}")?;
+    let target = if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "));
+    let mut started = Instant::now();
+    let report = sensitivity::study(checkpoint, policy, settings, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        if done == 0 {
+            started = Instant::now();
+            return;
+        }
+        let left = started.elapsed().mul_f64((total - done) as f64 / done as f64);
+        bar.set_message(format!("{} left", human(left)));
+        // A log shows no bar, but should say once how long it will be silent.
+        if done == 1 && bar.is_hidden() && left > Duration::from_secs(10) {
+            printer.status(&format!("measuring {total} layers, about {}", human(left)));
+        }
+    });
+    bar.finish_and_clear();
+    report
+}
+
+/// One line per layer, the worst first, and the sums of all.
+fn table(report: &Report) -> String {
+    let name = |layer: &LayerReport| layer.layer.chars().count();
+    let width = report.layers.iter().map(name).max().unwrap_or(0);
+    // Writing to a String can't fail.
+    let mut text = String::new();
+    let _ =
+        writeln!(text, "{:width$}  {:>8}  {:>11}  {:>8}", "SQNR in dB", "weights", "activations", "output");
+    for layer in &report.layers {
+        let _ = writeln!(
+            text,
+            "{:width$}  {:>8}  {:>11}  {:>8}",
+            layer.layer,
+            decibel(layer.weight_sqnr),
+            decibel(layer.activation_sqnr),
+            decibel(layer.output_sqnr),
+        );
+    }
+    let all = decibel(report.output_sqnr);
+    let _ = writeln!(text, "{:width$}  {:>8}  {:>11}  {all:>8}", "all of them together", "", "");
+    text
+}
+
+fn decibel(sqnr: Option<f64>) -> String {
+    sqnr.map_or_else(|| "exact".to_owned(), |sqnr| format!("{sqnr:.1}"))
+}
