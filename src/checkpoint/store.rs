@@ -181,8 +181,9 @@ impl View for Pending<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         if let (Form::Floats(_), Ok(view)) = (&self.form, self.tensors.view(self.name))
             && view.dtype == self.dtype()
+            && let Ok(bytes) = view.bytes()
         {
-            return Cow::Borrowed(view.data);
+            return bytes;
         }
         Cow::Owned(match &self.form {
             Form::Floats(FloatType::F32) => f32_bytes(&self.values()),

@@ -1,8 +1,12 @@
-//! Tensors read in place from safetensors bytes and found by name, float or int8; what the names mean is decided elsewhere.
+//! Tensors read from safetensors files when they are asked for, and found by name, float or int8; what the names mean is decided elsewhere.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,17 +19,28 @@ use safetensors::{Dtype, SafeTensors};
 use super::random::RandomTensors;
 use crate::quantize::{QuantizedWeight, Weight};
 
-/// Bytes of a weight file: mapped from disk, or part of the binary.
-enum Bytes {
-    Mapped(Mmap),
+/// Where the bytes of a weight file are: on disk, or part of the binary.
+enum Storage {
+    File(Mutex<File>),
     Embedded(&'static [u8]),
 }
 
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
+impl Storage {
+    /// Reads on demand rather than through a map: mapped pages would count as memory of ours as long as the
+    /// model is open, and a file that is cut meanwhile is an error here, not a signal.
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
         match self {
-            Self::Mapped(map) => map,
-            Self::Embedded(bytes) => bytes,
+            Self::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
+            Self::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bytes = Vec::with_capacity(range.len());
+                file.seek(SeekFrom::Start(range.start as u64))?;
+                let read = (&mut *file).take(range.len() as u64).read_to_end(&mut bytes)?;
+                if read < range.len() {
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+                Ok(Cow::Owned(bytes))
+            }
         }
     }
 }
@@ -33,28 +48,29 @@ impl Bytes {
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
-    start: usize,
-    end: usize,
+    /// Of the whole file.
+    bytes: Range<usize>,
 }
 
 /// One safetensors file whose header has been checked against its length.
 pub struct TensorFile {
-    bytes: Bytes,
+    storage: Storage,
     entries: BTreeMap<String, Entry>,
     metadata: HashMap<String, String>,
 }
 
 impl TensorFile {
-    /// Maps `path` and reads its header.
+    /// Opens `path` and reads its header.
     ///
     /// # Errors
     /// Names the file, and what in its header is wrong.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("can't open {}", path.display()))?;
-        // SAFETY: the map is private and read-only. Another process that truncates the file while it is
-        // mapped would raise SIGBUS; every reader of model files by memory map accepts that.
+        // SAFETY: the map is private, read-only and gone when this function returns. Another process that
+        // cuts the file in that moment would raise SIGBUS.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("can't read {}", path.display()))?;
-        Self::parse(Bytes::Mapped(map)).with_context(|| format!("{} is not usable", path.display()))
+        let header = Header::parse(&map).with_context(|| format!("{} is not usable", path.display()))?;
+        Ok(Self::new(Storage::File(Mutex::new(file)), header))
     }
 
     /// Reads the header of a file that is part of the binary.
@@ -62,29 +78,12 @@ impl TensorFile {
     /// # Errors
     /// Says what in the header is wrong.
     pub fn embedded(bytes: &'static [u8]) -> Result<Self> {
-        Self::parse(Bytes::Embedded(bytes)).context("the embedded model is not usable")
+        let header = Header::parse(bytes).context("the embedded model is not usable")?;
+        Ok(Self::new(Storage::Embedded(bytes), header))
     }
 
-    fn parse(bytes: Bytes) -> Result<Self> {
-        let (header_length, header) = SafeTensors::read_metadata(bytes.as_slice())
-            .map_err(|error| anyhow::anyhow!("its safetensors header is damaged or cut short ({error})"))?;
-        let data_start = 8 + header_length;
-        let entries = header
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| {
-                let (start, end) = info.data_offsets;
-                let entry = Entry {
-                    dtype: info.dtype,
-                    shape: info.shape.clone(),
-                    start: data_start + start,
-                    end: data_start + end,
-                };
-                (name, entry)
-            })
-            .collect();
-        let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Self { bytes, entries, metadata })
+    fn new(storage: Storage, Header { entries, metadata }: Header) -> Self {
+        Self { storage, entries, metadata }
     }
 
     /// The header's free-form text entries.
@@ -98,21 +97,49 @@ impl TensorFile {
 
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
         let entry = self.entries.get(name)?;
-        let data = &self.bytes.as_slice()[entry.start..entry.end];
-        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, data })
+        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, file: self, range: entry.bytes.clone() })
     }
 }
 
-/// A tensor as it lies in its file.
-#[derive(Clone, Copy)]
+/// What a file's header says.
+struct Header {
+    entries: BTreeMap<String, Entry>,
+    metadata: HashMap<String, String>,
+}
+
+impl Header {
+    /// Reads the header of a whole file and checks it against the file's length.
+    fn parse(file: &[u8]) -> Result<Self> {
+        let (header_length, header) = SafeTensors::read_metadata(file)
+            .map_err(|error| anyhow::anyhow!("its safetensors header is damaged or cut short ({error})"))?;
+        let data_start = 8 + header_length;
+        let entries = header.tensors().into_iter().map(|(name, info)| {
+            let (start, end) = info.data_offsets;
+            let bytes = data_start + start..data_start + end;
+            (name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes })
+        });
+        Ok(Self { entries: entries.collect(), metadata: header.metadata().clone().unwrap_or_default() })
+    }
+}
+
+/// A tensor in its file, not read yet.
+#[derive(Clone)]
 pub struct TensorView<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
-    /// Little-endian, row-major.
-    pub data: &'a [u8],
+    file: &'a TensorFile,
+    range: Range<usize>,
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// The values as they are stored: little-endian, row-major.
+    ///
+    /// # Errors
+    /// When the file can't be read any more.
+    pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
+        self.file.storage.read(self.range.clone()).context("can't be read from its file")
+    }
+
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -148,11 +175,12 @@ impl TensorView<'_> {
             other => bail!("holds {other:?} values where floats are expected"),
         };
         const BLOCK: usize = 1 << 16;
-        let width = self.data.len() / self.len().max(1);
+        let data = self.bytes()?;
+        let width = data.len() / self.len().max(1);
         let mut values = vec![0.0; self.len()];
         values
             .par_chunks_mut(BLOCK)
-            .zip(self.data.par_chunks(BLOCK * width.max(1)))
+            .zip(data.par_chunks(BLOCK * width.max(1)))
             .for_each(|(values, bytes)| convert(bytes, values));
         Ok(values)
     }
@@ -275,7 +303,8 @@ impl TensorSet {
             scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0),
             "tensor '{scale_name}' holds scales that are negative, infinite or no numbers"
         );
-        let values: Vec<i8> = view.data.par_iter().map(|byte| byte.cast_signed()).collect();
+        let stored = view.bytes().with_context(|| format!("tensor '{name}'"))?;
+        let values: Vec<i8> = stored.par_iter().map(|byte| byte.cast_signed()).collect();
         ensure!(
             !values.par_iter().any(|value| *value == i8::MIN),
             "tensor '{name}' holds -128, where symmetric int8 values end at -127"
