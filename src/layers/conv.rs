@@ -6,7 +6,8 @@ use candle_core::Tensor;
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
-use super::{Input, Params, weight};
+use super::weight::{self, Form, Packing};
+use super::{Input, Params};
 use crate::kernels;
 
 /// The geometry of a convolution.
@@ -44,9 +45,11 @@ impl ConvShape {
         Self { large_maps: true, ..self }
     }
 
-    /// Whether Winograd's algorithm can do it and pays.
-    fn suits_winograd(&self) -> bool {
-        self.large_maps && self.kernel == 3 && self.stride == 1 && self.padding == Padding::Around
+    fn packing(&self) -> Packing {
+        let Self { in_channels, out_channels, kernel, stride, padding, .. } = *self;
+        let suits_winograd = kernel == 3 && stride == 1 && padding == Padding::Around;
+        let form = if self.large_maps && suits_winograd { Form::Winograd } else { Form::Plain };
+        Packing { outputs: out_channels, inputs: in_channels, taps: kernel * kernel, form }
     }
 
     /// A 3x3 convolution that halves the size.
@@ -102,12 +105,9 @@ impl Conv2d {
         let weights = match backend.kernels {
             Some(isa) => {
                 let name = || vec![params.path(&"weight")];
-                let trial = Trial::enroll(backend, name, &weight, out_channels, kernel * kernel)?;
-                let packed = if shape.suits_winograd() {
-                    weight::pack_winograd(weight, out_channels, in_channels, isa)
-                } else {
-                    weight::pack(weight, out_channels, in_channels, kernel * kernel, isa)
-                };
+                let packing = shape.packing();
+                let trial = Trial::enroll(backend, name, &weight, packing)?;
+                let packed = weight::pack(weight, packing, isa);
                 Weights::Kernels(Product::new(packed, bias).on_trial(trial))
             }
             None => Weights::Candle {
@@ -130,7 +130,7 @@ impl Conv2d {
         meter::record(kind, self.macs(&input.dims(), fused), || match &self.weights {
             Weights::Kernels(product) => self.run_kernels(product, input, fused),
             Weights::Candle { weight, bias } => {
-                self.run_candle(weight, bias.as_ref(), &input.to_tensor(None)?, fused)
+                self.run_candle(weight, bias.as_ref(), &input.to_tensor()?, fused)
             }
         })
     }

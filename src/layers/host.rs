@@ -1,7 +1,7 @@
-//! The bridge between candle tensors and kernels: f32 slices out of CPU tensors, vectors into them.
+//! The bridge between candle tensors and kernels: f32 slices out of CPU tensors.
 
 use anyhow::{Context, Result, bail};
-use candle_core::{CpuStorage, Device, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, Storage, Tensor};
 
 /// Lends the values of a dense f32 tensor on the CPU.
 pub fn with_values<R>(tensor: &Tensor, use_values: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
@@ -34,20 +34,6 @@ fn cpu_f32(storage: &Storage) -> Result<&[f32]> {
         Storage::Cpu(CpuStorage::F32(values)) => Ok(values),
         _ => bail!("kernels take f32 tensors on the cpu"),
     }
-}
-
-/// A tensor of `shape` that `kernel` writes from the values of `input`.
-pub fn map(
-    input: &Tensor,
-    shape: impl Into<Shape>,
-    kernel: impl FnOnce(&[f32], &mut [f32]),
-) -> Result<Tensor> {
-    with_values(input, |values| {
-        let shape = shape.into();
-        let mut output = vec![0.0; shape.elem_count()];
-        kernel(values, &mut output);
-        Ok(Tensor::from_vec(output, shape, &Device::Cpu)?)
-    })
 }
 
 /// Lends the values of an optional tensor.

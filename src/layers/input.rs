@@ -3,12 +3,12 @@
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+use super::host;
 use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
-use super::{activation, host};
 use crate::kernels::{self, Isa, QuantizedRows};
 
-/// Feature maps or rows, or those after a norm or GEGLU that has not been computed yet.
+/// Feature maps or rows, or those after a norm that has not been computed yet.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
     Plain(&'a Tensor),
@@ -16,8 +16,6 @@ pub enum Input<'a> {
     /// SiLU of the norm.
     GroupNormSilu(&'a GroupNorm, &'a Tensor),
     LayerNorm(&'a LayerNorm, &'a Tensor),
-    /// `[.., 2n]` that becomes `[.., n]`.
-    Geglu(&'a Tensor),
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {
@@ -27,20 +25,13 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 }
 
 impl Input<'_> {
-    /// The shape of the rows once computed.
+    /// The shape of the rows.
     pub(super) fn dims(&self) -> Vec<usize> {
         match self {
             Self::Plain(tensor)
             | Self::GroupNorm(_, tensor)
             | Self::GroupNormSilu(_, tensor)
             | Self::LayerNorm(_, tensor) => tensor.dims().to_vec(),
-            Self::Geglu(tensor) => {
-                let mut dims = tensor.dims().to_vec();
-                if let Some(width) = dims.last_mut() {
-                    *width /= 2;
-                }
-                dims
-            }
         }
     }
 
@@ -51,18 +42,16 @@ impl Input<'_> {
             Self::GroupNorm(..) | Self::GroupNormSilu(..) | Self::LayerNorm(..) => {
                 meter::record(Kind::Norm, 0, work)
             }
-            Self::Geglu(_) => meter::record(Kind::Other, 0, work),
         }
     }
 
-    /// The rows as a tensor, computed by `kernels` where they are given.
-    pub(super) fn to_tensor(self, kernels: Option<Isa>) -> Result<Tensor> {
+    /// The rows as a tensor.
+    pub(super) fn to_tensor(self) -> Result<Tensor> {
         self.metered(|| match self {
             Self::Plain(tensor) => Ok(tensor.clone()),
             Self::GroupNorm(norm, tensor) => norm.forward(tensor, false),
             Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
             Self::LayerNorm(norm, tensor) => norm.forward(tensor),
-            Self::Geglu(tensor) => activation::geglu(kernels, tensor),
         })
     }
 
@@ -79,10 +68,6 @@ impl Input<'_> {
             Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
             Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),
             Self::LayerNorm(norm, tensor) => norm.write(tensor, &mut rows),
-            Self::Geglu(tensor) => host::with_values(tensor, |values| {
-                kernels::geglu(isa, values, depth, &mut rows);
-                Ok(())
-            }),
         })?;
         Ok(rows)
     }

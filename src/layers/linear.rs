@@ -1,16 +1,17 @@
 //! Linear layers over the last dimension.
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
-use super::{Input, Params, weight};
+use super::weight::{self, Form, Packing};
+use super::{Input, Params};
 
 /// `y = x W^T + b`.
 pub struct Linear {
-    outputs: usize,
+    packing: Packing,
     weights: Weights,
 }
 
@@ -30,8 +31,18 @@ impl Linear {
         Self::load_stacked(std::slice::from_ref(params), inputs, outputs, true)
     }
 
+    /// A gated layer: `value * gelu(gate)` of `2 * outputs` outputs, values first (GEGLU, Shazeer 2020; exact
+    /// GELU).
+    pub fn load_gated(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_as(Form::Gated, std::slice::from_ref(params), inputs, 2 * outputs, true)
+    }
+
     /// Several layers of equal size that read the same input, as one: their outputs lie side by side.
     pub fn load_stacked(parts: &[Params], inputs: usize, outputs: usize, biased: bool) -> Result<Self> {
+        Self::load_as(Form::Plain, parts, inputs, outputs, biased)
+    }
+
+    fn load_as(form: Form, parts: &[Params], inputs: usize, outputs: usize, biased: bool) -> Result<Self> {
         let backend = parts.first().context("no layers to stack")?.backend();
         let (mut weights, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
@@ -41,21 +52,21 @@ impl Linear {
             }
         }
         let stacked = weight::stack(weights);
-        let outputs = parts.len() * outputs;
+        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
             Some(isa) => {
                 let names = || parts.iter().map(|part| part.path(&"weight")).collect();
-                let trial = Trial::enroll(backend, names, &stacked, outputs, 1)?;
-                let packed = weight::pack(stacked, outputs, inputs, 1, isa);
+                let trial = Trial::enroll(backend, names, &stacked, packing)?;
+                let packed = weight::pack(stacked, packing, isa);
                 Weights::Kernels(Product::new(packed, bias).on_trial(trial))
             }
             None => Weights::Candle {
-                weight: backend.tensor(stacked.into_f32(), (outputs, inputs))?,
-                bias: bias.map(|bias| backend.tensor(bias, outputs)).transpose()?,
+                weight: backend.tensor(stacked.into_f32(), (packing.outputs, inputs))?,
+                bias: bias.map(|bias| backend.tensor(bias, packing.outputs)).transpose()?,
             },
         };
-        Ok(Self { outputs, weights })
+        Ok(Self { packing, weights })
     }
 
     /// `[.., in]` to `[.., out]`.
@@ -69,19 +80,24 @@ impl Linear {
     }
 
     fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
-        let macs = input.dims().iter().product::<usize>() * self.outputs;
+        let macs = input.dims().iter().product::<usize>() * self.packing.outputs;
+        let gated = self.packing.form == Form::Gated;
         meter::record(Kind::Linear, macs, || match &self.weights {
             Weights::Kernels(product) => {
                 let mut shape = input.dims();
                 shape.pop().context("a linear layer takes rows")?;
                 let reads = Reads::Rows(shape.iter().product());
-                shape.push(self.outputs);
+                shape.push(if gated { self.packing.outputs / 2 } else { self.packing.outputs });
                 product.apply(input, &reads, Added { residual, ..Added::default() }, shape)
             }
             Weights::Candle { weight, bias } => {
-                let mut output = input.to_tensor(None)?.broadcast_matmul(&weight.t()?)?;
+                let mut output = input.to_tensor()?.broadcast_matmul(&weight.t()?)?;
                 if let Some(bias) = bias {
                     output = output.broadcast_add(bias)?;
+                }
+                if gated {
+                    let halves = output.chunk(2, D::Minus1)?;
+                    output = (&halves[0] * halves[1].gelu_erf()?)?;
                 }
                 Ok(match residual {
                     Some(residual) => (output + residual)?,

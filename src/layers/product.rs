@@ -95,7 +95,7 @@ impl Product {
             let mut output = vec![0.0; shape.elem_count()];
             match weights {
                 Packed::F32(weights) => {
-                    let input = input.to_tensor(Some(weights.isa()))?;
+                    let input = input.to_tensor()?;
                     host::with_values(&input, |rows| {
                         check_depth(input.dims(), weights.depth())?;
                         weights.apply(rows, &reads.gather(), &epilogue, &mut output);
@@ -111,7 +111,7 @@ impl Product {
                     let Reads::Pixels(conv) = reads else {
                         bail!("Winograd's algorithm is for convolutions")
                     };
-                    let input = input.to_tensor(Some(*isa))?;
+                    let input = input.to_tensor()?;
                     check_depth(input.dims(), *depth)?;
                     let mut packed = PackedWinograd::new(*isa);
                     packed.repack(weight, *out, *depth);

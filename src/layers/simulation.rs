@@ -6,7 +6,8 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::product::Packed;
-use super::{Backend, Input, host, weight};
+use super::weight::{self, Packing};
+use super::{Backend, Input, host};
 use crate::kernels::{self, Isa, QuantizedRows};
 use crate::quantize::{Energy, Policy, QuantizedWeight, Treatment, Weight};
 
@@ -78,8 +79,7 @@ pub struct Trial {
     number: usize,
     /// `[out, in, taps]`
     weight: QuantizedWeight,
-    inputs: usize,
-    taps: usize,
+    packing: Packing,
 }
 
 impl Trial {
@@ -88,8 +88,7 @@ impl Trial {
         backend: &Backend,
         tensors: impl FnOnce() -> Vec<String>,
         weight: &Weight,
-        outputs: usize,
-        taps: usize,
+        packing: Packing,
     ) -> Result<Option<Self>> {
         let (Some(simulation), Weight::Float(values)) = (&backend.simulation, weight) else {
             return Ok(None);
@@ -98,14 +97,13 @@ impl Trial {
         if !tensors.iter().all(|name| simulation.policy.treatment(name) == Treatment::Computed) {
             return Ok(None);
         }
-        let weight = QuantizedWeight::round(values, outputs)?;
+        let weight = QuantizedWeight::round(values, packing.outputs)?;
         let mut weights = Energy::default();
         weights.add(values, &weight.dequantize());
         let mut state = simulation.state();
         let number = state.candidates.len();
         state.candidates.push(Candidate { tensors, weights, inputs: Energy::default() });
-        let inputs = values.len() / (outputs * taps);
-        Ok(Some(Self { simulation: simulation.clone(), number, weight, inputs, taps }))
+        Ok(Some(Self { simulation: simulation.clone(), number, weight, packing }))
     }
 
     /// What the layer computes with instead of `input` and its own weights, `packed`, while it is rounded.
@@ -123,9 +121,9 @@ impl Trial {
         if !rounded && !recording {
             return Ok(None);
         }
-        let input = input.to_tensor(Some(isa))?;
+        let input = input.to_tensor()?;
         let rows = host::with_values(&input, |values| {
-            let rows = through_bytes(values, self.inputs, isa);
+            let rows = through_bytes(values, self.packing.inputs, isa);
             if recording {
                 self.simulation.state().candidates[self.number].inputs.add(values, &rows);
             }
@@ -134,12 +132,8 @@ impl Trial {
         if !rounded {
             return Ok(None);
         }
-        let (weight, outputs) = (Weight::Float(self.weight.dequantize()), self.weight.scales.len());
         // The same algorithm as without rounding, so that nothing else makes a difference.
-        let packed = match packed {
-            Packed::Winograd { .. } => weight::pack_winograd(weight, outputs, self.inputs, isa),
-            _ => weight::pack(weight, outputs, self.inputs, self.taps, isa),
-        };
+        let packed = weight::pack(Weight::Float(self.weight.dequantize()), self.packing, isa);
         Ok(Some((Tensor::from_vec(rows, input.shape(), input.device())?, packed)))
     }
 }

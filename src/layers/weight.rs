@@ -21,28 +21,42 @@ pub fn stack(parts: Vec<Weight>) -> Weight {
     Weight::Int8(stacked)
 }
 
-/// Packs `[out, in, taps]`, the order files hold.
-pub fn pack(weight: Weight, outputs: usize, inputs: usize, taps: usize, isa: Isa) -> Packed {
-    match weight {
-        Weight::Float(values) => {
-            let values = taps_before_inputs(values, inputs, taps);
-            Packed::F32(PackedF32::pack(&values, outputs, taps, inputs, isa))
-        }
-        Weight::Int8(QuantizedWeight { values, scales }) => {
-            let values = taps_before_inputs(values, inputs, taps);
-            Packed::I8(PackedI8::pack(&values, &scales, outputs, taps, inputs, isa))
-        }
-    }
+/// What a kernel makes of a layer's weights, `[out, in, taps]` in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Packing {
+    pub outputs: usize,
+    pub inputs: usize,
+    pub taps: usize,
+    pub form: Form,
 }
 
-/// Packs the filters of a 3x3 convolution, `[out, in, 9]`, for Winograd's algorithm unless they are int8.
-pub fn pack_winograd(weight: Weight, outputs: usize, inputs: usize, isa: Isa) -> Packed {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    /// The outputs' first half times GELU of their second.
+    Gated,
+    /// A 3x3 convolution by Winograd's algorithm, unless its weights are int8.
+    Winograd,
+}
+
+pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
+    let Packing { outputs, inputs, taps, form } = packing;
     match weight {
         Weight::Float(values) => {
-            let weight = taps_before_inputs(values, inputs, 9);
-            Packed::Winograd { isa, weight, out: outputs, depth: inputs }
+            let weight = taps_before_inputs(values, inputs, taps);
+            match form {
+                Form::Plain => Packed::F32(PackedF32::pack(&weight, outputs, taps, inputs, isa)),
+                Form::Gated => Packed::F32(PackedF32::pack_gated(&weight, outputs / 2, inputs, isa)),
+                Form::Winograd => Packed::Winograd { isa, weight, out: outputs, depth: inputs },
+            }
         }
-        int8 @ Weight::Int8(_) => pack(int8, outputs, inputs, 9, isa),
+        Weight::Int8(QuantizedWeight { values, scales }) => {
+            let weight = taps_before_inputs(values, inputs, taps);
+            Packed::I8(match form {
+                Form::Gated => PackedI8::pack_gated(&weight, &scales, outputs / 2, inputs, isa),
+                Form::Plain | Form::Winograd => PackedI8::pack(&weight, &scales, outputs, taps, inputs, isa),
+            })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use crate::layers::{Attention, Conv2d, ConvShape, Fused, GroupNorm, Input, LayerNorm, Linear, Params};
+use crate::layers::{Attention, Conv2d, ConvShape, Fused, GroupNorm, LayerNorm, Linear, Params};
 
 /// Cross-attention keys and values of one block: they depend on the prompt alone.
 pub struct ContextRows {
@@ -60,7 +60,7 @@ impl Transformer {
             cross_kv: stacked(&["attn2.to_k", "attn2.to_v"], context_channels)?,
             cross_out: square("attn2.to_out.0")?,
             norm3: norm("norm3")?,
-            feed_in: Linear::load(&block.at("ff.net.0.proj"), channels, 8 * channels)?,
+            feed_in: Linear::load_gated(&block.at("ff.net.0.proj"), channels, 4 * channels)?,
             feed_out: Linear::load(&block.at("ff.net.2"), 4 * channels, channels)?,
             proj_out: Conv2d::load(&params.at("proj_out"), pointwise)?,
         })
@@ -87,7 +87,7 @@ impl Transformer {
         let hidden = self.cross_out.forward_residual(&attended, &hidden)?;
 
         let gated = self.feed_in.forward(self.norm3.of(&hidden))?;
-        let hidden = self.feed_out.forward_residual(Input::Geglu(&gated), &hidden)?;
+        let hidden = self.feed_out.forward_residual(&gated, &hidden)?;
 
         let hidden = hidden.reshape((batch, height, width, channels))?;
         self.proj_out.forward_fused(&hidden, Fused { residual: Some(input), ..Fused::default() })
