@@ -174,7 +174,6 @@ impl<'a> TensorView<'a> {
             },
             other => bail!("holds {other:?} values where floats are expected"),
         };
-        const BLOCK: usize = 1 << 16;
         let data = self.bytes()?;
         let width = data.len() / self.len().max(1);
         let mut values = vec![0.0; self.len()];
@@ -304,14 +303,24 @@ impl TensorSet {
             "tensor '{scale_name}' holds scales that are negative, infinite or no numbers"
         );
         let stored = view.bytes().with_context(|| format!("tensor '{name}'"))?;
-        let values: Vec<i8> = stored.par_iter().map(|byte| byte.cast_signed()).collect();
+        let mut values = vec![0; stored.len()];
+        let blocks = values.par_chunks_mut(BLOCK).zip(stored.par_chunks(BLOCK));
+        let least = blocks.map(|(values, bytes)| {
+            for (value, byte) in values.iter_mut().zip(bytes) {
+                *value = byte.cast_signed();
+            }
+            values.iter().copied().min().unwrap_or(0)
+        });
         ensure!(
-            !values.par_iter().any(|value| *value == i8::MIN),
+            least.min().is_none_or(|least| least > i8::MIN),
             "tensor '{name}' holds -128, where symmetric int8 values end at -127"
         );
         Ok(QuantizedWeight { values, scales })
     }
 }
+
+/// Values that one thread converts at a time.
+const BLOCK: usize = 1 << 16;
 
 /// Appended to an int8 tensor's name for that of its scales.
 pub(super) const SCALE: &str = "_scale";
