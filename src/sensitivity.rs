@@ -71,10 +71,7 @@ pub fn study(
     on_layer: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
     ensure!(!settings.prompts.is_empty() && settings.steps > 0, "nothing to measure with");
-    ensure!(
-        !checkpoint.tensors().is_quantized(),
-        "the model is int8 already: what that lost can't be measured without its float weights"
-    );
+    check(checkpoint)?;
     let simulation = Arc::new(Simulation::new(policy.clone()));
     let backend = Backend::cpu_simulating(simulation.clone());
     let params = Params::new(checkpoint.tensors(), &backend, "unet");
@@ -104,6 +101,18 @@ pub fn study(
     simulation.round(Rounded::All);
     let output_sqnr = finite(sqnr(&reference, &inputs.output(&unet)?));
     Ok(Report { model: checkpoint.name().to_owned(), settings, output_sqnr, layers })
+}
+
+/// Whether `checkpoint` still has the weights to compare with.
+///
+/// # Errors
+/// When it has been quantized.
+pub fn check(checkpoint: &Checkpoint) -> Result<()> {
+    ensure!(
+        !checkpoint.tensors().is_quantized(),
+        "the model is int8 already: what that lost can't be measured without its float weights"
+    );
+    Ok(())
 }
 
 fn order(layer: &LayerReport) -> f64 {
