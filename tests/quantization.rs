@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage, TensorFile, TensorSet};
 use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
-use pochade::networks::config::ClipConfig;
+use pochade::networks::config::{ClipConfig, UnetConfig};
+use pochade::networks::unet::Unet;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, policy, sqnr};
@@ -359,8 +360,7 @@ fn exports_are_laid_out_as_diffusers_expects() {
 }
 
 #[test]
-fn layers_run_as_their_file_says() {
-    // Rounded when loaded or before: the UNet and the decoder get the same integers.
+fn text_embeddings_survive_int8_weights() {
     let folder = TempDir::new().unwrap();
     let quantized = Checkpoint::open(&int8_pocket(&folder, &[])).unwrap();
     let embedding = |checkpoint: &Checkpoint| {
@@ -374,6 +374,37 @@ fn layers_run_as_their_file_says() {
     };
     let loss = sqnr(&embedding(&pocket()), &embedding(&quantized));
     assert!(loss > 35.0, "text embeddings from int8 weights: {loss} dB");
+}
+
+/// One call of the UNet.
+fn noise_prediction(checkpoint: &Checkpoint, backend: &Backend) -> Vec<f32> {
+    let params = Params::new(checkpoint.tensors(), backend, "unet");
+    let config = UnetConfig::parse(&checkpoint.configs().unet).unwrap();
+    let embeddings =
+        Tensor::from_vec(noise(77 * config.context_channels), (1, 77, config.context_channels), &Device::Cpu);
+    let latents = Tensor::from_vec(noise(4 * 16 * 16), (1, 4, 16, 16), &Device::Cpu).unwrap();
+    let unet = Unet::load(&params, config).unwrap();
+    let context = unet.context(&embeddings.unwrap()).unwrap();
+    unet.forward(&latents, 400.0, &context).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn layers_run_as_their_file_says() {
+    let (float, int8) = (Backend::cpu(), Backend::cpu_int8());
+    let folder = TempDir::new().unwrap();
+    let source = pocket();
+    let quantized = Checkpoint::open(&int8_pocket(&folder, &[])).unwrap();
+    let reference = noise_prediction(&source, &float);
+    let loss = |checkpoint, backend| sqnr(&reference, &noise_prediction(checkpoint, backend));
+    // Rounded when loaded or before is the same but for the projections of the time embedding.
+    let (before, when_loaded) = (loss(&quantized, &int8), loss(&source, &int8));
+    assert!((before - when_loaded).abs() < 2.0 && before > 25.0, "{before} and {when_loaded} dB");
+    assert!(loss(&quantized, &float) > before + 3.0);
+    // Floats in an int8 file were kept to run as floats.
+    let kept = folder.path().join("kept.safetensors");
+    let policy = Policy::keeping(&["unet.*".to_owned()]);
+    source.write_native(&kept, Storage::Int8(&policy)).unwrap();
+    assert_eq!(noise_prediction(&Checkpoint::open(&kept).unwrap(), &int8), reference);
 }
 
 #[test]

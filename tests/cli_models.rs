@@ -1,0 +1,77 @@
+//! `quantize` and `convert` on the command line: files, the report, and what is refused before anything is written.
+
+#[allow(dead_code)] // Nothing here reads from stdin.
+mod binary;
+
+use std::fs;
+use std::path::Path;
+
+use binary::Sandbox;
+use serde_json::Value;
+
+fn pocket() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pocket/pocket.safetensors");
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_int8_file_draws_and_becomes_floats_again() {
+    let sandbox = Sandbox::new();
+    let left = sandbox.run(&["quantize", &pocket(), "int8.safetensors", "--keep", "unet.mid_block.*"]);
+    assert_eq!(left.done(), "");
+    assert!(left.stderr.contains("int8.safetensors: 1"), "{}", left.stderr);
+    let picture = sandbox.run(&["-q", "-m", "int8.safetensors", "x", "-s", "1", "--steps", "1"]);
+    assert_eq!(picture.done(), "x-1.png\n");
+    sandbox.run(&["convert", "int8.safetensors", "f16.safetensors"]).done();
+    sandbox.run(&["convert", "int8.safetensors", "folder", "--format", "diffusers"]).done();
+    assert!(sandbox.join("folder/unet/diffusion_pytorch_model.safetensors").exists());
+    let f16 = fs::metadata(sandbox.join("f16.safetensors")).unwrap().len();
+    assert_eq!(f16 / 100_000, fs::metadata(pocket()).unwrap().len() / 100_000);
+    // The folder is a model, and is not replaced.
+    let again = ["convert", "int8.safetensors", "folder", "--format", "diffusers", "--force"];
+    sandbox.run(&again).refused(3, &["folder exists already"]);
+    let picture = sandbox.run(&["-q", "-m", "folder", "x", "-s", "2", "--steps", "1"]);
+    assert_eq!(picture.done(), "x-2.png\n");
+}
+
+#[test]
+fn a_report_is_a_table_and_json() {
+    let sandbox = Sandbox::new();
+    let report = ["--report", "report.json", "--report-steps", "1", "--report-prompt", "a dog"];
+    let left = sandbox.run(&[&["quantize", &pocket(), "int8.safetensors"], &report[..]].concat());
+    let table: Vec<&str> = left.done().lines().collect();
+    assert!(table[0].starts_with("SQNR in dB") && table[0].ends_with("output"), "{}", table[0]);
+    assert!(table.last().unwrap().starts_with("all of them together"));
+    let json: Value = serde_json::from_slice(&fs::read(sandbox.join("report.json")).unwrap()).unwrap();
+    assert_eq!(json["model"], "pocket");
+    assert_eq!(json["prompts"], serde_json::json!(["a dog"]));
+    let layers = json["layers"].as_array().unwrap();
+    assert_eq!(layers.len() + 2, table.len());
+    for (line, layer) in table[1..].iter().zip(layers) {
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(cells[0], layer["layer"]);
+        assert_eq!(cells[3], format!("{:.1}", layer["output_sqnr"].as_f64().unwrap()));
+    }
+}
+
+#[test]
+fn mistakes_are_refused_before_anything_is_written() {
+    let sandbox = Sandbox::new();
+    sandbox.write("there.safetensors", b"mine");
+    let pocket = pocket();
+    let quantize = |args: &[&str]| sandbox.run(&[&["quantize", &pocket], args].concat());
+    quantize(&["there.safetensors"]).refused(2, &["there.safetensors exists already", "--force"]);
+    quantize(&["new.safetensors", "--report", "there.safetensors"]).refused(2, &["exists already"]);
+    quantize(&["new.safetensors", "--report", "no/such/report.json"]).refused(2, &["no/such"]);
+    quantize(&["new.safetensors", "--keep", "unet.middle.*"]).refused(2, &["'unet.middle.*'"]);
+    quantize(&["new.safetensors", "--report-steps", "2"]).refused(2, &["--report"]);
+    quantize(&["new.safetensors", "--report", "r.json", "--report-size", "100"])
+        .refused(2, &["multiple of 8"]);
+    sandbox.run(&["quantize", "missing", "new.safetensors"]).refused(3, &["missing"]);
+    assert_eq!(sandbox.files(), ["there.safetensors"]);
+
+    quantize(&["int8.safetensors"]).done();
+    let again = ["quantize", "int8.safetensors", "new.safetensors", "--report", "r.json"];
+    sandbox.run(&again).refused(3, &["int8 already"]);
+    assert_eq!(sandbox.files(), ["int8.safetensors", "there.safetensors"]);
+}
