@@ -67,8 +67,13 @@ fn text_encoder(layer: &str) -> Treatment {
 
 /// The first and the last convolution and the time embedding are too sensitive, and cheap. The projections of
 /// the time embedding run once per step: only their weights, which take rounding well, are worth shrinking.
+///
+/// Nothing goes around the shortcuts on the way up. Those of the widest maps are 1.4 % of SD 1.5's products and
+/// nearly half of the error that int8 brings into the output: in float they raise its SQNR by 2 dB.
 fn unet(layer: &str) -> Treatment {
-    if is_norm(layer) || layer.starts_with("time_embedding.") || matches!(layer, "conv_in" | "conv_out") {
+    let late = layer.starts_with("up_blocks.2.") || layer.starts_with("up_blocks.3.");
+    let ends = matches!(layer, "conv_in" | "conv_out") || (late && layer.ends_with(".conv_shortcut"));
+    if ends || is_norm(layer) || layer.starts_with("time_embedding.") {
         Treatment::Float
     } else if layer.ends_with(".time_emb_proj") {
         Treatment::Stored
@@ -126,6 +131,9 @@ mod tests {
             ("unet.down_blocks.0.resnets.0.time_emb_proj.weight", Stored),
             ("unet.down_blocks.0.resnets.0.norm1.weight", Float),
             ("unet.down_blocks.0.resnets.0.conv1.weight", Computed),
+            ("unet.down_blocks.1.resnets.0.conv_shortcut.weight", Computed),
+            ("unet.up_blocks.3.resnets.0.conv_shortcut.weight", Float),
+            ("unet.up_blocks.3.resnets.0.conv1.weight", Computed),
             ("unet.down_blocks.0.resnets.0.conv1.bias", Float),
             ("unet.down_blocks.0.attentions.0.norm.weight", Float),
             ("unet.down_blocks.0.attentions.0.proj_in.weight", Computed),
