@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 pub fn text_encoder() -> Value {
     json!({
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
         "vocab_size": 49408,
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -12,6 +14,10 @@ pub fn text_encoder() -> Value {
         "max_position_embeddings": 77,
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
+        "projection_dim": 768,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
     })
 }
 
@@ -43,6 +49,8 @@ pub fn vae() -> Value {
         "in_channels": 3,
         "out_channels": 3,
         "latent_channels": 4,
+        "down_block_types": vec!["DownEncoderBlock2D"; 4],
+        "up_block_types": vec!["UpDecoderBlock2D"; 4],
         "block_out_channels": [128, 256, 512, 512],
         "layers_per_block": 2,
         "norm_num_groups": 32,
