@@ -41,8 +41,8 @@ impl PackedI8 {
     /// Packs `weight`, `[out][taps][depth]` (for a convolution `[out][kernel y][kernel x][in]`), where output
     /// o has weights `scales[o] * weight[o]`.
     ///
-    /// Where the instruction set's sums would saturate ([`Isa::halves_weights`]), weights are halved to 7 bits,
-    /// ties to even, and scales doubled.
+    /// Where the instruction set sums pairs of products in 16 bits ([`Isa::may_saturate`]), the weights of an
+    /// output are made just small enough that no pair can saturate, and its scale larger by as much.
     ///
     /// # Panics
     /// If a size is zero, `depth` exceeds 65536, a slice has another length or a weight is -128.
@@ -68,7 +68,11 @@ impl PackedI8 {
         assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
         assert_eq!(scales.len(), columns, "one scale for each of {columns} columns");
         assert!(!weight.contains(&i8::MIN), "symmetric weights end at -127");
-        let halve = isa.halves_weights();
+        let factors: Vec<f32> = if isa.may_saturate() {
+            weight.par_chunks_exact(taps * depth).map(|weight| unsaturating(weight, depth)).collect()
+        } else {
+            vec![1.0; columns]
+        };
         let panel_width = panels.width;
         let padded_depth = depth.next_multiple_of(4);
         let panel_len = taps * padded_depth * panel_width;
@@ -85,7 +89,7 @@ impl PackedI8 {
                     for (group, weight) in weight.chunks(4).enumerate() {
                         let to = &mut packed[(group * panel_width + column) * 4..][..weight.len()];
                         for (to, &w) in to.iter_mut().zip(weight) {
-                            *to = if halve { halved(w) } else { w };
+                            *to = scaled(w, factors[o]);
                             sum += i32::from(*to);
                         }
                     }
@@ -93,7 +97,7 @@ impl PackedI8 {
                 }
             }
         });
-        let scales = scales.iter().map(|scale| if halve { 2.0 * scale } else { *scale }).collect();
+        let scales = scales.iter().zip(&factors).map(|(scale, factor)| scale / factor).collect();
         let zeros = AlignedBuf::zeros(padded_depth);
         Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
     }
@@ -162,9 +166,25 @@ impl PackedI8 {
     }
 }
 
-/// w / 2, ties to even.
-fn halved(w: i8) -> i8 {
-    (w as f32 / 2.0).round_ties_even() as i8
+/// What the weights of one output, `[taps][depth]`, are to be multiplied with so that no two neighbours can
+/// bring the sum of their products with bytes to 2^15: half at most, and for most layers little.
+fn unsaturating(weight: &[i8], depth: usize) -> f32 {
+    let pairs = weight.chunks_exact(depth).flat_map(|tap| tap.chunks(2));
+    let largest = pairs
+        .map(|pair| {
+            let positive: i32 = pair.iter().map(|&w| i32::from(w).max(0)).sum();
+            let negative: i32 = pair.iter().map(|&w| i32::from(-w).max(0)).sum();
+            positive.max(negative)
+        })
+        .max()
+        .unwrap_or(0);
+    // 255 * 128 is below 2^15. Rounding adds at most one half to each of the two.
+    if largest <= 128 { 1.0 } else { 127.0 / largest as f32 }
+}
+
+/// w * factor, ties to even.
+fn scaled(w: i8, factor: f32) -> i8 {
+    if factor == 1.0 { w } else { (f32::from(w) * factor).round_ties_even() as i8 }
 }
 
 /// One panel of columns for a chunk of rows.

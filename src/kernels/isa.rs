@@ -104,17 +104,17 @@ impl Isa {
         }
     }
 
-    /// Whether integer products take 7-bit weights (`vpmaddubsw` saturates sums of larger ones).
-    pub fn halves_weights(self) -> bool {
-        struct SevenBits;
-        impl DotKernel for SevenBits {
+    /// Whether integer products sum pairs in 16 bits, as `vpmaddubsw` does, where large weights would saturate.
+    pub fn may_saturate(self) -> bool {
+        struct MaySaturate;
+        impl DotKernel for MaySaturate {
             type Output = bool;
             #[inline(always)]
             fn run<D: Dot>(self, _: D) -> bool {
-                D::SEVEN_BITS
+                D::MAY_SATURATE
             }
         }
-        self.run_dot(SevenBits)
+        self.run_dot(MaySaturate)
     }
 }
 

@@ -17,12 +17,22 @@ fn quantize(input: &[f32], depth: usize) -> QuantizedRows {
     rows
 }
 
-/// What the packed weights stand for: halved to 7 bits, ties to even, where the set asks for it.
-fn effective(weight: &[i8], scales: &[f32], isa: Isa) -> Vec<f32> {
-    let per_output = weight.len() / scales.len();
-    let value =
-        |w: i8| if isa.halves_weights() { 2.0 * (w as f32 / 2.0).round_ties_even() } else { w as f32 };
-    weight.iter().enumerate().map(|(i, &w)| value(w) * scales[i / per_output]).collect()
+/// What the packed weights of `depth` inputs a tap stand for: where the set asks for it, made so small that
+/// no pair of neighbours exceeds what 16 bits hold of its products with 255.
+fn effective(weight: &[i8], scales: &[f32], depth: usize, isa: Isa) -> Vec<f32> {
+    let outputs = weight.chunks_exact(weight.len() / scales.len()).zip(scales);
+    let values = outputs.flat_map(|(weight, scale)| {
+        let mut largest = 0;
+        for pair in weight.chunks_exact(depth).flat_map(|tap| tap.chunks(2)) {
+            for sign in [1, -1] {
+                largest = largest.max(pair.iter().map(|&w| (sign * w as i32).max(0)).sum());
+            }
+        }
+        let factor = if isa.may_saturate() && largest > 128 { 127.0 / largest as f32 } else { 1.0 };
+        let scale = scale / factor;
+        weight.iter().map(move |&w| (w as f32 * factor).round_ties_even() * scale)
+    });
+    values.collect()
 }
 
 fn dequantize(rows: &QuantizedRows) -> Vec<f32> {
@@ -45,7 +55,7 @@ fn linear_layers_of_odd_sizes() {
         let weight = weights(&mut random, out * depth);
         let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
         for &isa in Isa::available() {
-            let expected = product(&dequantize(&input), &effective(&weight, &scales, isa), depth);
+            let expected = product(&dequantize(&input), &effective(&weight, &scales, depth, isa), depth);
             let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
             packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
@@ -88,7 +98,7 @@ fn convolutions_sum_taps_of_different_scales() {
         let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
         let columns = im2col(&conv, &dequantize(&input), depth);
         for &isa in Isa::available() {
-            let expected = product(&columns, &effective(&weight, &scales, isa), taps * depth);
+            let expected = product(&columns, &effective(&weight, &scales, depth, isa), taps * depth);
             let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
             let mut output = vec![f32::NAN; expected.len()];
             packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
@@ -112,7 +122,8 @@ fn values_and_weights_at_their_limits_are_exact() {
                 let packed = PackedI8::pack(&vec![weight; out * depth], &vec![1.0; out], out, 1, depth, isa);
                 let mut output = vec![f32::NAN; rows * out];
                 packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
-                let expected = effective(&[weight], &[1.0], isa)[0] * value * depth as f32;
+                let weights = effective(&vec![weight; depth], &[1.0], depth, isa);
+                let expected = weights[0] * value * depth as f32;
                 assert!(output.iter().all(|&y| y == expected), "{isa} {depth} {weight}: {output:?}");
             }
         }
@@ -125,9 +136,9 @@ fn sets_with_equal_weights_agree_to_the_bit_on_one_tap() {
     let (rows, out, depth) = (50, 90, 333);
     let input = quantize(&random.floats(rows * depth), depth);
     let (weight, scales) = (weights(&mut random, out * depth), random.floats(out));
-    for halved in [false, true] {
+    for saturating in [false, true] {
         let mut first: Option<Vec<f32>> = None;
-        for &isa in Isa::available().iter().filter(|isa| isa.halves_weights() == halved) {
+        for &isa in Isa::available().iter().filter(|isa| isa.may_saturate() == saturating) {
             let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
             packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
@@ -158,7 +169,7 @@ fn the_epilogue_is_that_of_f32_products() {
         let gather = Gather::identity(rows);
         let (mut output, mut float) = (vec![f32::NAN; rows * out], vec![f32::NAN; rows * out]);
         PackedI8::pack(&weight, &scales, out, 1, depth, isa).apply(&input, &gather, &epilogue, &mut output);
-        PackedF32::pack(&effective(&weight, &scales, isa), out, 1, depth, isa).apply(
+        PackedF32::pack(&effective(&weight, &scales, depth, isa), out, 1, depth, isa).apply(
             &dequantize(&input),
             &gather,
             &epilogue,

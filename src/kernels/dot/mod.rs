@@ -22,8 +22,8 @@ pub(super) unsafe trait Dot: Copy + Send + Sync + 'static {
     type W: Copy;
     /// Sums of `LANES` outputs, perhaps in several parts.
     type I: Copy;
-    /// Whether weights must lie in [-64, 64], because sums of two products saturate in 16 bits.
-    const SEVEN_BITS: bool;
+    /// Whether products of two neighbours are summed in 16 bits: their weights must not exceed 128 together.
+    const MAY_SATURATE: bool;
 
     fn simd(self) -> Self::Simd;
 
@@ -40,7 +40,7 @@ pub(super) unsafe trait Dot: Copy + Send + Sync + 'static {
     /// `from` must be readable for `4 * LANES` bytes.
     unsafe fn weights(self, from: *const i8) -> Self::W;
 
-    /// `sums + a . w` for each output, exact unless i32 overflows or `SEVEN_BITS` is disregarded.
+    /// `sums + a . w` for each output, exact unless i32 overflows or `MAY_SATURATE` is disregarded.
     fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I;
 
     /// `sums - zero_point * column_sums`, exact in i32, then rounded to f32.

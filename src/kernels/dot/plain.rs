@@ -13,7 +13,7 @@ unsafe impl<S: Simd> Dot for Plain<S> {
     type A = [i32; 4];
     type W = [[i8; 4]; MAX_LANES];
     type I = [i32; MAX_LANES];
-    const SEVEN_BITS: bool = false;
+    const MAY_SATURATE: bool = false;
 
     #[inline(always)]
     fn simd(self) -> S {

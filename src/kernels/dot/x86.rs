@@ -118,7 +118,7 @@ unsafe impl Dot for DotSse2 {
     type W = [__m128i; 2];
     /// Two sums per output: of even and odd pairs of inputs.
     type I = [__m128i; 2];
-    const SEVEN_BITS: bool = false;
+    const MAY_SATURATE: bool = false;
 
     entry!(Sse2, "sse2");
 
@@ -189,7 +189,7 @@ impl DotAvx2 {
 // SAFETY: `new` is the only constructor and detects the features.
 unsafe impl Dot for DotAvx2 {
     type Simd = Avx2;
-    const SEVEN_BITS: bool = true;
+    const MAY_SATURATE: bool = true;
 
     entry!(Avx2, "avx2,fma");
     memory_256!();
@@ -217,7 +217,7 @@ impl DotAvxVnni {
 // SAFETY: `new` is the only constructor and detects the features.
 unsafe impl Dot for DotAvxVnni {
     type Simd = Avx2;
-    const SEVEN_BITS: bool = false;
+    const MAY_SATURATE: bool = false;
 
     entry!(Avx2, "avx2,fma,avxvnni");
     memory_256!();
@@ -242,7 +242,7 @@ impl DotAvx512 {
 // SAFETY: `new` is the only constructor and detects the features.
 unsafe impl Dot for DotAvx512 {
     type Simd = Avx512;
-    const SEVEN_BITS: bool = true;
+    const MAY_SATURATE: bool = true;
 
     entry!(Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
     memory_512!();
@@ -270,7 +270,7 @@ impl DotAvx512Vnni {
 // SAFETY: `new` is the only constructor and detects the features.
 unsafe impl Dot for DotAvx512Vnni {
     type Simd = Avx512;
-    const SEVEN_BITS: bool = false;
+    const MAY_SATURATE: bool = false;
 
     entry!(Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma");
     memory_512!();
