@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use pochade::kernels::{
-    Activation, Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8,
-    PackedWinograd, Padding, QuantizedRows, Workspace, geglu, quantize_rows,
+    Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, PackedWinograd,
+    Padding, QuantizedRows, Workspace, geglu, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
@@ -239,13 +239,7 @@ fn row_operations() {
         let mut output = vec![0.0; input.len()];
         let mut copy = vec![0.0; input.len()];
         let mut quantized = QuantizedRows::new(images * pixels, channels);
-        let group = GroupNorm {
-            groups: 32,
-            epsilon: 1e-5,
-            weight: &weight,
-            bias: &bias,
-            activation: Activation::Silu,
-        };
+        let group = GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, silu: true };
         let layer = LayerNorm { epsilon: 1e-5, weight: &weight, bias: &bias };
         let mut print = |name: &str, float: &mut dyn FnMut(), byte: &mut dyn FnMut()| {
             let [float, byte, copied] = medians([float, byte, &mut || copy.copy_from_slice(&input)]);

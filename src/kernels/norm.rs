@@ -1,13 +1,12 @@
 //! Group and layer normalisation of channels-last rows, with SiLU and quantization fused in; other row operations are in `elementwise`.
 
-use super::epilogue::Activation;
 use super::isa::Isa;
 use super::math;
 use super::parallel::{Disjoint, for_each_index};
 use super::rows::{RowOperation, RowsMut, for_each_row};
 use super::simd::{Kernel, Simd};
 
-/// Group normalisation (Wu and He 2018) of images `[images, pixels, channels]`, then an activation.
+/// Group normalisation (Wu and He 2018) of images `[images, pixels, channels]`, perhaps with SiLU after it.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupNorm<'a> {
     /// Neighbouring channels are normalised together, `channels / groups` of them.
@@ -17,7 +16,8 @@ pub struct GroupNorm<'a> {
     pub weight: &'a [f32],
     /// `[channels]`.
     pub bias: &'a [f32],
-    pub activation: Activation,
+    /// Whether SiLU follows.
+    pub silu: bool,
 }
 
 impl GroupNorm<'_> {
@@ -38,7 +38,7 @@ impl GroupNorm<'_> {
             "{images} images of {channels} channels"
         );
         let affine = self.affine(isa, input, images, pixels);
-        let operation = Affine { input, pixels, affine: &affine, silu: self.activation == Activation::Silu };
+        let operation = Affine { input, pixels, affine: &affine, silu: self.silu };
         for_each_row(isa, images * pixels, channels, &operation, output.into());
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 
 use super::{Input, Params, host};
-use crate::kernels::{self, Activation, Isa, RowsMut};
+use crate::kernels::{self, Isa, RowsMut};
 
 /// Gain and offset of each channel, as the back end reads them.
 enum Affine {
@@ -82,13 +82,12 @@ impl GroupNorm {
     /// Writes the norm's rows in the form `output` takes.
     pub(super) fn write<'a>(&self, input: &Tensor, silu: bool, output: impl Into<RowsMut<'a>>) -> Result<()> {
         let (isa, gain, offset) = self.affine.for_kernels()?;
-        let activation = if silu { Activation::Silu } else { Activation::None };
         let norm = kernels::GroupNorm {
             groups: self.groups,
             epsilon: self.eps as f32,
             weight: gain,
             bias: offset,
-            activation,
+            silu,
         };
         let images = input.dim(0)?;
         host::with_values(input, |values| {

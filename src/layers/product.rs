@@ -4,10 +4,9 @@ use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Shape, Tensor};
 
 use super::simulation::Trial;
+use super::weight::Packed;
 use super::{Input, host};
-use crate::kernels::{
-    self, Activation, Epilogue, Gather, Isa, PackedF32, PackedI8, PackedWinograd, Residual, Workspace,
-};
+use crate::kernels::{self, Activation, Epilogue, Gather, PackedWinograd, Residual, Workspace};
 
 /// Packed weights `[out, taps, depth]` and what is always added to their products.
 pub struct Product {
@@ -15,19 +14,6 @@ pub struct Product {
     /// `[out]`
     bias: Option<Vec<f32>>,
     trial: Option<Box<Trial>>,
-}
-
-pub enum Packed {
-    F32(PackedF32),
-    I8(PackedI8),
-    /// Weights of a 3x3 convolution that are transformed for Winograd's algorithm at each call: held
-    /// transformed, they would take four times the memory.
-    Winograd {
-        isa: Isa,
-        weight: Vec<f32>,
-        out: usize,
-        depth: usize,
-    },
 }
 
 /// Which rows a product reads.

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::product::Packed;
-use super::weight::{self, Packing};
+use super::weight::{self, Packed, Packing};
 use super::{Backend, Input, host};
 use crate::kernels::{self, Isa, QuantizedRows};
 use crate::quantize::{Energy, Policy, QuantizedWeight, Treatment, Weight};

@@ -2,7 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::product::Packed;
 use crate::kernels::{Isa, PackedF32, PackedI8};
 use crate::quantize::{QuantizedWeight, Weight};
 
@@ -37,6 +36,20 @@ pub enum Form {
     Gated,
     /// A 3x3 convolution by Winograd's algorithm, unless its weights are int8.
     Winograd,
+}
+
+/// Weights as a kernel reads them.
+pub enum Packed {
+    F32(PackedF32),
+    I8(PackedI8),
+    /// Weights of a 3x3 convolution that are transformed for Winograd's algorithm at each call: held
+    /// transformed, they would take four times the memory.
+    Winograd {
+        isa: Isa,
+        weight: Vec<f32>,
+        out: usize,
+        depth: usize,
+    },
 }
 
 pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {

@@ -1,8 +1,6 @@
 //! Norms, activations and the quantizer.
 
-use pochade::kernels::{
-    Activation, GroupNorm, Isa, LayerNorm, QuantizedRows, add, geglu, quantize_rows, silu,
-};
+use pochade::kernels::{GroupNorm, Isa, LayerNorm, QuantizedRows, add, geglu, quantize_rows, silu};
 
 use crate::plain::{Random, difference, gelu, on_threads, sigmoid};
 
@@ -26,7 +24,7 @@ fn group_norm(norm: &GroupNorm, input: &[f32], images: usize) -> Vec<f64> {
                 let c = i % channels;
                 let x = (input[i] as f64 - mean) / (variance + norm.epsilon as f64).sqrt();
                 let y = x * norm.weight[c] as f64 + norm.bias[c] as f64;
-                output[i] = if norm.activation == Activation::Silu { y * sigmoid(y) } else { y };
+                output[i] = if norm.silu { y * sigmoid(y) } else { y };
             }
         }
     }
@@ -44,8 +42,8 @@ fn group_norm_follows_its_definition() {
             let input: Vec<f32> =
                 random.floats(images * pixels * channels).iter().map(|x| x * 3.0 + mean).collect();
             let (weight, bias) = (random.floats(channels), random.floats(channels));
-            for activation in [Activation::None, Activation::Silu] {
-                let norm = GroupNorm { groups, epsilon: 1e-5, weight: &weight, bias: &bias, activation };
+            for silu in [false, true] {
+                let norm = GroupNorm { groups, epsilon: 1e-5, weight: &weight, bias: &bias, silu };
                 let expected = group_norm(&norm, &input, images);
                 for &isa in Isa::available() {
                     let mut output = vec![f32::NAN; input.len()];
@@ -62,13 +60,7 @@ fn group_norm_follows_its_definition() {
 
 #[test]
 fn a_constant_image_normalises_to_the_bias() {
-    let norm = GroupNorm {
-        groups: 2,
-        epsilon: 1e-5,
-        weight: &[1.0; 6],
-        bias: &[0.5; 6],
-        activation: Activation::None,
-    };
+    let norm = GroupNorm { groups: 2, epsilon: 1e-5, weight: &[1.0; 6], bias: &[0.5; 6], silu: false };
     for &isa in Isa::available() {
         let mut output = vec![0.0; 60];
         norm.apply(isa, &[7.0; 60], 2, &mut output);
@@ -175,8 +167,7 @@ fn fused_quantization_equals_quantizing_afterwards() {
     let (images, pixels, channels) = (2, 21, 36);
     let input = random.floats(images * pixels * channels);
     let (weight, bias) = (random.floats(channels), random.floats(channels));
-    let norm =
-        GroupNorm { groups: 4, epsilon: 1e-5, weight: &weight, bias: &bias, activation: Activation::Silu };
+    let norm = GroupNorm { groups: 4, epsilon: 1e-5, weight: &weight, bias: &bias, silu: true };
     for &isa in Isa::available() {
         let check = |fused: QuantizedRows, float: Vec<f32>| {
             let mut separate = QuantizedRows::new(0, 0);
@@ -202,8 +193,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(16);
     let input = random.floats(2 * 900 * 64);
     let (weight, bias) = (random.floats(64), random.floats(64));
-    let norm =
-        GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, activation: Activation::Silu };
+    let norm = GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, silu: true };
     let run = || {
         let mut output = vec![0.0; input.len()];
         norm.apply(Isa::best(), &input, 2, &mut output);
