@@ -198,6 +198,9 @@ impl<'a> Pipeline<'a> {
     /// loaded; else what failed.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<Picture> {
         request.validate()?;
+        if !guided(request) && !request.negative_prompt.is_empty() {
+            observer.warn("the negative prompt has no effect without guidance (scale 1)");
+        }
         let mut timings = Timings::default();
         let encoded = self.encode(request, observer, &mut timings)?;
         for (which, left_out) in ["prompt", "negative prompt"].iter().zip(encoded.left_out) {

@@ -161,6 +161,7 @@ fn sizes_and_limits_name_what_is_possible() {
         (&["--steps", "0", "x"], &["steps 0", "1 to 1000"]),
         (&["--cfg", "-1", "x"], &["guidance scale -1", "0 to 100"]),
         (&["--eta", "2", "x"], &["eta 2", "0 to 1"]),
+        (&["--eta", "0.5", "--sampler", "euler", "x"], &["eta 0.5", "euler", "ddim"]),
         (&["-s", "18446744073709551615", "-c", "2", "x"], &["no room for 2 pictures"]),
     ] {
         sandbox.run(args).refused(2, parts);
@@ -235,6 +236,13 @@ fn a_prompt_that_is_cut_is_told() {
     let left = Sandbox::new().run(&quick(&[&words, "-s", "1"]));
     left.done();
     assert!(left.stderr.contains("the prompt is too long: its last "), "{}", left.stderr);
+}
+
+#[test]
+fn a_negative_prompt_without_guidance_is_told_to_be_useless() {
+    let left = Sandbox::new().run(&quick(&["x", "-n", "y", "--cfg", "1", "-s", "1"]));
+    left.done();
+    assert!(left.stderr.contains("the negative prompt has no effect"), "{}", left.stderr);
 }
 
 /// Each network is loaded at another moment; a missing tensor is the model's fault in all of them.

@@ -131,7 +131,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "NAME", value_parser = named::<Schedule>(Schedule::NAMES), help_heading = "Sampling")]
     pub schedule: Option<Schedule>,
 
-    /// Share of fresh noise in each ddim step, 0 to 1 [default: 0]
+    /// Share of fresh noise in each step of the sampler ddim, 0 to 1 [default: 0]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Sampling")]
     pub eta: Option<f64>,
 

@@ -26,8 +26,8 @@ pub struct Draft {
 impl Draft {
     /// Fills what is missing here from `below`.
     ///
-    /// A schedule belongs to its sampler: naming another sampler drops the schedule below, so that
-    /// the sampler's own default applies.
+    /// Schedule and eta belong to their sampler: naming another sampler drops those below, so that the
+    /// sampler's own defaults apply.
     #[must_use]
     pub fn over(self, below: Self) -> Self {
         let same_sampler = self.sampler.is_none() || self.sampler == below.sampler;
@@ -41,7 +41,7 @@ impl Draft {
             guidance_scale: self.guidance_scale.or(below.guidance_scale),
             sampler: self.sampler.or(below.sampler),
             schedule,
-            eta: self.eta.or(below.eta),
+            eta: self.eta.or(if same_sampler { below.eta } else { None }),
             seed: self.seed.or(below.seed),
             rng: self.rng.or(below.rng),
         }

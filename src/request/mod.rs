@@ -176,6 +176,12 @@ impl Request {
             "eta {} is out of range (0 to 1)",
             self.eta
         );
+        ensure!(
+            self.eta == 0.0 || self.sampler == Sampler::Ddim,
+            "eta {} has no meaning for {}: leave it out, or use the sampler ddim",
+            self.eta,
+            self.sampler
+        );
         Ok(())
     }
 }
