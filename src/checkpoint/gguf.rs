@@ -73,8 +73,7 @@ pub fn parse(file: &[u8]) -> Result<Header> {
     for _ in 0..tensors {
         infos.push(cursor.tensor()?);
     }
-    let data_start =
-        cursor.at.checked_next_multiple_of(alignment).context("its GGUF header is too long")?;
+    let data_start = cursor.at.checked_next_multiple_of(alignment).context("its GGUF header is too long")?;
     let mut found = BTreeMap::new();
     for info in infos {
         let name = info.name;
@@ -117,7 +116,8 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8]> {
         let end = self.at.checked_add(length);
         let taken = end.and_then(|end| self.bytes.get(self.at..end));
-        let taken = taken.with_context(|| format!("its GGUF header is cut short or damaged at byte {}", self.at))?;
+        let taken =
+            taken.with_context(|| format!("its GGUF header is cut short or damaged at byte {}", self.at))?;
         self.at += length;
         Ok(taken)
     }
@@ -209,15 +209,23 @@ struct Info<'a> {
 }
 
 impl Info<'_> {
-    fn entry(self, start: usize, alignment: usize, end: usize, original: Option<Vec<usize>>) -> Result<Entry> {
+    fn entry(
+        self,
+        start: usize,
+        alignment: usize,
+        end: usize,
+        original: Option<Vec<usize>>,
+    ) -> Result<Entry> {
         let (dtype, blocks) = stored_type(self.code)?;
         let (block, size) = match blocks {
             Some(blocks) => (blocks.block_size(), blocks.type_size()),
             None => (1, dtype.bitsize() / 8),
         };
-        let product = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let product =
+            |shape: &[usize]| shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let count = product(&self.shape);
-        let count = count.with_context(|| format!("has the shape {:?}, which no memory holds", self.shape))?;
+        let count =
+            count.with_context(|| format!("has the shape {:?}, which no memory holds", self.shape))?;
         let row = self.shape.last().copied().unwrap_or(1);
         ensure!(row.is_multiple_of(block), "has rows of {row} values, not of whole blocks of {block}");
         let bytes = (count / block).checked_mul(size);

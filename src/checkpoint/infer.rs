@@ -15,8 +15,12 @@ pub fn config(tensors: &TensorSet, component: Component) -> Value {
     match component {
         Component::TextEncoder => text_encoder(&shapes),
         Component::Unet => unet(&shapes),
-        Component::Vae if tensors.contains_below("vae.decoder.layers.")
-            || tensors.contains_below("vae.encoder.layers.") => tiny(&shapes),
+        Component::Vae
+            if tensors.contains_below("vae.decoder.layers.")
+                || tensors.contains_below("vae.encoder.layers.") =>
+        {
+            tiny(&shapes)
+        }
         Component::Vae => vae(&shapes),
     }
 }
@@ -68,7 +72,11 @@ fn unet(shapes: &Shapes<'_>) -> Value {
     let Some(widths) = widths else { return config };
     let attends = |block: String| shapes.has(&format!("{block}.attentions."));
     let down: Vec<&str> = (0..levels)
-        .map(|level| if attends(format!("down_blocks.{level}")) { "CrossAttnDownBlock2D" } else { "DownBlock2D" })
+        .map(
+            |level| {
+                if attends(format!("down_blocks.{level}")) { "CrossAttnDownBlock2D" } else { "DownBlock2D" }
+            },
+        )
         .collect();
     let up: Vec<&str> = (0..levels)
         .map(|level| if attends(format!("up_blocks.{level}")) { "CrossAttnUpBlock2D" } else { "UpBlock2D" })

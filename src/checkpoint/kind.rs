@@ -26,6 +26,13 @@ pub fn check(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether the file at `path` begins as safetensors and GGUF files do.
+pub fn is_tensor_file(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
+    read.is_ok() && (start.starts_with(b"GGUF") || is_safetensors(&start))
+}
+
 /// Why a file that begins with `start` is no model, if it can be told.
 fn refusal(start: &[u8]) -> Option<&'static str> {
     if start.is_empty() {

@@ -160,6 +160,11 @@ impl Checkpoint {
         read.with_context(|| format!("{} is not usable", path.display()))
     }
 
+    /// Whether `path` is a folder or begins as a file of tensors does, so that [`Self::open`] is worth trying.
+    pub fn is_at(path: &Path) -> bool {
+        path.is_dir() || kind::is_tensor_file(path)
+    }
+
     /// The model that is part of the binary.
     ///
     /// # Errors

@@ -150,7 +150,8 @@ mod tests {
         assert_eq!(unet[1].as_deref(), Some("unet.conv_in.bias"));
         let vae = canonical(&["decoder.conv_in.bias", "decoder.mid.attn_1.q.bias"]);
         assert_eq!(vae[1].as_deref(), Some("vae.decoder.mid_block.attentions.0.to_q.bias"));
-        let text = canonical(&["text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.bias"]);
+        let text =
+            canonical(&["text_model.embeddings.token_embedding.weight", "text_model.final_layer_norm.bias"]);
         assert_eq!(text[1].as_deref(), Some("text_encoder.final_layer_norm.bias"));
         let tiny = canonical(&["1.weight", "19.bias"]);
         assert_eq!(tiny[1].as_deref(), Some("vae.decoder.layers.18.bias"));

@@ -131,7 +131,8 @@ fn vae(name: &str, levels: usize) -> Option<String> {
             "block_1" => Some(format!("{half}.mid_block.resnets.0.{rest}")),
             "block_2" => Some(format!("{half}.mid_block.resnets.1.{rest}")),
             "attn_1" => {
-                let rest = rest.strip_prefix("norm.").map_or(rest.to_owned(), |rest| format!("group_norm.{rest}"));
+                let rest =
+                    rest.strip_prefix("norm.").map_or(rest.to_owned(), |rest| format!("group_norm.{rest}"));
                 Some(format!("{half}.mid_block.attentions.0.{rest}"))
             }
             _ => None,
@@ -164,9 +165,14 @@ mod tests {
     fn the_geometry_is_read_off_the_names() {
         let of = |names: &[&str]| Geometry::of(names.iter().copied());
         assert_eq!(of(&[]), Geometry::SD15);
-        let names = ["x.input_blocks.4.0.op.weight", "x.input_blocks.2.0.op.weight", "decoder.up.2.block.0.conv1.bias"];
+        let names = [
+            "x.input_blocks.4.0.op.weight",
+            "x.input_blocks.2.0.op.weight",
+            "decoder.up.2.block.0.conv1.bias",
+        ];
         assert_eq!(of(&names), Geometry { layers_per_block: 1, vae_levels: 3 });
-        let damaged = ["input_blocks.99999999999999999999.0.op.weight", "input_blocks.0.0.op.weight", "decoder.up..x"];
+        let damaged =
+            ["input_blocks.99999999999999999999.0.op.weight", "input_blocks.0.0.op.weight", "decoder.up..x"];
         assert_eq!(of(&damaged), Geometry { layers_per_block: 1, vae_levels: 4 });
     }
 
