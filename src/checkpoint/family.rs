@@ -39,7 +39,9 @@ const FLUX: &str = "a Flux model";
 /// # Errors
 /// Says what it is.
 pub fn check(file: &TensorFile, layout: &Layout) -> Result<()> {
-    let has = |part: &str| file.names().any(|name| name.contains(part));
+    // Some whole models carry a filter with an image encoder of its own.
+    let names = || file.names().filter(|name| !name.starts_with("safety_checker."));
+    let has = |part: &str| names().any(|name| name.contains(part));
     if ["lora_up.", "lora_A.", "lora.up.", "lora_down.", "hada_w1", "lokr_w"].iter().any(|part| has(part)) {
         bail!("it is a LoRA, which changes a model: pass it with --lora beside a model");
     }
