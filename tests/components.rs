@@ -146,6 +146,7 @@ fn what_does_not_fit_is_refused() {
     refused(&["-m", &small, "--vae", "vae.safetensors", "--taesd", "taesd.safetensors"], 2, &["--taesd"]);
     refused(&["-m", "vae.safetensors"], 3, &["--vae", "no whole model"]);
     refused(&["-m", "unet.safetensors"], 3, &["no text encoder and no autoencoder", "--text-encoder"]);
+    sandbox.run(&["bench", "--vae", "vae.safetensors"]).refused(3, &["random weights", "--vae"]);
     refused(&["--text-encoder", &small], 3, &["64 channels"]);
     unet.insert("lora_up.weight".to_owned(), unet["conv_in.bias"].clone());
     files::save(&unet, &sandbox.join("lora.safetensors"));

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::names::{Component, Layout, from_diffusers};
 use super::tensors::{TensorFile, TensorSet};
-use super::{Checkpoint, family, folder, infer, kind, native, single};
+use super::{Checkpoint, Kind, family, folder, infer, kind, native, single};
 
 /// A component that can be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +40,7 @@ impl Part {
 /// # Errors
 /// Names the file and why it can't take the part's place.
 pub fn replace(checkpoint: &mut Checkpoint, part: Part, path: &Path) -> Result<()> {
+    ensure!(checkpoint.kind != Kind::Synthetic, "random weights can't be mixed with --{}", part.name());
     let component = part.component();
     let mut tensors = TensorSet::default();
     let mut config = None;

@@ -1,7 +1,7 @@
 //! Tensors read from safetensors and GGUF files when they are asked for, and found by name, float or int8; what the names mean is decided elsewhere.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::{Bound, Range};
@@ -245,8 +245,9 @@ impl<'a> TensorView<'a> {
 pub struct TensorSet {
     files: Vec<TensorFile>,
     index: BTreeMap<String, (usize, String)>,
-    /// The components, by prefix, that hold int8 tensors.
-    quantized: BTreeSet<String>,
+    quantized: bool,
+    /// Components that came from elsewhere, by prefix, and whether int8 tensors were there.
+    taken: BTreeMap<String, bool>,
     /// Answers for what no file holds, in a model that is only there to be measured.
     random: Option<RandomTensors>,
 }
@@ -271,9 +272,7 @@ impl TensorSet {
         let number = self.files.len();
         for stored in file.names() {
             let Some(name) = canonical(stored) else { continue };
-            if file.entries[stored].dtype == Dtype::I8 {
-                self.quantized.insert(prefix(&name).to_owned());
-            }
+            self.quantized |= file.entries[stored].dtype == Dtype::I8;
             if self.index.insert(name.clone(), (number, stored.to_owned())).is_some() {
                 bail!("tensor '{name}' occurs twice");
             }
@@ -285,12 +284,11 @@ impl TensorSet {
     /// Replaces the tensors of the component called `component` by those of `other`.
     pub(super) fn take_component(&mut self, component: &str, other: Self) {
         self.index.retain(|name, _| prefix(name) != component);
-        self.quantized.remove(component);
+        self.taken.insert(component.to_owned(), other.quantized);
         let first = self.files.len();
         self.files.extend(other.files);
         let taken = other.index.into_iter().filter(|(name, _)| prefix(name) == component);
         self.index.extend(taken.map(|(name, (file, stored))| (name, (first + file, stored))));
-        self.quantized.extend(other.quantized.into_iter().filter(|name| name == component));
     }
 
     /// Whether there are tensors of the component called `component`.
@@ -306,13 +304,13 @@ impl TensorSet {
 
     /// Whether some tensors are int8.
     pub fn is_quantized(&self) -> bool {
-        !self.quantized.is_empty()
+        self.quantized || self.taken.values().any(|quantized| *quantized)
     }
 
-    /// Whether the component that tensor `name` belongs to holds int8: then what is float in it was kept so
-    /// on purpose.
+    /// Whether tensor `name` comes from a model with int8 tensors: then what is float there was kept so on
+    /// purpose.
     pub fn is_in_quantized(&self, name: &str) -> bool {
-        self.quantized.contains(prefix(name))
+        self.taken.get(prefix(name)).copied().unwrap_or(self.quantized)
     }
 
     /// Canonical names in alphabetical order.
