@@ -152,6 +152,7 @@ impl<'a> Pipeline<'a> {
     /// Names the setting that is not supported.
     pub fn load(checkpoint: &'a Checkpoint, options: &LoadOptions) -> Result<Self> {
         let backend = options.backend()?;
+        checkpoint.check_complete()?;
         let configs = checkpoint.configs();
         let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
             .context("the scheduler config is not usable")?;
@@ -165,11 +166,12 @@ impl<'a> Pipeline<'a> {
         );
         let vae_config = VaeConfig::parse(&configs.vae)?;
         let latent_channels = vae_config.latent_channels();
+        let UnetConfig { in_channels, out_channels, .. } = unet_config;
+        // An inpainting UNet takes a mask and the masked picture's latents besides.
         ensure!(
-            unet_config.in_channels == latent_channels && unet_config.out_channels == latent_channels,
-            "the unet takes {} channels and gives {}, the vae has {latent_channels}: only plain text-to-image models are supported",
-            unet_config.in_channels,
-            unet_config.out_channels,
+            (in_channels == latent_channels || in_channels == 2 * latent_channels + 1)
+                && out_channels == latent_channels,
+            "the unet takes {in_channels} channels and gives {out_channels}, the vae has {latent_channels}: only text-to-image and inpainting models are supported",
         );
         Ok(Self {
             checkpoint,
@@ -186,6 +188,11 @@ impl<'a> Pipeline<'a> {
         })
     }
 
+    /// The UNet's config, e.g. for how many channels it takes: 9 make an inpainting model.
+    pub fn unet_config(&self) -> &UnetConfig {
+        &self.unet_config
+    }
+
     /// Names what computes, e.g. `x86_64-avx512vnni` or `candle-cuda`.
     pub fn kernel(&self) -> String {
         self.backend.name()
@@ -198,8 +205,17 @@ impl<'a> Pipeline<'a> {
     /// loaded; else what failed.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<Picture> {
         request.validate()?;
-        if !guided(request) && !request.negative_prompt.is_empty() {
-            observer.warn("the negative prompt has no effect without guidance (scale 1)");
+        let (taken, latent) = (self.unet_config.in_channels, self.vae_config.latent_channels());
+        ensure!(
+            taken == latent,
+            "'{}' is an inpainting model (its unet takes {taken} channels), which needs a picture and a mask",
+            self.checkpoint.name()
+        );
+        if !self.guided(request) && !request.negative_prompt.is_empty() {
+            observer.warn(match self.unet_config.guidance_channels {
+                Some(_) => "the negative prompt has no effect: this model was distilled without one",
+                None => "the negative prompt has no effect without guidance (scale 1)",
+            });
         }
         let mut timings = Timings::default();
         let encoded = self.encode(request, observer, &mut timings)?;
@@ -213,7 +229,10 @@ impl<'a> Pipeline<'a> {
         })?;
         observer.phase(Phase::Encode);
         let start = Instant::now();
-        let context = unet.context(&encoded.embeddings)?;
+        let mut context = unet.context(&encoded.embeddings)?;
+        if self.unet_config.guidance_channels.is_some() {
+            context = context.guided_by(request.guidance_scale);
+        }
         timings.encode += start.elapsed();
 
         observer.phase(Phase::Denoise);
@@ -230,6 +249,11 @@ impl<'a> Pipeline<'a> {
         let rgb = to_rgb(&decoder.decode(&latents)?)?;
         timings.decode = start.elapsed();
         Ok(Picture { rgb, latents, timings })
+    }
+
+    /// Whether a request needs the second pass; a distilled UNet takes the guidance scale as an input instead.
+    fn guided(&self, request: &Request) -> bool {
+        request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none()
     }
 
     fn params(&self, component: &str) -> Params<'_> {
@@ -264,7 +288,7 @@ impl<'a> Pipeline<'a> {
         observer: &mut dyn Observer,
         timings: &mut Timings,
     ) -> Result<Rc<Encoded>> {
-        let negative_prompt = guided(request).then(|| request.negative_prompt.clone());
+        let negative_prompt = self.guided(request).then(|| request.negative_prompt.clone());
         if let Some(last) = self.encoded.borrow().as_ref()
             && last.prompt == request.prompt
             && last.negative_prompt == negative_prompt
@@ -316,7 +340,7 @@ impl<'a> Pipeline<'a> {
         let x = trajectory.start(&noise.normal(&shape, &self.backend.device)?)?;
         let mut model = |latents: &Tensor, timestep: f64| {
             let scale = request.guidance_scale;
-            if guided(request) {
+            if self.guided(request) {
                 guided_output(unet, scale, latents, timestep, context)
             } else {
                 unet.forward(latents, timestep, context)
@@ -351,11 +375,6 @@ fn guided_output(
     let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
     let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
     Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
-}
-
-/// Whether a request needs the second pass.
-fn guided(request: &Request) -> bool {
-    request.guidance_scale != 1.0
 }
 
 /// `[1, 3, height, width]` from -1 to 1 as 8-bit pixels.

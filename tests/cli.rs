@@ -186,6 +186,7 @@ fn info_reads_our_own_pictures() {
     let record = Record {
         version: "0.1.0".into(),
         model: "pocket".into(),
+        components: Default::default(),
         precision: Precision::F32,
         kernel: "k".into(),
         device: "cpu".into(),

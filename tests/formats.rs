@@ -132,17 +132,9 @@ fn what_is_no_model_is_refused_by_name() {
     };
     assert!(refusal(&folder.path().join("absent")).contains("absent"));
     assert!(refusal(folder.path()).contains("no diffusers folder"));
-    assert!(refusal(&file("model.gguf", b"GGUF\x03\0\0\0")).contains("GGUF"));
+    assert!(refusal(&file("model.gguf", b"GGUF\x03\0\0\0")).contains("cut short"));
     assert!(refusal(&file("empty.safetensors", b"")).contains("empty.safetensors"));
     assert!(refusal(&file("noise.safetensors", &[0xff; 64])).contains("damaged"));
-
-    let ldm = folder.path().join("ldm.safetensors");
-    let weight = Tensor::zeros((1,), DType::F32, &Device::Cpu).unwrap();
-    let named = |name: &str| HashMap::from([(name.to_owned(), weight.clone())]);
-    candle_core::safetensors::save(&named("model.diffusion_model.out.2.bias"), &ldm).unwrap();
-    assert!(refusal(&ldm).contains("single LDM file"));
-    candle_core::safetensors::save(&named("lora_up.weight"), &ldm).unwrap();
-    assert!(refusal(&ldm).contains("no model"));
 
     let whole = fs::read(small().join(UNET)).unwrap();
     let cut = copy();

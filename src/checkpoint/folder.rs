@@ -10,10 +10,11 @@ use serde_json::Value;
 
 use super::names::{Component, from_diffusers};
 use super::tensors::{TensorFile, TensorSet};
-use super::{Checkpoint, Configs, Defaults, Vocabulary, sd15};
+use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary, family, sd15};
 
 /// Opens the folder at `path`. Configs that are missing are those of SD 1.5, a missing tokenizer is CLIP's.
 pub fn open(path: &Path) -> Result<Checkpoint> {
+    check_family(path)?;
     let mut tensors = TensorSet::default();
     for component in Component::ALL {
         let folder = path.join(component.name());
@@ -39,11 +40,31 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         .ok()
         .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .unwrap_or_else(|| "model".to_owned());
-    let defaults = Defaults::for_configs(&configs);
-    Ok(Checkpoint { name, defaults, vocabulary: vocabulary(&path.join("tokenizer"))?, configs, tensors })
+    Ok(Checkpoint {
+        name,
+        kind: Kind::Folder,
+        defaults: Defaults::for_configs(&configs),
+        vocabulary: vocabulary(&path.join("tokenizer"))?,
+        configs,
+        tensors,
+        replaced: Vec::new(),
+    })
 }
 
-fn config(path: &Path) -> Result<Option<Value>> {
+/// Fails for a folder that says it is of another family, before its other components are looked for.
+fn check_family(path: &Path) -> Result<()> {
+    let index = config(&path.join("model_index.json"))?.unwrap_or_default();
+    let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default();
+    let unet = config(&path.join("unet/config.json"))?.unwrap_or_default();
+    let context = unet.get("cross_attention_dim").and_then(Value::as_u64).unwrap_or_default();
+    match family::of_pipeline(class).or_else(|| family::of_context(context)) {
+        Some(what) => bail!("{} is {what}; pochade reads Stable Diffusion 1.x", path.display()),
+        None => Ok(()),
+    }
+}
+
+/// The JSON file at `path`, if there is one.
+pub(super) fn config(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -67,7 +88,7 @@ struct ShardIndex {
 }
 
 /// The safetensors files of one component: one file, or the shards its index names; full precision first.
-fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(folder: &Path, component: Component) -> Result<Vec<PathBuf>> {
     let stem = match component {
         Component::TextEncoder => "model",
         Component::Unet | Component::Vae => "diffusion_pytorch_model",

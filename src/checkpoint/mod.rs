@@ -1,26 +1,35 @@
 //! A model's files, whatever their format: configs, vocabulary and tensors by diffusers name; nothing is computed here.
 
+mod component;
 mod export;
+mod family;
 mod folder;
+mod gguf;
+mod infer;
+mod kind;
 mod names;
 mod native;
 mod random;
 mod sd15;
+mod single;
 mod store;
+mod summary;
 mod tensors;
 
 use std::borrow::Cow;
+use std::fmt;
 use std::fs;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use names::Component;
+pub use component::Part;
+pub use names::{Component, Layout};
 pub use store::{FloatType, Storage};
-pub use tensors::{TensorFile, TensorSet, TensorView};
+pub use summary::{ComponentSummary, Summary};
+pub use tensors::{Container, TensorFile, TensorSet, TensorView, check_header};
 
 use crate::request::{SIZE_STEP, Sampler, Schedule};
 
@@ -45,14 +54,48 @@ impl Defaults {
         let levels = configs.vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
         let factor = 1 << levels.clamp(1, 8).saturating_sub(1);
         let pixels = side("sample_size").saturating_mul(factor).clamp(SIZE_STEP, crate::request::MAX_SIZE);
-        Self {
+        let customary = Self {
             width: pixels / SIZE_STEP * SIZE_STEP,
             height: pixels / SIZE_STEP * SIZE_STEP,
             steps: 20,
             guidance_scale: 7.0,
             sampler: Sampler::Dpmpp2m,
             schedule: Schedule::Karras,
+        };
+        // A UNet that takes the guidance scale as an input is a distilled latent consistency model: a few steps.
+        if configs.unet.get("time_cond_proj_dim").is_some_and(Value::is_u64) {
+            let schedule = Schedule::Trailing;
+            return Self { steps: 4, guidance_scale: 8.0, sampler: Sampler::Lcm, schedule, ..customary };
         }
+        customary
+    }
+}
+
+/// The form a model came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    BuiltIn,
+    Native,
+    Folder,
+    /// One safetensors file with the names of LDM's code.
+    Ldm,
+    /// One safetensors file with other names.
+    Single,
+    Gguf,
+    Synthetic,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BuiltIn => "built in",
+            Self::Native => "native file",
+            Self::Folder => "diffusers folder",
+            Self::Ldm => "LDM file",
+            Self::Single => "single safetensors file",
+            Self::Gguf => "GGUF file",
+            Self::Synthetic => "random weights",
+        })
     }
 }
 
@@ -87,35 +130,39 @@ impl Vocabulary {
 /// An opened model: headers and configs are read and checked, tensors are read when asked for.
 pub struct Checkpoint {
     name: String,
+    kind: Kind,
     defaults: Defaults,
     configs: Configs,
     vocabulary: Vocabulary,
     tensors: TensorSet,
+    /// Components from files of their own, and those files' names.
+    replaced: Vec<(Part, String)>,
 }
 
 impl Checkpoint {
-    /// Opens a diffusers folder or a native file, recognised from its content.
+    /// Opens a diffusers folder, a native file, an LDM file or a GGUF file, recognised from its content. A file
+    /// that holds just a UNet is opened too: see [`Self::replace`] and [`Self::check_complete`].
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self> {
-        let kind = fs::metadata(path).with_context(|| format!("can't open model {}", path.display()))?;
-        if kind.is_dir() {
+        let found = fs::metadata(path).with_context(|| format!("can't open model {}", path.display()))?;
+        if found.is_dir() {
             return folder::open(path);
         }
-        let mut magic = [0; 4];
-        let complete = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok();
-        if complete && &magic == b"GGUF" {
-            bail!("{} is a GGUF file, which this version does not read", path.display());
-        }
+        kind::check(path)?;
         let file = TensorFile::open(path)?;
-        if file.metadata().contains_key(native::KEY) {
-            return native::read(file).with_context(|| format!("{} is not usable", path.display()));
-        }
-        if file.names().any(|name| name.starts_with("model.diffusion_model.")) {
-            bail!("{} is a single LDM file, which this version does not read", path.display());
-        }
-        bail!("{} is a safetensors file, but no model pochade knows", path.display())
+        let read = if file.metadata().contains_key(native::KEY) {
+            native::read(file)
+        } else {
+            single::read(file, path)
+        };
+        read.with_context(|| format!("{} is not usable", path.display()))
+    }
+
+    /// Whether `path` is a folder or begins as a file of tensors does, so that [`Self::open`] is worth trying.
+    pub fn is_at(path: &Path) -> bool {
+        path.is_dir() || kind::is_tensor_file(path)
     }
 
     /// The model that is part of the binary.
@@ -123,7 +170,38 @@ impl Checkpoint {
     /// # Errors
     /// Only if the binary was built with a damaged file.
     pub fn built_in() -> Result<Self> {
-        native::read(TensorFile::embedded(BUILT_IN)?)
+        let read = native::read(TensorFile::embedded(BUILT_IN)?)?;
+        Ok(Self { kind: Kind::BuiltIn, ..read })
+    }
+
+    /// Takes one component from a file or folder of its own, in any of the namings [`Self::open`] reads.
+    ///
+    /// # Errors
+    /// Names the file and why it can't take the part's place.
+    pub fn replace(&mut self, part: Part, path: &Path) -> Result<()> {
+        component::replace(self, part, path)
+    }
+
+    /// The components that were replaced, each with the name of the file it came from.
+    pub fn replaced(&self) -> &[(Part, String)] {
+        &self.replaced
+    }
+
+    /// Checks that every component is there.
+    ///
+    /// # Errors
+    /// Names those that are missing, and how to add them.
+    pub fn check_complete(&self) -> Result<()> {
+        single::check_complete(self)
+    }
+
+    /// What the model is made of.
+    pub fn summary(&self) -> Summary {
+        summary::of(self)
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// SD 1.5's geometry with random weights, which come into being when they are asked for.
@@ -136,10 +214,12 @@ impl Checkpoint {
         };
         Self {
             name: "synthetic-sd15".to_owned(),
+            kind: Kind::Synthetic,
             defaults: Defaults::for_configs(&configs),
             configs,
             vocabulary: Vocabulary::clip(),
             tensors: TensorSet::random(),
+            replaced: Vec::new(),
         }
     }
 
@@ -148,6 +228,7 @@ impl Checkpoint {
     /// # Errors
     /// When a tensor can't be converted, a pattern of layers to keep matches none, or the file can't be written.
     pub fn write_native(&self, path: &Path, storage: Storage<'_>) -> Result<()> {
+        self.check_complete()?;
         native::write(self, path, storage)
     }
 
@@ -156,6 +237,7 @@ impl Checkpoint {
     /// # Errors
     /// When something but an empty folder is at `path`, a tensor can't be converted or a file not be written.
     pub fn write_diffusers(&self, path: &Path, floats: FloatType) -> Result<()> {
+        self.check_complete()?;
         export::write(self, path, floats)
     }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::names::Component;
 use super::store::{self, Storage};
 use super::tensors::{TensorFile, TensorSet};
-use super::{Checkpoint, Configs, Defaults, Vocabulary};
+use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary};
 use crate::request::Precision;
 
 /// The header's key whose presence makes a safetensors file a native one.
@@ -73,10 +73,12 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
     tensors.add(file, |name| Some(name.to_owned()))?;
     Ok(Checkpoint {
         name: header.name,
+        kind: Kind::Native,
         defaults: header.defaults,
         configs: header.configs,
         vocabulary: header.vocabulary.unwrap_or_else(Vocabulary::clip),
         tensors,
+        replaced: Vec::new(),
     })
 }
 

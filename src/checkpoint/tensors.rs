@@ -1,21 +1,23 @@
-//! Tensors read from safetensors files when they are asked for, and found by name, float or int8; what the names mean is decided elsewhere.
+//! Tensors read from safetensors and GGUF files when they are asked for, and found by name, float or int8; what the names mean is decided elsewhere.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::quantized::GgmlDType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
+use super::gguf;
 use super::random::RandomTensors;
 use crate::quantize::{QuantizedWeight, Weight};
 
@@ -45,18 +47,39 @@ impl Storage {
     }
 }
 
-struct Entry {
-    dtype: Dtype,
-    shape: Vec<usize>,
+/// What a header says of one tensor.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// U8 for values in blocks.
+    pub dtype: Dtype,
+    /// How GGUF packs values, if it does.
+    pub blocks: Option<GgmlDType>,
+    pub shape: Vec<usize>,
     /// Of the whole file.
-    bytes: Range<usize>,
+    pub bytes: Range<usize>,
 }
 
-/// One safetensors file whose header has been checked against its length.
+/// One safetensors or GGUF file whose header has been checked against its length.
 pub struct TensorFile {
     storage: Storage,
     entries: BTreeMap<String, Entry>,
     metadata: HashMap<String, String>,
+    container: Container,
+}
+
+/// The two file formats tensors come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Container {
+    Safetensors,
+    Gguf,
+}
+
+/// Reads the header of a file given whole, safetensors or GGUF, and returns the number of tensors in it.
+///
+/// # Errors
+/// Says what in the header is wrong, or does not fit the length of `file`.
+pub fn check_header(file: &[u8]) -> Result<usize> {
+    Header::parse(file).map(|header| header.entries.len())
 }
 
 impl TensorFile {
@@ -82,8 +105,12 @@ impl TensorFile {
         Ok(Self::new(Storage::Embedded(bytes), header))
     }
 
-    fn new(storage: Storage, Header { entries, metadata }: Header) -> Self {
-        Self { storage, entries, metadata }
+    fn new(storage: Storage, Header { entries, metadata, container }: Header) -> Self {
+        Self { storage, entries, metadata, container }
+    }
+
+    pub fn container(&self) -> Container {
+        self.container
     }
 
     /// The header's free-form text entries.
@@ -95,37 +122,52 @@ impl TensorFile {
         self.entries.keys().map(String::as_str)
     }
 
+    /// The shape of the tensor stored as `name`.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
     fn view(&self, name: &str) -> Option<TensorView<'_>> {
-        let entry = self.entries.get(name)?;
-        Some(TensorView { dtype: entry.dtype, shape: &entry.shape, file: self, range: entry.bytes.clone() })
+        let Entry { dtype, blocks, shape, bytes } = self.entries.get(name)?;
+        Some(TensorView { dtype: *dtype, blocks: *blocks, shape, file: self, range: bytes.clone() })
     }
 }
 
 /// What a file's header says.
-struct Header {
-    entries: BTreeMap<String, Entry>,
-    metadata: HashMap<String, String>,
+pub(super) struct Header {
+    pub entries: BTreeMap<String, Entry>,
+    pub metadata: HashMap<String, String>,
+    pub container: Container,
 }
 
 impl Header {
     /// Reads the header of a whole file and checks it against the file's length.
     fn parse(file: &[u8]) -> Result<Self> {
+        if file.starts_with(gguf::MAGIC) {
+            return gguf::parse(file);
+        }
         let (header_length, header) = SafeTensors::read_metadata(file)
             .map_err(|error| anyhow::anyhow!("its safetensors header is damaged or cut short ({error})"))?;
         let data_start = 8 + header_length;
         let entries = header.tensors().into_iter().map(|(name, info)| {
             let (start, end) = info.data_offsets;
             let bytes = data_start + start..data_start + end;
-            (name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes })
+            (name, Entry { dtype: info.dtype, blocks: None, shape: info.shape.clone(), bytes })
         });
-        Ok(Self { entries: entries.collect(), metadata: header.metadata().clone().unwrap_or_default() })
+        Ok(Self {
+            entries: entries.collect(),
+            metadata: header.metadata().clone().unwrap_or_default(),
+            container: Container::Safetensors,
+        })
     }
 }
 
 /// A tensor in its file, not read yet.
 #[derive(Clone)]
 pub struct TensorView<'a> {
+    /// U8 for the blocks of a GGUF file.
     pub dtype: Dtype,
+    blocks: Option<GgmlDType>,
     pub shape: &'a [usize],
     file: &'a TensorFile,
     range: Range<usize>,
@@ -144,6 +186,16 @@ impl<'a> TensorView<'a> {
         self.shape.iter().product()
     }
 
+    /// Bytes in the file.
+    pub fn stored_len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// What the values are stored as, e.g. `F16` or `Q4_0`.
+    pub fn type_name(&self) -> String {
+        self.blocks.map_or_else(|| format!("{:?}", self.dtype), gguf::type_name)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -151,8 +203,11 @@ impl<'a> TensorView<'a> {
     /// All values as f32, converted on every thread of the current pool.
     ///
     /// # Errors
-    /// When the type is none of F32, F16, BF16 and F64.
+    /// When the type is none of F32, F16, BF16, F64 and GGUF's blocks.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
+        if let Some(blocks) = self.blocks {
+            return gguf::dequantize(blocks, &self.bytes()?, self.len());
+        }
         let convert: fn(&[u8], &mut [f32]) = match self.dtype {
             Dtype::F32 => |bytes, values| {
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
@@ -191,6 +246,8 @@ pub struct TensorSet {
     files: Vec<TensorFile>,
     index: BTreeMap<String, (usize, String)>,
     quantized: bool,
+    /// Components that came from elsewhere, by prefix, and whether int8 tensors were there.
+    taken: BTreeMap<String, bool>,
     /// Answers for what no file holds, in a model that is only there to be measured.
     random: Option<RandomTensors>,
 }
@@ -215,18 +272,45 @@ impl TensorSet {
         let number = self.files.len();
         for stored in file.names() {
             let Some(name) = canonical(stored) else { continue };
+            self.quantized |= file.entries[stored].dtype == Dtype::I8;
             if self.index.insert(name.clone(), (number, stored.to_owned())).is_some() {
                 bail!("tensor '{name}' occurs twice");
             }
         }
-        self.quantized |= file.entries.values().any(|entry| entry.dtype == Dtype::I8);
         self.files.push(file);
         Ok(())
     }
 
-    /// Whether some tensors are int8: then those that are not were kept float on purpose.
+    /// Replaces the tensors of the component called `component` by those of `other`.
+    pub(super) fn take_component(&mut self, component: &str, other: Self) {
+        self.index.retain(|name, _| prefix(name) != component);
+        self.taken.insert(component.to_owned(), other.quantized);
+        let first = self.files.len();
+        self.files.extend(other.files);
+        let taken = other.index.into_iter().filter(|(name, _)| prefix(name) == component);
+        self.index.extend(taken.map(|(name, (file, stored))| (name, (first + file, stored))));
+    }
+
+    /// Whether there are tensors of the component called `component`.
+    pub fn has_component(&self, component: &str) -> bool {
+        self.random.is_some() || self.contains_below(&format!("{component}."))
+    }
+
+    /// Whether some tensor's name begins with `start`.
+    pub(super) fn contains_below(&self, start: &str) -> bool {
+        let mut from = self.index.range::<str, _>((Bound::Included(start), Bound::Unbounded));
+        from.next().is_some_and(|(name, _)| name.starts_with(start))
+    }
+
+    /// Whether some tensors are int8.
     pub fn is_quantized(&self) -> bool {
-        self.quantized
+        self.quantized || self.taken.values().any(|quantized| *quantized)
+    }
+
+    /// Whether tensor `name` comes from a model with int8 tensors: then what is float there was kept so on
+    /// purpose.
+    pub fn is_in_quantized(&self, name: &str) -> bool {
+        self.taken.get(prefix(name)).copied().unwrap_or(self.quantized)
     }
 
     /// Canonical names in alphabetical order.
@@ -324,6 +408,11 @@ const BLOCK: usize = 1 << 16;
 
 /// Appended to an int8 tensor's name for that of its scales.
 pub(super) const SCALE: &str = "_scale";
+
+/// What stands before a name's first dot.
+fn prefix(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
 
 fn without_trailing_ones(shape: &[usize]) -> &[usize] {
     let kept = shape.iter().rposition(|&size| size != 1).map_or(0, |last| last + 1);

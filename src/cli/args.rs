@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::Exit;
-use super::model_args::{ConvertArgs, QuantizeArgs};
+use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use crate::request::{Draft, Precision, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
@@ -56,7 +56,7 @@ pub enum Command {
     /// Draw one or more pictures (the default)
     #[command(after_help = EXAMPLES, after_long_help = long_help_end())]
     Generate(Box<GenerateArgs>),
-    /// Show how a picture was made
+    /// Show how a picture was made, or what a model is made of
     Info(InfoArgs),
     /// Show what this machine and this build offer
     Doctor(DoctorArgs),
@@ -135,9 +135,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Sampling")]
     pub eta: Option<f64>,
 
-    /// A diffusers folder, a pochade file, or `pocket` (built in) [default: $POCHADE_MODEL, else pocket]
+    /// A diffusers folder, an LDM, GGUF or pochade file, or `pocket` (built in) [default: $POCHADE_MODEL, else pocket]
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
     pub model: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub parts: PartArgs,
 
     /// Where to compute; auto is the GPU this build supports, else the CPU
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
@@ -204,8 +207,8 @@ impl GenerateArgs {
 
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// A picture made by pochade or by AUTOMATIC1111's web UI
-    #[arg(value_name = "IMAGE.png", value_hint = ValueHint::FilePath)]
+    /// A picture made by pochade or by AUTOMATIC1111's web UI, or a model's file or folder
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub image: PathBuf,
 
     /// Print JSON
@@ -222,9 +225,12 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// A diffusers folder, a pochade file, or `pocket` (built in)
+    /// A diffusers folder, an LDM, GGUF or pochade file, or `pocket` (built in)
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub model: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub parts: PartArgs,
 
     /// Random weights in the shape of a published model instead [default without --model: sd15]
     #[arg(long, value_enum, value_name = "NAME", conflicts_with = "model")]

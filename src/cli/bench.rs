@@ -20,7 +20,8 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let precision = backend::precision(args.precision.asked(), &Device::Cpu)?;
     backend::start_threads(args.threads)?;
     let start = Instant::now();
-    let checkpoint = open(args)?;
+    let mut checkpoint = open(args)?;
+    args.parts.apply(&mut checkpoint)?;
     let opening = start.elapsed();
     let defaults = checkpoint.defaults();
     let (width, height) = args.size.unwrap_or((defaults.width, defaults.height));

@@ -15,6 +15,7 @@ pub fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage(format!("{destination} exists already")).hint("`--force` replaces it"));
     }
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
+    args.parts.apply(&mut checkpoint)?;
     let mut defaults = checkpoint.defaults();
     defaults.guidance_scale = args.cfg.unwrap_or(defaults.guidance_scale);
     defaults.steps = args.steps.unwrap_or(defaults.steps);

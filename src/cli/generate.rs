@@ -1,6 +1,6 @@
 //! `pochade generate`: from flags to pictures on disk, one at a time, so that a failure loses only itself.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,7 +40,8 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
 
     let choice = Choice::new(args.model.as_deref(), embedded.as_ref().and_then(Embedded::model));
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
-    let checkpoint = choice.open()?;
+    let mut checkpoint = choice.open()?;
+    args.parts.apply(&mut checkpoint)?;
     let request = draft.resolve(&checkpoint.defaults()).or_exit(Exit::Usage)?;
     check_last_seed(&request, args.count)?;
     let paths = target.paths(&request, args.count, checkpoint.name());
@@ -62,6 +63,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
         pipeline: &pipeline,
         load: started.elapsed(),
         model: checkpoint.name(),
+        components: components(&checkpoint),
         precision,
         kernel: pipeline.kernel(),
         device: backend::name(&device),
@@ -82,6 +84,8 @@ struct Run<'a> {
     pipeline: &'a Pipeline<'a>,
     load: Duration,
     model: &'a str,
+    /// Those that are not the model's own: part and file name.
+    components: BTreeMap<String, String>,
     precision: Precision,
     kernel: String,
     device: &'static str,
@@ -136,6 +140,7 @@ impl Run<'_> {
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.model.to_owned(),
+            components: self.components.clone(),
             precision: self.precision,
             kernel: self.kernel.clone(),
             device: self.device.to_owned(),
@@ -181,6 +186,10 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+fn components(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
+    checkpoint.replaced().iter().map(|(part, file)| (part.name().to_owned(), file.clone())).collect()
 }
 
 fn printer(args: &GenerateArgs) -> Printer {
@@ -254,6 +263,9 @@ fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, 
         if let Some(made_with) = embedded.model().filter(|&made_with| made_with != name) {
             printer.note(&format!("the picture was made with model '{made_with}', this run uses '{name}'"));
         }
+        if let Embedded::Record(record) = embedded {
+            note_components(printer, &record.components, &components(checkpoint));
+        }
         if let Embedded::Parameters(parameters) = embedded
             && !parameters.unknown.is_empty()
         {
@@ -262,5 +274,15 @@ fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, 
                 parameters.unknown.join(", ")
             ));
         }
+    }
+}
+
+/// Says where the components of other files differ from those a picture was made with.
+fn note_components(printer: &Printer, then: &BTreeMap<String, String>, this: &BTreeMap<String, String>) {
+    for (part, file) in then.iter().filter(|(part, file)| this.get(*part) != Some(file)) {
+        printer.note(&format!("the picture was made with --{part} '{file}', which this run does not use"));
+    }
+    for part in this.keys().filter(|part| !then.contains_key(*part)) {
+        printer.note(&format!("the picture was made without --{part}"));
     }
 }

@@ -1,4 +1,4 @@
-//! `pochade info`: what a picture says about its making; no model is loaded.
+//! `pochade info`: what a picture says about its making, or what a model is made of; no network is loaded.
 
 use std::fmt::Display;
 
@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::InfoArgs;
 use super::exit::{Exit, Failure, OrExit};
-use super::printer;
 use super::report::shown;
+use super::{model_info, printer};
+use crate::checkpoint::Checkpoint;
 use crate::png::{self, Header};
 use crate::request::{Draft, Embedded};
 
@@ -17,6 +18,9 @@ use crate::request::{Draft, Embedded};
 /// # Errors
 /// When the picture can't be read or carries none.
 pub fn run(args: &InfoArgs) -> Result<Exit, Failure> {
+    if Checkpoint::is_at(&args.image) {
+        return model_info::run(args);
+    }
     let header = png::read_header(&args.image).or_exit(Exit::Usage)?;
     let embedded = Embedded::find(header.chunks())
         .with_context(|| args.image.display().to_string())
@@ -45,6 +49,7 @@ fn json(path: &str, header: &Header, embedded: &Embedded) -> Value {
         Embedded::Record(record) => json!({
             "source": "pochade",
             "version": record.version,
+            "components": record.components,
             "precision": record.precision,
             "kernel": record.kernel,
             "device": record.device,
@@ -89,12 +94,14 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         ("model", embedded.model().map(str::to_owned)),
     ]);
     match embedded {
-        Embedded::Record(record) => rows.extend([
-            ("precision", Some(record.precision.to_string())),
-            ("kernel", Some(record.kernel.clone())),
-            ("device", Some(record.device.clone())),
-            ("made by", Some(format!("pochade {}", record.version))),
-        ]),
+        Embedded::Record(record) => rows.extend(
+            record.components.iter().map(|(part, file)| ("with", Some(format!("{part} {file}")))).chain([
+                ("precision", Some(record.precision.to_string())),
+                ("kernel", Some(record.kernel.clone())),
+                ("device", Some(record.device.clone())),
+                ("made by", Some(format!("pochade {}", record.version))),
+            ]),
+        ),
         Embedded::Parameters(parameters) => {
             rows.extend(parameters.unknown.iter().map(|setting| ("other", Some(setting.clone()))));
         }

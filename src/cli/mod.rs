@@ -12,6 +12,7 @@ mod info;
 mod man;
 mod model;
 mod model_args;
+mod model_info;
 mod output;
 mod printer;
 mod progress;

@@ -1,14 +1,49 @@
-//! What can be typed about writing models: the flags of `convert` and `quantize`.
+//! What can be typed about models: components of other files, the flags of `convert` and `quantize`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
 
+use super::exit::{Exit, Failure, OrExit};
+use crate::checkpoint::{Checkpoint, Part};
 use crate::request::SIZE_STEP;
+
+/// Components that take the place of the model's own.
+#[derive(Debug, Default, Args)]
+pub struct PartArgs {
+    /// Autoencoder to use instead of the model's: a .safetensors or GGUF file or a diffusers folder
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    pub vae: Option<PathBuf>,
+
+    /// Tiny autoencoder (TAESD) to decode with: faster and smaller, slightly softer pictures
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, conflicts_with = "vae", help_heading = "Model")]
+    pub taesd: Option<PathBuf>,
+
+    /// Text encoder to use instead of the model's, e.g. for a file that holds only a UNet
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    pub text_encoder: Option<PathBuf>,
+}
+
+impl PartArgs {
+    /// Puts the components into `checkpoint`, which then must be a whole model.
+    ///
+    /// # Errors
+    /// Names the file that can't be used, or the component that is still missing.
+    pub fn apply(&self, checkpoint: &mut Checkpoint) -> Result<(), Failure> {
+        for (part, path) in
+            [(Part::Vae, &self.vae), (Part::Taesd, &self.taesd), (Part::TextEncoder, &self.text_encoder)]
+        {
+            if let Some(path) = path {
+                checkpoint.replace(part, path).or_exit(Exit::Model)?;
+            }
+        }
+        checkpoint.check_complete().or_exit(Exit::Model)
+    }
+}
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Diffusers folder or native file to read; int8 weights become floats
+    /// Diffusers folder, LDM, GGUF or native file to read; quantized weights become floats
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
 
@@ -36,6 +71,9 @@ pub struct ConvertArgs {
     #[arg(long)]
     pub steps: Option<usize>,
 
+    #[command(flatten)]
+    pub parts: PartArgs,
+
     /// Replace the destination if it is a file that exists
     #[arg(long)]
     pub force: bool,
@@ -55,7 +93,7 @@ pub enum StorageChoice {
 
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// Diffusers folder or native file to read
+    /// Diffusers folder, LDM, GGUF or native file to read
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
     pub source: PathBuf,
 
@@ -92,6 +130,9 @@ pub struct QuantizeArgs {
     /// CPU threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+
+    #[command(flatten)]
+    pub parts: PartArgs,
 
     /// Replace the destination and the report if they exist
     #[arg(long)]

@@ -43,6 +43,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     }
     backend::start_threads(args.threads)?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
+    args.parts.apply(&mut checkpoint)?;
     if let Some(name) = &args.name {
         checkpoint.describe(name.clone(), checkpoint.defaults());
     }

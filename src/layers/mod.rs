@@ -127,7 +127,7 @@ impl<'a> Params<'a> {
         Ok(match stored {
             Weight::Int8(_) if int8 => stored,
             // Floats of a quantized model were kept for a reason.
-            Weight::Float(values) if int8 && !self.tensors.is_quantized() => {
+            Weight::Float(values) if int8 && !self.tensors.is_in_quantized(&path) => {
                 let rounded = QuantizedWeight::round(&values, shape[0]);
                 Weight::Int8(rounded.with_context(|| format!("tensor '{path}'"))?)
             }

@@ -82,6 +82,8 @@ pub struct UnetConfig {
     pub linear_projection: bool,
     pub flip_sin_to_cos: bool,
     pub freq_shift: f64,
+    /// Width of the embedded guidance scale a distilled UNet takes as an input.
+    pub guidance_channels: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,8 @@ struct RawUnet {
     flip_sin_to_cos: bool,
     #[serde(default)]
     freq_shift: f64,
+    #[serde(default)]
+    time_cond_proj_dim: Option<usize>,
     #[serde(default = "default_silu")]
     act_fn: String,
 }
@@ -147,7 +151,6 @@ impl UnetConfig {
                 "encoder_hid_dim",
                 "only_cross_attention",
                 "resnet_skip_time_act",
-                "time_cond_proj_dim",
                 "time_embedding_act_fn",
                 "center_input_sample",
             ],
@@ -176,9 +179,14 @@ impl UnetConfig {
                 "the unet config has {channels} channels, which do not divide into {heads} heads"
             );
         }
-        for channels in [raw.in_channels, raw.out_channels, raw.cross_attention_dim] {
+        let sizes = [raw.in_channels, raw.out_channels, raw.cross_attention_dim];
+        for channels in sizes.into_iter().chain(raw.time_cond_proj_dim) {
             ensure!((1..=MAX_CHANNELS).contains(&channels), "the unet config has {channels} channels");
         }
+        ensure!(
+            raw.time_cond_proj_dim.is_none_or(|width| width >= 4 && width.is_multiple_of(2)),
+            "the unet config has a time_cond_proj_dim that is odd or below 4"
+        );
         let attends = |types: &[String], plain: &str, crossing: &str| -> Result<Vec<bool>> {
             types
                 .iter()
@@ -209,6 +217,7 @@ impl UnetConfig {
             linear_projection: raw.use_linear_projection,
             flip_sin_to_cos: raw.flip_sin_to_cos,
             freq_shift: raw.freq_shift,
+            guidance_channels: raw.time_cond_proj_dim,
         })
     }
 }

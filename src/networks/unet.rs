@@ -34,6 +34,16 @@ struct UpBlock {
 /// A prompt prepared for one UNet: each transformer's keys and values, in the order it asks for them.
 pub struct Context {
     rows: Vec<ContextRows>,
+    /// For a UNet that was distilled to do the guidance itself.
+    guidance_scale: Option<f64>,
+}
+
+impl Context {
+    /// Guides by `scale` in the network itself; only for a UNet with [`UnetConfig::guidance_channels`].
+    #[must_use]
+    pub fn guided_by(self, scale: f64) -> Self {
+        Self { guidance_scale: Some(scale), ..self }
+    }
 }
 
 pub struct Unet {
@@ -42,6 +52,7 @@ pub struct Unet {
     conv_in: Conv2d,
     time_1: Linear,
     time_2: Linear,
+    guidance: Option<Linear>,
     down_blocks: Vec<DownBlock>,
     mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
@@ -137,6 +148,12 @@ impl Unet {
             conv_in: Conv2d::load(&params.at("conv_in"), ConvShape::same(config.in_channels, first, 3))?,
             time_1: Linear::load(&params.at("time_embedding.linear_1"), first, time_channels)?,
             time_2: Linear::load(&params.at("time_embedding.linear_2"), time_channels, time_channels)?,
+            guidance: config
+                .guidance_channels
+                .map(|width| {
+                    Linear::load_stacked(&[params.at("time_embedding.cond_proj")], width, first, false)
+                })
+                .transpose()?,
             down_blocks,
             mid_block,
             up_blocks,
@@ -159,7 +176,7 @@ impl Unet {
         let up = self.up_blocks.iter().flat_map(|block| &block.layers);
         let transformers = down.chain(mid).chain(up).filter_map(|layer| layer.transformer.as_ref());
         let rows = transformers.map(|part| part.context_rows(&embeddings)).collect::<Result<_>>()?;
-        Ok(Context { rows })
+        Ok(Context { rows, guidance_scale: None })
     }
 
     /// Predicts noise (or velocity) for `latents` `[batch, in_channels, height, width]` at `timestep`.
@@ -173,8 +190,8 @@ impl Unet {
             self.config.in_channels,
             latents.shape()
         );
+        let time = self.time_embedding(timestep, context.guidance_scale, latents)?;
         let mut context = context.rows.iter();
-        let time = self.time_embedding(timestep, latents)?;
         let mut hidden = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
 
         hidden = self.conv_in.forward(&hidden)?;
@@ -212,11 +229,19 @@ impl Unet {
         Ok(hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
     }
 
-    /// Sinusoids of the timestep through two linear layers: `[1, 4 * first level's channels]`.
-    fn time_embedding(&self, timestep: f64, latents: &Tensor) -> Result<Tensor> {
-        let sinusoids = sinusoids(timestep, &self.config);
-        let sinusoids = Tensor::from_vec(sinusoids, (1, self.config.channels[0]), latents.device())?;
-        let hidden = self.time_1.forward(&sinusoids.to_dtype(self.dtype)?)?;
+    /// Sinusoids of the timestep, plus those of the guidance scale through a linear layer, through two linear
+    /// layers: `[1, 4 * first level's channels]`.
+    fn time_embedding(&self, timestep: f64, guidance_scale: Option<f64>, latents: &Tensor) -> Result<Tensor> {
+        let row = |values: Vec<f32>| -> Result<Tensor> {
+            let width = values.len();
+            Ok(Tensor::from_vec(values, (1, width), latents.device())?.to_dtype(self.dtype)?)
+        };
+        let mut hidden = row(sinusoids(timestep, &self.config))?;
+        if let (Some(layer), Some(scale)) = (&self.guidance, guidance_scale) {
+            let width = self.config.guidance_channels.unwrap_or_default();
+            hidden = (hidden + layer.forward(&row(guidance_sinusoids(scale, width))?)?)?;
+        }
+        let hidden = self.time_1.forward(&hidden)?;
         self.time_2.forward(&silu(&hidden)?)
     }
 }
@@ -236,6 +261,22 @@ fn sinusoids(timestep: f64, config: &UnetConfig) -> Vec<f32> {
     let mut values: Vec<f32> =
         if config.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() };
     values.resize(config.channels[0], 0.0);
+    values
+}
+
+/// `sin(1000 w f_i), cos(1000 w f_i)` of `w = scale - 1`, `f_i = 10000^(-i / (half - 1))` (Meng et al. 2023 in
+/// the numbers of diffusers' `get_guidance_scale_embedding`).
+fn guidance_sinusoids(scale: f64, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    let angles: Vec<f32> = (0..half)
+        .map(|i| {
+            let exponent = -(10000f32.ln()) * i as f32 / (half as f32 - 1.0);
+            (scale as f32 - 1.0) * 1000.0 * exponent.exp()
+        })
+        .collect();
+    let sines = angles.iter().map(|angle| angle.sin());
+    let mut values: Vec<f32> = sines.chain(angles.iter().map(|angle| angle.cos())).collect();
+    values.resize(width, 0.0);
     values
 }
 

@@ -1,5 +1,7 @@
 //! What a picture carries about its making: the full request as JSON beside the `parameters` text, and reading either back.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,9 @@ pub const RECORD_KEYWORD: &str = "pochade";
 pub struct Record<R> {
     pub version: String,
     pub model: String,
+    /// The components that were not the model's own: flag, without its dashes, and file name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub components: BTreeMap<String, String>,
     pub precision: Precision,
     /// Pictures are the same to the last bit only with the same kernels.
     pub kernel: String,
@@ -93,6 +98,7 @@ mod tests {
         Record {
             version: "0.1.0".into(),
             model: "pocket".into(),
+            components: [("vae".to_owned(), "other".to_owned())].into(),
             precision: Precision::F32,
             kernel: "candle".into(),
             device: "cpu".into(),

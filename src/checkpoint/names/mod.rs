@@ -1,5 +1,11 @@
 //! The canonical name of every tensor: component, then diffusers' own name in its newest spelling.
 
+mod layout;
+pub mod ldm;
+pub mod tiny;
+
+pub use layout::Layout;
+
 /// The three networks of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Component {

@@ -1,0 +1,113 @@
+//! Relatives of SD 1.5's UNet against diffusers: fewer blocks, more input channels, guidance as an input.
+
+#[allow(dead_code)] // Nothing here reads from stdin.
+mod binary;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use binary::Sandbox;
+use candle_core::{DType, Device, Tensor};
+use pochade::checkpoint::{TensorFile, TensorSet};
+use pochade::layers::{Backend, Params};
+use pochade::networks::config::UnetConfig;
+use pochade::networks::unet::Unet;
+use serde_json::Value;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A network of `reference` with its config, and the other tensors beside it.
+fn reference(name: &str) -> (TensorSet, Value, impl Fn(&str) -> Tensor) {
+    let path = data("reference").join(name);
+    let file = TensorFile::open(&path).unwrap();
+    let config = serde_json::from_str(&file.metadata()["config"]).unwrap();
+    let mut tensors = TensorSet::default();
+    tensors.add(file, |name| name.starts_with("unet.").then(|| name.to_owned())).unwrap();
+    let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    (tensors, config, move |name: &str| all[name].clone())
+}
+
+#[track_caller]
+fn assert_close(backend: &Backend, a: &Tensor, b: &Tensor) {
+    let max =
+        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    let error = max(&(a - b).unwrap()) / max(b);
+    assert!(error <= 1e-4, "{}: relative error {error}", backend.name());
+}
+
+#[test]
+fn a_unet_with_missing_blocks_and_nine_channels_is_diffusers() {
+    let (tensors, config, stored) = reference("unet_distilled.safetensors");
+    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+        let config = UnetConfig::parse(&config).unwrap();
+        assert_eq!((config.in_channels, config.has_mid_block, config.layers_per_block), (9, false, 1));
+        let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
+        let context = unet.context(&stored("context")).unwrap();
+        let output = unet.forward(&stored("latents"), 401.0, &context).unwrap();
+        assert_close(&backend, &output, &stored("output"));
+    }
+}
+
+#[test]
+fn a_unet_that_takes_the_guidance_scale_is_diffusers() {
+    let (tensors, config, stored) = reference("unet_guided.safetensors");
+    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+        let config = UnetConfig::parse(&config).unwrap();
+        let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
+        for scale in [1.0, 2.5, 8.0] {
+            let context = unet.context(&stored("context")).unwrap().guided_by(scale);
+            let output = unet.forward(&stored("latents"), 601.0, &context).unwrap();
+            assert_close(&backend, &output, &stored(&format!("output.{scale:?}")));
+        }
+    }
+}
+
+/// The small model's folder with a UNet of `reference` instead of its own.
+fn model_with(sandbox: &Sandbox, name: &str) {
+    let (_, config, _) = reference(name);
+    for part in ["unet", "vae", "text_encoder"] {
+        fs::create_dir(sandbox.join(part)).unwrap();
+        for file in fs::read_dir(data("small").join(part)).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), sandbox.join(part).join(file.file_name())).unwrap();
+        }
+    }
+    fs::write(sandbox.join("unet/config.json"), config.to_string()).unwrap();
+    let tensors = candle_core::safetensors::load(data("reference").join(name), &Device::Cpu).unwrap();
+    let weights = tensors
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix("unet.")?.to_owned(), tensor)));
+    let path = sandbox.join("unet/diffusion_pytorch_model.safetensors");
+    candle_core::safetensors::save(&weights.collect(), path).unwrap();
+}
+
+#[test]
+fn a_distilled_model_takes_one_pass_and_few_steps() {
+    let sandbox = Sandbox::new();
+    model_with(&sandbox, "unet_guided.safetensors");
+    let draw = |args: &[&str]| {
+        let settings =
+            ["-m", ".", "x", "-s", "1", "--precision", "f32", "--json", "-o", "out.png", "--force"];
+        let left = sandbox.run(&[&settings[..], args].concat());
+        let report: Value = serde_json::from_str(left.done()).unwrap();
+        (image::open(sandbox.join("out.png")).unwrap().into_rgb8().into_raw(), report, left.stderr)
+    };
+    let (plain, report, _) = draw(&[]);
+    assert_eq!((&report["steps"], &report["sampler"]), (&4.into(), &"lcm".into()));
+    let (opposed, _, said) = draw(&["-n", "blurry"]);
+    assert_eq!(opposed, plain);
+    assert!(said.contains("negative prompt has no effect"), "{said}");
+    assert_ne!(draw(&["--cfg", "1.5"]).0, plain);
+}
+
+#[test]
+fn an_inpainting_model_without_a_mask_says_what_it_needs() {
+    let sandbox = Sandbox::new();
+    model_with(&sandbox, "unet_guided.safetensors");
+    let path = sandbox.join("unet/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["in_channels"] = 9.into();
+    fs::write(&path, config.to_string()).unwrap();
+    sandbox.run(&["-m", ".", "x", "--steps", "1"]).refused(1, &["inpainting model", "a mask"]);
+}
