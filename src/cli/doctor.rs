@@ -65,7 +65,7 @@ impl Findings {
             memory_available_bytes: memory.map(|Memory { available, .. }| available),
             devices: backend::BUILT,
             precision: backend::precision(None, &candle_core::Device::Cpu)?,
-            cache_folder: hub::cache_folder().as_deref().map(shown),
+            cache_folder: hub::environment::cache_folder().as_deref().map(shown),
             default_model: choice.source.to_string(),
             default_model_rule: choice.rule.to_string(),
             default_model_found: match &choice.source {
