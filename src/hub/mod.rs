@@ -12,9 +12,9 @@ mod pull;
 mod pulled;
 mod transfer;
 
-pub use cache::{Cache, Repository, size_of};
+pub use cache::{Cache, Repository, files, remove_folder};
 pub use error::{Error, Kind, Result};
 pub use id::{ALIASES, Alias, DEFAULT, ModelId};
 pub use pull::{Plan, Watcher, pull};
-pub use pulled::{Natives, Pulled, all, find, licence, verify};
+pub use pulled::{Natives, Pulled, all, commit, find, find_file, licence, verify};
 pub use transfer::Client;

@@ -164,6 +164,36 @@ pub fn find(id: &ModelId) -> Result<Option<Pulled>> {
     Ok(None)
 }
 
+/// The model made of the single file `file` of a repository, if that has been pulled.
+///
+/// # Errors
+/// When the environment names no folders.
+pub fn find_file(id: &ModelId, file: &str) -> Result<Option<Pulled>> {
+    let repository = Cache::from_environment()?.repository(id);
+    let natives = Natives::from_environment()?;
+    let Some(commit) = repository.commit() else { return Ok(None) };
+    let path = repository.snapshot(&commit).join(file);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let mut quantized = natives.list(id, &commit).into_iter();
+    let native = quantized.find(|(quantized, _)| *quantized == name).map(|(_, native)| native);
+    Ok(Some(Pulled { id: id.clone(), commit, name, source: Some(path), native }))
+}
+
+/// The commit at which something of a model is on this machine.
+///
+/// # Errors
+/// When the environment names no folders.
+pub fn commit(id: &ModelId) -> Result<Option<String>> {
+    let repository = Cache::from_environment()?.repository(id);
+    let natives = Natives::from_environment()?;
+    let is_there =
+        |commit: &String| repository.snapshot(commit).is_dir() || !natives.list(id, commit).is_empty();
+    Ok(repository.commit().into_iter().chain(natives.commit(id)).find(is_there))
+}
+
 /// Every model that has been pulled, here or by Python's tools, at every commit. What only looks as if it could
 /// be one is kept if `is_model` says so.
 ///
