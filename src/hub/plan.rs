@@ -140,7 +140,7 @@ mod tests {
 
     fn refused(names: &[&str], file: Option<&str>) -> String {
         let error = files(&repository(names), file).unwrap_err();
-        format!("{error} / {}", error.advice.unwrap_or_default())
+        format!("{error} / {}", error.advice.as_deref().unwrap_or_default())
     }
 
     const FOLDER: [&str; 4] = [

@@ -98,12 +98,12 @@ fn check_space(folder: &Path, needed: u64) -> Result<()> {
     if needed <= free {
         return Ok(());
     }
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let message = format!(
-        "{}: {:.2} GB are to be fetched and {:.2} GB are free: nothing was fetched",
+        "{}: {:.0} MB are to be fetched and {:.0} MB are free: nothing was fetched",
         folder.display(),
-        gigabytes(needed),
-        gigabytes(free)
+        megabytes(needed),
+        megabytes(free)
     );
     Err(Error::new(Kind::Disk, message)
         .advice("make room, or let HF_HUB_CACHE name a folder on another disk"))

@@ -17,7 +17,7 @@ use super::info::{Blob, Hash, ModelInfo};
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest a server may make us wait before we try again.
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(15);
 /// Of silence in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(30);

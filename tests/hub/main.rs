@@ -312,6 +312,7 @@ fn two_pulls_at_once_both_succeed() {
     assert_eq!(fetched, 3);
 }
 
+#[cfg(unix)]
 #[test]
 fn what_other_tools_fetched_is_used_and_shared_content_stays() {
     let (sandbox, hub) = (Sandbox::new(), Hub::with(BTreeMap::new()));
@@ -377,4 +378,18 @@ fn stable_diffusion_is_the_default_once_it_is_there() {
     assert!(doctor.done().contains("because it has been pulled"), "{}", doctor.done());
     let built_in = run(&sandbox, &hub, &["-m", "pocket", "--json", "x", "-s", "2", "--steps", "1"]);
     assert!(built_in.done().contains("\"model\":\"pocket\""));
+}
+
+#[test]
+fn one_file_of_the_program_can_connect() {
+    let mut files = BTreeMap::new();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    server::collect(&source, &source, &mut files);
+    let connects = |text: &str| ["ureq", "std::net", "TcpStream"].iter().any(|word| text.contains(word));
+    let found: Vec<&String> = files
+        .iter()
+        .filter(|(_, bytes)| connects(&String::from_utf8_lossy(bytes)))
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(found, ["hub/transfer.rs"]);
 }
