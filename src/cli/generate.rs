@@ -246,7 +246,7 @@ fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, 
     let name = checkpoint.name();
     match choice.rule {
         Rule::Default => printer
-            .note("using the small built-in model; `pochade models pull sd15` fetches Stable Diffusion 1.5"),
+            .note("using the small built-in model; `pochade models pull sd15` fetches Stable Diffusion 1.5, `-m PATH` opens another"),
         Rule::Pulled => printer
             .note(&format!("using {name}, which has been pulled; `-m pocket` is the small built-in model")),
         _ => {}

@@ -38,7 +38,8 @@ fn write(page: &mut Vec<u8>) -> io::Result<()> {
     for (name, text) in [
         (
             "HF_HUB_CACHE",
-            "where pulled models lie, shared with Python tools; else $HF_HOME/hub, else $XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub",
+            "where pulled models lie, shared with Python tools; else $HF_HOME/hub, else \
+             $XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub",
         ),
         (
             "POCHADE_CACHE",
@@ -47,7 +48,8 @@ fn write(page: &mut Vec<u8>) -> io::Result<()> {
         ("HF_ENDPOINT", "the server that models are pulled from, e.g. a mirror"),
         (
             "HF_TOKEN",
-            "a token for private and gated models; else the file $HF_TOKEN_PATH, else the one that `hf auth login` writes",
+            "a token for private and gated models; else the file $HF_TOKEN_PATH, else the one that \
+             `hf auth login` writes",
         ),
         ("HF_HUB_OFFLINE", "when 1, no connection is opened, as with --offline"),
     ] {

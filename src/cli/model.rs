@@ -41,8 +41,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The flag, else the built-in model when `--from` names it, else the environment, else Stable Diffusion 1.5 if
-    /// it has been pulled, else the built-in model.
+    /// The flag, else the built-in model when `--from` names it, else the environment, else Stable Diffusion
+    /// 1.5 if it has been pulled, else the built-in model.
     pub fn new(flag: Option<&Path>, embedded: Option<&str>) -> Self {
         let is_pulled = |id: &ModelId| hub::find(id).is_ok_and(|pulled| pulled.is_some());
         Self::from_rules(flag, embedded, std::env::var_os(VARIABLE), is_pulled)
@@ -155,11 +155,13 @@ pub fn not_pulled(id: &ModelId, rule: &str) -> Failure {
 }
 
 fn missing(path: &Path, rule: Rule) -> Failure {
-    Failure::new(Exit::Model, format!("model '{}' ({rule}) is not a file or folder", path.display())).hint(format!(
-        "pass the path of a diffusers folder or file, an id `org/name` or an alias ({}), or `-m {BUILT_IN}` for the \
-         built-in model",
-        hub::ALIASES.map(|alias| alias.name).join(", ")
-    ))
+    Failure::new(Exit::Model, format!("model '{}' ({rule}) is not a file or folder", path.display())).hint(
+        format!(
+            "pass the path of a diffusers folder or file, an id `org/name` or an alias ({}), or \
+         `-m {BUILT_IN}` for the built-in model",
+            hub::ALIASES.map(|alias| alias.name).join(", ")
+        ),
+    )
 }
 
 #[cfg(test)]

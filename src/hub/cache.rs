@@ -1,4 +1,4 @@
-//! The Hub's cache, shared with Python tools: `models--org--name/{blobs,refs,snapshots}`; nothing is fetched here.
+//! The Hub's cache as Python tools lay it out, `models--org--name/{blobs,refs,snapshots}`; nothing is fetched here.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -131,8 +131,9 @@ impl Repository {
             .map_err(|error| Error::disk("write", &path, &error))
     }
 
-    /// Waits until no other process, Python's tools included, writes the content of `hash`, and keeps the others
-    /// waiting until the answer is dropped. `waiting` is called if it takes long. None where the disk has no locks.
+    /// Waits until no other process, Python's tools included, writes the content of `hash`, and keeps the
+    /// others waiting until the answer is dropped. `waiting` is called first if one does. None where the disk
+    /// has no locks.
     ///
     /// # Errors
     /// When the lock's file can't be made.

@@ -116,8 +116,10 @@ fn is_pickle(name: &str) -> bool {
 }
 
 fn pickles(place: &str) -> Error {
-    unusable(format!("{place} holds only PyTorch pickles, which can run code when they are opened"))
-        .advice("look for a revision or a copy with .safetensors files, e.g. `--revision refs/pr/1`, or convert it with diffusers' `save_pretrained(..., safe_serialization=True)`")
+    unusable(format!("{place} holds only PyTorch pickles, which can run code when they are opened")).advice(
+        "look for a revision or a copy with .safetensors files, e.g. `--revision refs/pr/1`, or save it as \
+             such with diffusers' `save_pretrained(..., safe_serialization=True)`",
+    )
 }
 
 fn unusable(what: String) -> Error {

@@ -286,8 +286,8 @@ pub fn licence(pulled: &Pulled) -> Option<String> {
     if licence == "other" { entry("license_name").or(Some(licence)) } else { Some(licence) }
 }
 
-/// Reads every file of a pulled model and names those that are not what was fetched or made. `reading` is told of
-/// each; the second answer counts those for which no hash is known.
+/// Reads every file of a pulled model and names those that are not what was fetched or made. `reading` is told
+/// of each; the second answer counts those for which no hash is known.
 ///
 /// # Errors
 /// When a file can't be read.

@@ -121,7 +121,7 @@ impl Client {
         })
     }
 
-    /// Appends what is missing of a file to `path`, from where it ends. `moved` is told how many bytes are there.
+    /// Appends what is missing of a file to `path`, from where it ends. `moved` is told how much is there.
     ///
     /// # Errors
     /// When the server fails several times in a row, or the disk does.
@@ -229,8 +229,8 @@ impl Client {
         format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repository(), escaped(name))
     }
 
-    /// The last answer of a chain of redirects, and the headers that the endpoint itself sent. The token goes to
-    /// the endpoint and to no other host or port.
+    /// The last answer of a chain of redirects, and the headers that the endpoint itself sent. The token goes
+    /// to the endpoint and to no other host or port.
     fn follow(&self, url: &str, from: Option<u64>) -> std::result::Result<(HeaderMap, Response), Trouble> {
         let mut url = url.to_owned();
         let mut promised = HeaderMap::new();

@@ -25,7 +25,7 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     if let Some(revision) = &args.revision {
         id = id.at(revision).ok_or_else(|| Failure::usage(format!("'{revision}' is no revision")))?;
     }
-    // What has been fetched stays and the next pull continues there, so that a signal may end the run at any moment.
+    // What has been fetched stays and the next pull continues there: a signal may end the run at any moment.
     Signals::catch().or_exit(Exit::PictureFailed)?;
     backend::start_threads(args.threads)?;
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
