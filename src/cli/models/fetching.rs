@@ -14,6 +14,9 @@ const BAR: &str = "{prefix} [{bar:24}] {msg}";
 /// How often a line tells where a long file is.
 const EVERY: Duration = Duration::from_secs(30);
 
+/// Smaller files are over before their rate says anything about the network.
+const TELLING: u64 = 1_000_000;
+
 /// The rate is that of about the last seconds.
 const MEMORY: Duration = Duration::from_secs(8);
 
@@ -63,7 +66,7 @@ impl<'a> Fetching<'a> {
     /// Share of the file, rate, and time left for all files.
     fn state(&self) -> String {
         let rate = self.rate.per_second();
-        if rate < 1.0 {
+        if rate < 1.0 || self.size < TELLING {
             return format!("{} of {}", bytes(self.have), bytes(self.size));
         }
         let left = human(Duration::from_secs_f64((self.left as f64 / rate).min(1e6)));
@@ -101,7 +104,9 @@ impl Watcher for Fetching<'_> {
     fn moved(&mut self, have: u64) {
         // A file that begins anew takes back what was counted.
         self.left = (self.left + self.have).saturating_sub(have);
-        self.rate.add(have.saturating_sub(self.have));
+        if self.size >= TELLING {
+            self.rate.add(have.saturating_sub(self.have));
+        }
         self.have = have;
         if !self.bar.is_hidden() {
             self.bar.set_position(have);
