@@ -2,8 +2,9 @@
 //!
 //! One way leads through it: a [`request`] becomes token ids ([`prompt`]), these embeddings, and noise
 //! ([`noise`], [`schedule`]) under a sampler ([`samplers`]) latents and a picture ([`pipeline`], [`png`]).
-//! What is computed stands in [`networks`], how in [`layers`], fast in [`kernels`]; a [`checkpoint`] feeds
-//! them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and printed.
+//! What is computed stands in [`networks`], how in [`layers`], fast in [`kernels`]; a [`checkpoint`], which
+//! [`hub`] can fetch, feeds them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and
+//! printed.
 
 pub mod bench;
 pub mod checkpoint;

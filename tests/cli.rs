@@ -145,7 +145,7 @@ fn outputs_are_checked_before_anything_runs() {
 fn a_model_that_is_missing_or_corrupt_is_exit_3() {
     let sandbox = Sandbox::new();
     sandbox.run(&["-m", "gone", "x"]).refused(3, &["'gone'", "--model", "hint: "]);
-    sandbox.run(&["-m", "org/name", "x"]).refused(3, &["'org/name'", "hint: "]);
+    sandbox.run(&["-m", "org/name", "x"]).refused(3, &["'org/name'", "`pochade models pull org/name`"]);
     let left = sandbox.command(&["x"]).env("POCHADE_MODEL", "gone").output().unwrap();
     binary::Left::from(left).refused(3, &["'gone'", "$POCHADE_MODEL"]);
 

@@ -204,6 +204,11 @@ impl Checkpoint {
         self.kind
     }
 
+    /// The size of the model that is part of the binary.
+    pub fn built_in_bytes() -> u64 {
+        BUILT_IN.len() as u64
+    }
+
     /// SD 1.5's geometry with random weights, which come into being when they are asked for.
     pub fn synthetic_sd15() -> Self {
         let configs = Configs {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
+use super::models::args::ModelsArgs;
 use crate::request::{Draft, Precision, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
@@ -45,6 +46,10 @@ pub struct Cli {
 
     #[command(flatten)]
     pub generate: GenerateArgs,
+
+    /// Forbid any connection, as HF_HUB_OFFLINE=1 does; only `models pull` ever opens one
+    #[arg(long, global = true)]
+    pub offline: bool,
 }
 
 fn long_help_end() -> String {
@@ -64,6 +69,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Write a model as one file with int8 weights
     Quantize(QuantizeArgs),
+    /// Pull models from the Hugging Face Hub; list, show, check and remove them
+    Models(ModelsArgs),
     /// Measure speed and memory on this machine
     #[command(after_help = BENCH_NOTES)]
     Bench(BenchArgs),
@@ -135,7 +142,9 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Sampling")]
     pub eta: Option<f64>,
 
-    /// A diffusers folder, an LDM, GGUF or pochade file, or `pocket` (built in) [default: $POCHADE_MODEL, else pocket]
+    /// A diffusers folder, an LDM, GGUF or pochade file, a pulled model's id or alias, or `pocket` (built in)
+    ///
+    /// Without it: $POCHADE_MODEL, else `sd15` if it has been pulled, else `pocket`. See `pochade models`.
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
     pub model: Option<PathBuf>,
 
@@ -225,7 +234,7 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// A diffusers folder, an LDM, GGUF or pochade file, or `pocket` (built in)
+    /// A diffusers folder, an LDM, GGUF or pochade file, a pulled model's id or alias, or `pocket` (built in)
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub model: Option<PathBuf>,
 

@@ -1,16 +1,19 @@
 //! `pochade doctor`: what this machine and this build offer; nothing is changed and no model is loaded.
 
+use std::path::Path;
+
 use serde::Serialize;
 
 use super::args::DoctorArgs;
 use super::exit::{Exit, Failure, OrExit};
 use super::info::table;
-use super::model::{Choice, Source};
+use super::model::Choice;
 use super::report::shown;
-use super::{backend, printer};
+use super::{backend, models, printer};
+use crate::hub::environment;
 use crate::kernels::Isa;
 use crate::memory::{self, Memory};
-use crate::{hub, request};
+use crate::request;
 
 /// The findings, as `--json` prints them.
 #[derive(Debug, Serialize)]
@@ -26,6 +29,12 @@ struct Findings {
     devices: &'static [&'static str],
     precision: request::Precision,
     cache_folder: Option<String>,
+    /// The folder of the int8 files made from pulled models.
+    native_folder: Option<String>,
+    pulled_models: usize,
+    pulled_bytes: u64,
+    /// What forbids connections, if something does.
+    offline: Option<&'static str>,
     default_model: String,
     default_model_rule: String,
     default_model_found: bool,
@@ -55,6 +64,7 @@ impl Findings {
     fn new() -> Result<Self, Failure> {
         let memory = memory::machine();
         let choice = Choice::new(None, None);
+        let pulled = models::pulled().unwrap_or_default();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             cpu_features: cpu_features(),
@@ -65,13 +75,14 @@ impl Findings {
             memory_available_bytes: memory.map(|Memory { available, .. }| available),
             devices: backend::BUILT,
             precision: backend::precision(None, &candle_core::Device::Cpu)?,
-            cache_folder: hub::cache_folder().as_deref().map(shown),
+            cache_folder: environment::cache_folder().as_deref().map(shown),
+            native_folder: environment::native_folder().as_deref().map(shown),
+            pulled_models: pulled.len(),
+            pulled_bytes: pulled.iter().map(models::size).sum(),
+            offline: environment::offline(),
             default_model: choice.source.to_string(),
             default_model_rule: choice.rule.to_string(),
-            default_model_found: match &choice.source {
-                Source::BuiltIn => true,
-                Source::Path(path) => path.exists(),
-            },
+            default_model_found: choice.is_there(),
         })
     }
 
@@ -80,6 +91,11 @@ impl Findings {
         let memory = match (self.memory_total_bytes, self.memory_available_bytes) {
             (Some(total), Some(available)) => format!("{}, {} available", gib(total), gib(available)),
             _ => "unknown".to_owned(),
+        };
+        let folder = |path: &Option<String>| match path {
+            None => "unknown: set HOME".to_owned(),
+            Some(path) if Path::new(path).is_dir() => path.clone(),
+            Some(path) => format!("{path}, not there yet"),
         };
         let features = if self.cpu_features.is_empty() {
             "none that matter here".to_owned()
@@ -95,7 +111,10 @@ impl Findings {
             ("memory", memory),
             ("devices built", self.devices.join(" ")),
             ("precision", format!("{} on the cpu", self.precision)),
-            ("cache folder", self.cache_folder.clone().unwrap_or_else(|| "unknown".to_owned())),
+            ("cache folder", folder(&self.cache_folder)),
+            ("int8 folder", folder(&self.native_folder)),
+            ("pulled models", format!("{}, {}", self.pulled_models, models::bytes(self.pulled_bytes))),
+            ("connections", self.offline.map_or("allowed".to_owned(), |what| format!("forbidden by {what}"))),
             ("default model", format!("{}, {}{found}", self.default_model, self.default_model_rule)),
         ]
     }

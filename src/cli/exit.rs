@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use crate::hub;
+
 /// How a run ended, as scripts and schedulers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -19,10 +21,10 @@ pub enum Exit {
 impl Exit {
     pub const ALL: [(Self, &'static str); 7] = [
         (Self::Done, "done"),
-        (Self::PictureFailed, "a picture failed"),
+        (Self::PictureFailed, "a picture failed, or a file could not be written"),
         (Self::Usage, "wrong usage or bad input"),
         (Self::Model, "the model is missing or unusable"),
-        (Self::Network, "the network failed"),
+        (Self::Network, "the network failed, or connections are forbidden"),
         (Self::Interrupted, "interrupted (Ctrl-C)"),
         (Self::Terminated, "terminated (SIGTERM)"),
     ];
@@ -71,6 +73,18 @@ impl Failure {
     }
 }
 
+impl From<hub::Error> for Failure {
+    fn from(mut error: hub::Error) -> Self {
+        let exit = match error.kind {
+            hub::Kind::Network | hub::Kind::Offline => Exit::Network,
+            hub::Kind::Absent | hub::Kind::Unusable => Exit::Model,
+            hub::Kind::Disk => Exit::PictureFailed,
+        };
+        let hint = error.advice.take();
+        Self { exit, error: error.into(), hint }
+    }
+}
+
 /// Gives an error the exit code of the place it happened in.
 pub trait OrExit<T> {
     fn or_exit(self, exit: Exit) -> Result<T, Failure>;
@@ -90,6 +104,6 @@ mod tests {
     fn the_codes_are_the_documented_ones() {
         let codes = Exit::ALL.map(|(exit, _)| exit.code());
         assert_eq!(codes, [0, 1, 2, 3, 4, 130, 143]);
-        assert!(Exit::table().starts_with("  0    done\n  1    a picture failed\n"));
+        assert!(Exit::table().starts_with("  0    done\n  1    a picture failed, or a file"));
     }
 }

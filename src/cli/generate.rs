@@ -253,10 +253,12 @@ fn check_last_seed(request: &Request, count: u32) -> Result<(), Failure> {
 
 fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, embedded: Option<&Embedded>) {
     let name = checkpoint.name();
-    if choice.rule == Rule::Default {
-        printer.note(
-            "using the small built-in model; for Stable Diffusion 1.5 pass its diffusers folder with `-m PATH`",
-        );
+    match choice.rule {
+        Rule::Default => printer
+            .note("using the small built-in model; `pochade models pull sd15` fetches Stable Diffusion 1.5, `-m PATH` opens another"),
+        Rule::Pulled => printer
+            .note(&format!("using {name}, which has been pulled; `-m pocket` is the small built-in model")),
+        _ => {}
     }
     printer.detail(&format!("model {name}: {}, {}", choice.source, choice.rule));
     if let Some(embedded) = embedded {

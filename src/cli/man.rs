@@ -35,6 +35,26 @@ fn write(page: &mut Vec<u8>) -> io::Result<()> {
     }
     writeln!(page, ".SH ENVIRONMENT")?;
     write_entry(page, model::VARIABLE, "the model used when no \\-\\-model is given")?;
+    for (name, text) in [
+        (
+            "HF_HUB_CACHE",
+            "where pulled models lie, shared with Python tools; else $HF_HOME/hub, else \
+             $XDG_CACHE_HOME/huggingface/hub, else ~/.cache/huggingface/hub",
+        ),
+        (
+            "POCHADE_CACHE",
+            "where the int8 files made from them lie; else $XDG_CACHE_HOME/pochade, else ~/.cache/pochade",
+        ),
+        ("HF_ENDPOINT", "the server that models are pulled from, e.g. a mirror"),
+        (
+            "HF_TOKEN",
+            "a token for private and gated models; else the file $HF_TOKEN_PATH, else the one that \
+             `hf auth login` writes",
+        ),
+        ("HF_HUB_OFFLINE", "when 1, no connection is opened, as with --offline"),
+    ] {
+        write_entry(page, name, &escaped(text))?;
+    }
     write_entry(page, "NO_COLOR", "when set, nothing is coloured")?;
     writeln!(page, ".SH EXIT STATUS")?;
     for (exit, meaning) in Exit::ALL {

@@ -13,6 +13,7 @@ mod man;
 mod model;
 mod model_args;
 mod model_info;
+mod models;
 mod output;
 mod printer;
 mod progress;
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+use crate::hub;
 use args::{Cli, Command};
 use exit::{Exit, Failure};
 
@@ -47,6 +49,9 @@ pub fn run() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    if cli.offline {
+        hub::environment::forbid_connections();
+    }
     match cli.command {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
@@ -54,6 +59,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
+        Some(Command::Models(args)) => models::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),

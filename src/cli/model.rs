@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::exit::{Exit, Failure, OrExit};
 use crate::checkpoint::Checkpoint;
+use crate::hub::{self, ModelId, Pulled};
 
 /// The built-in model's name; a folder of that name is `./pocket`.
 pub const BUILT_IN: &str = "pocket";
@@ -17,14 +18,19 @@ pub const VARIABLE: &str = "POCHADE_MODEL";
 pub enum Source {
     BuiltIn,
     Path(PathBuf),
+    /// Named by its id or an alias, whether it has been pulled or not.
+    Hub(ModelId),
 }
 
 /// Why a model is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     Flag,
+    /// What a subcommand is about.
+    Argument,
     Picture,
     Variable,
+    Pulled,
     Default,
 }
 
@@ -35,20 +41,30 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The flag, else the built-in model when `--from` names it, else the environment, else the built-in model.
+    /// The flag, else the built-in model when `--from` names it, else the environment, else Stable Diffusion
+    /// 1.5 if it has been pulled, else the built-in model.
     pub fn new(flag: Option<&Path>, embedded: Option<&str>) -> Self {
-        Self::from_rules(flag, embedded, std::env::var_os(VARIABLE))
+        let is_pulled = |id: &ModelId| hub::find(id).is_ok_and(|pulled| pulled.is_some());
+        Self::from_rules(flag, embedded, std::env::var_os(VARIABLE), is_pulled)
     }
 
-    fn from_rules(flag: Option<&Path>, embedded: Option<&str>, variable: Option<OsString>) -> Self {
+    fn from_rules(
+        flag: Option<&Path>,
+        embedded: Option<&str>,
+        variable: Option<OsString>,
+        is_pulled: impl Fn(&ModelId) -> bool,
+    ) -> Self {
         if let Some(path) = flag {
             return Self { source: Source::named(path), rule: Rule::Flag };
         }
         if embedded == Some(BUILT_IN) {
             return Self { source: Source::BuiltIn, rule: Rule::Picture };
         }
-        match variable.filter(|value| !value.is_empty()) {
-            Some(path) => Self { source: Source::named(Path::new(&path)), rule: Rule::Variable },
+        if let Some(path) = variable.filter(|value| !value.is_empty()) {
+            return Self { source: Source::named(Path::new(&path)), rule: Rule::Variable };
+        }
+        match ModelId::parse(hub::DEFAULT).filter(is_pulled) {
+            Some(id) => Self { source: Source::Hub(id), rule: Rule::Pulled },
             None => Self { source: Source::BuiltIn, rule: Rule::Default },
         }
     }
@@ -62,13 +78,46 @@ impl Choice {
             Source::BuiltIn => Checkpoint::built_in().or_exit(Exit::Model),
             Source::Path(path) if path.exists() => Checkpoint::open(path).or_exit(Exit::Model),
             Source::Path(path) => Err(missing(path, self.rule)),
+            Source::Hub(id) => match hub::find(id)? {
+                Some(pulled) => open_pulled(&pulled),
+                None => Err(not_pulled(id, &self.rule.to_string())),
+            },
+        }
+    }
+
+    /// Whether the model is there, as far as can be seen without opening it.
+    pub fn is_there(&self) -> bool {
+        match &self.source {
+            Source::BuiltIn => true,
+            Source::Path(path) => path.exists(),
+            Source::Hub(id) => hub::find(id).is_ok_and(|pulled| pulled.is_some()),
         }
     }
 }
 
+/// Opens a pulled model under its own name instead of that of the folder it lies in.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn open_pulled(pulled: &Pulled) -> Result<Checkpoint, Failure> {
+    let mut checkpoint = Checkpoint::open(pulled.path()).or_exit(Exit::Model)?;
+    if pulled.native.is_none() {
+        let defaults = checkpoint.defaults();
+        checkpoint.describe(pulled.name.clone(), defaults);
+    }
+    Ok(checkpoint)
+}
+
 impl Source {
-    fn named(path: &Path) -> Self {
-        if path.as_os_str() == BUILT_IN { Self::BuiltIn } else { Self::Path(path.to_owned()) }
+    /// A path that exists is meant before an id or an alias of the same spelling.
+    pub fn named(name: &Path) -> Self {
+        if name.as_os_str() == BUILT_IN {
+            return Self::BuiltIn;
+        }
+        match name.to_str().and_then(ModelId::parse) {
+            Some(id) if !name.exists() => Self::Hub(id),
+            _ => Self::Path(name.to_owned()),
+        }
     }
 }
 
@@ -77,6 +126,10 @@ impl fmt::Display for Source {
         match self {
             Self::BuiltIn => write!(f, "{BUILT_IN} (built in)"),
             Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Hub(id) => match hub::find(id) {
+                Ok(Some(pulled)) => write!(f, "{id} ({})", pulled.path().display()),
+                _ => write!(f, "{id}"),
+            },
         }
     }
 }
@@ -85,36 +138,30 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag => f.write_str("from --model"),
+            Self::Argument => f.write_str("as named"),
             Self::Picture => f.write_str("from the picture"),
             Self::Variable => write!(f, "from ${VARIABLE}"),
+            Self::Pulled => f.write_str("because it has been pulled"),
             Self::Default => f.write_str("by default"),
         }
     }
 }
 
-fn missing(path: &Path, rule: Rule) -> Failure {
-    let failure =
-        Failure::new(Exit::Model, format!("model '{}' ({rule}) is not a file or folder", path.display()));
-    if is_hub_id(path) {
-        failure.hint(format!(
-            "models are not downloaded yet; fetch it with `hf download {} --local-dir DIR` and pass `-m DIR`",
-            path.display()
-        ))
-    } else {
-        failure
-            .hint(format!("pass the path of a diffusers folder, or `-m {BUILT_IN}` for the built-in model"))
-    }
+/// The error for a model that would have to be fetched first.
+pub fn not_pulled(id: &ModelId, rule: &str) -> Failure {
+    let message =
+        format!("model '{id}' ({rule}) has not been pulled; fetch it with `pochade models pull {id}`");
+    Failure::new(Exit::Model, message)
 }
 
-/// `org/name`, as on the Hugging Face Hub.
-fn is_hub_id(path: &Path) -> bool {
-    let is_name = |name: &str| {
-        name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    path.to_str()
-        .and_then(|text| text.split_once('/'))
-        .is_some_and(|(organisation, name)| is_name(organisation) && is_name(name))
+fn missing(path: &Path, rule: Rule) -> Failure {
+    Failure::new(Exit::Model, format!("model '{}' ({rule}) is not a file or folder", path.display())).hint(
+        format!(
+            "pass the path of a diffusers folder or file, an id `org/name` or an alias ({}), or \
+         `-m {BUILT_IN}` for the built-in model",
+            hub::ALIASES.map(|alias| alias.name).join(", ")
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -124,7 +171,8 @@ mod tests {
     #[test]
     fn the_first_rule_that_applies_chooses() {
         let choose = |flag: Option<&str>, embedded: Option<&str>, variable: Option<&str>| {
-            let choice = Choice::from_rules(flag.map(Path::new), embedded, variable.map(Into::into));
+            let choice =
+                Choice::from_rules(flag.map(Path::new), embedded, variable.map(Into::into), |_| false);
             (choice.source.to_string(), choice.rule)
         };
         let built_in = "pocket (built in)".to_owned();
@@ -136,13 +184,10 @@ mod tests {
         assert_eq!(choose(Some("/f"), Some("pocket"), Some("/v")), ("/f".into(), Rule::Flag));
         assert_eq!(choose(Some("pocket"), None, Some("/v")), (built_in, Rule::Flag));
         assert_eq!(choose(Some("./pocket"), None, None), ("./pocket".into(), Rule::Flag));
-    }
-
-    #[test]
-    fn hub_ids_are_told_from_paths() {
-        assert!(is_hub_id(Path::new("stable-diffusion-v1-5/stable-diffusion-v1-5")));
-        for path in ["sd15", "./sd15", "/models/sd15", "models/sd15/unet", "../x"] {
-            assert!(!is_hub_id(Path::new(path)), "{path}");
-        }
+        assert_eq!(choose(Some("nobody/nothing@x"), None, None), ("nobody/nothing@x".into(), Rule::Flag));
+        let pulled = Choice::from_rules(None, None, None, |id| *id == ModelId::parse("sd15").unwrap());
+        assert_eq!(pulled.rule, Rule::Pulled);
+        let picture = Choice::from_rules(None, Some("pocket"), None, |_| true);
+        assert_eq!(picture, Choice { source: Source::BuiltIn, rule: Rule::Picture });
     }
 }

@@ -48,7 +48,13 @@ impl Sandbox {
     /// The binary, ready to run here and without the user's settings.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pochade"));
-        command.args(args).current_dir(self.path()).env_remove("POCHADE_MODEL").stdin(Stdio::null());
+        command.args(args).current_dir(self.path()).stdin(Stdio::null());
+        for name in ["POCHADE_MODEL", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE"] {
+            command.env_remove(name);
+        }
+        // Models that the user has pulled are none of a test's business.
+        command.env("HF_HUB_CACHE", self.join("hub")).env("POCHADE_CACHE", self.join("pochade"));
+        command.env("HF_TOKEN_PATH", self.join("token"));
         command
     }
 
