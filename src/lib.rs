@@ -5,6 +5,7 @@
 //! What is computed stands in [`networks`], how in [`layers`], fast in [`kernels`]; a [`checkpoint`] feeds
 //! them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and printed.
 
+pub mod adapted;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

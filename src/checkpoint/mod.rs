@@ -1,9 +1,12 @@
 //! A model's files, whatever their format: configs, vocabulary and tensors by diffusers name; nothing is computed here.
 
 mod export;
+mod fingerprint;
 mod folder;
+pub mod lora;
 mod names;
 mod native;
+mod pickle;
 mod random;
 mod sd15;
 mod store;
@@ -18,7 +21,9 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use fingerprint::fingerprint;
 pub use names::Component;
+pub use pickle::refuse_pickle;
 pub use store::{FloatType, Storage};
 pub use tensors::{TensorFile, TensorSet, TensorView};
 

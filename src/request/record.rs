@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Draft, Precision, Request, parse_parameters, print_parameters};
+use super::{Draft, Precision, Request, UsedFile, parse_parameters, print_parameters};
 
 /// The text chunk that AUTOMATIC1111 and most viewers read.
 pub const PARAMETERS_KEYWORD: &str = "parameters";
@@ -19,6 +19,9 @@ pub struct Record<R> {
     /// Pictures are the same to the last bit only with the same kernels.
     pub kernel: String,
     pub device: String,
+    /// The files beside the model that it was made with.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<UsedFile>,
     pub request: R,
 }
 
@@ -29,7 +32,10 @@ impl Record<Request> {
     /// None in practice: a request is plain data.
     pub fn text_chunks(&self) -> Result<Vec<(&'static str, String)>> {
         let json = serde_json::to_string(self).context("writing the request as JSON")?;
-        Ok(vec![(PARAMETERS_KEYWORD, print_parameters(&self.request, &self.model)), (RECORD_KEYWORD, json)])
+        Ok(vec![
+            (PARAMETERS_KEYWORD, print_parameters(&self.request, &self.model, &self.files)),
+            (RECORD_KEYWORD, json),
+        ])
     }
 }
 
@@ -87,7 +93,7 @@ impl Embedded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Rng, Sampler, Schedule};
+    use crate::request::{PromptSyntax, Rng, Sampler, Schedule};
 
     fn record() -> Record<Request> {
         Record {
@@ -96,6 +102,7 @@ mod tests {
             precision: Precision::F32,
             kernel: "candle".into(),
             device: "cpu".into(),
+            files: Vec::new(),
             request: Request {
                 prompt: "  spaces, \"quotes\"\nNegative prompt: not one\n".into(),
                 negative_prompt: String::new(),
@@ -108,6 +115,12 @@ mod tests {
                 eta: 1.0 / 3.0,
                 seed: u64::MAX,
                 rng: Rng::Philox,
+                prompt_syntax: PromptSyntax::Weighted,
+                clip_skip: 1,
+                lora: Vec::new(),
+                lora_dir: None,
+                embedding: Vec::new(),
+                embedding_dir: None,
             },
         }
     }
@@ -122,7 +135,7 @@ mod tests {
 
     #[test]
     fn without_it_the_parameters_are_read() {
-        let text = print_parameters(&record().request, "other");
+        let text = print_parameters(&record().request, "other", &[]);
         let found = Embedded::find([("Title", "x"), ("parameters", text.as_str())]).unwrap().unwrap();
         assert!(matches!(found, Embedded::Parameters(_)));
         assert_eq!((found.model(), found.draft().seed), (Some("other"), Some(u64::MAX)));
