@@ -12,16 +12,35 @@ pub fn refuse_pickle(path: &Path) -> Result<()> {
     let shown = path.display();
     let mut start = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(4).read_to_end(&mut start))
+        .and_then(|file| file.take(9).read_to_end(&mut start))
         .with_context(|| format!("can't open {shown}"))?;
-    if start == b"PK\x03\x04"
-        || start.first() == Some(&0x80) && start.get(1).is_some_and(|version| *version <= 5)
-    {
+    // A safetensors header may have a length that looks like the start of a pickle, but then a brace follows.
+    let pickle = matches!(start[..], [0x80, ..=5, ..]) && start.get(8) != Some(&b'{');
+    if pickle || start.starts_with(b"PK\x03\x04") {
         bail!(
-            "{shown} is a PyTorch pickle, which could run a program when it is read: convert it, in Python: \
-             x = torch.load('FILE', weights_only=True); safetensors.torch.save_file({{'emb_params': \
-             x['string_to_param']['*'].detach()}}, 'FILE.safetensors')"
+            "{shown} is a PyTorch pickle, which could run a program when it is read: in Python, load it with \
+             torch.load(file, weights_only=True) and write its tensors with safetensors.torch.save_file (of a \
+             textual inversion, string_to_param['*'] as 'emb_params')"
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pickles_are_told_from_safetensors() {
+        let is_pickle = |bytes: &[u8]| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            refuse_pickle(file.path()).is_err()
+        };
+        assert!(is_pickle(b"PK\x03\x04\0\0\0\0{"));
+        assert!(is_pickle(b"\x80\x02}q\0(X\x0f\0"));
+        assert!(is_pickle(b"\x80\x04."));
+        assert!(!is_pickle(b"\x80\x02\0\0\0\0\0\0{\"a\""));
+        assert!(!is_pickle(b""));
+    }
 }

@@ -98,28 +98,20 @@ pub struct GenerateArgs {
     /// weighted: (x) weighs 1.1 times as much, [x] 1.1 times less, (x:1.3) as it says; a backslash makes a
     /// bracket text; more than 75 tokens and BREAK begin another chunk; <lora:name:weight> is looked for in
     /// --lora-dir. plain: one chunk, as in diffusers.
-    #[arg(long, value_name = "NAME", value_parser = named::<PromptSyntax>(PromptSyntax::NAMES), hide_possible_values = true, help_heading = "Prompt")]
+    #[arg(hide_short_help = true, long, value_name = "NAME", value_parser = named::<PromptSyntax>(PromptSyntax::NAMES), hide_possible_values = true, help_heading = "Prompt")]
     pub prompt_syntax: Option<PromptSyntax>,
 
-    /// Leave out the text encoder's last layers: 1 uses all, 2 leaves out one, … [default: 1]
+    /// Text encoder's last layer to use: 1 is the last, 2 the one before [default: 1]
     #[arg(long, value_name = "N", help_heading = "Prompt")]
     pub clip_skip: Option<usize>,
 
-    /// Textual inversion; its file name is its word in prompts, several add up
+    /// Textual inversion, used where a prompt has its file name as a word
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
     pub embedding: Vec<PathBuf>,
 
     /// Folder of textual inversions, each read when a prompt has its file name as a word
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Prompt")]
+    #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Prompt")]
     pub embedding_dir: Option<PathBuf>,
-
-    /// LoRA, LoHa or LoKr to merge into the model, with its weight (1 if not given); several add up
-    #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, help_heading = "Model")]
-    pub lora: Vec<Lora>,
-
-    /// Folder of the LoRAs that prompts name as <lora:name:weight>
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
-    pub lora_dir: Option<PathBuf>,
 
     /// Width in pixels, a multiple of 8 up to 2048 [default: the model's]
     #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
@@ -168,6 +160,14 @@ pub struct GenerateArgs {
     /// A diffusers folder, a pochade file, or `pocket` (built in) [default: $POCHADE_MODEL, else pocket]
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
     pub model: Option<PathBuf>,
+
+    /// LoRA, LoHa or LoKr to merge, with its weight [default: 1]; several add up
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, help_heading = "Model")]
+    pub lora: Vec<Lora>,
+
+    /// Folder of the LoRAs that prompts name as <lora:name:weight>
+    #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
+    pub lora_dir: Option<PathBuf>,
 
     /// Where to compute; auto is the GPU this build supports, else the CPU
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
