@@ -333,6 +333,43 @@ fn lokr() {
 }
 
 #[test]
+fn lycoris_makes_the_same_of_the_same_factors() {
+    let path = data("reference/lycoris.safetensors");
+    let adapter = Adapter::open(&path).unwrap();
+    let tensors = load(&path);
+    assert_eq!(adapter.stems().count(), 11);
+    for stem in adapter.stems() {
+        let expected = &tensors[&format!("{stem}.expected")];
+        let error = relative_error(&adapter.delta(stem, expected.dims()).unwrap(), &values(expected));
+        assert!(error < 1e-5, "{stem}: {error}");
+    }
+}
+
+#[test]
+fn the_header_may_hold_alpha() {
+    let scale = |settings: &str| {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("adapter.safetensors");
+        let tensors = [("unet.x.lora_A.weight", [4, 1]), ("unet.x.lora_B.weight", [1, 4])];
+        let tensors =
+            tensors.map(|(key, shape)| (key, Tensor::ones(&shape, DType::F32, &Device::Cpu).unwrap()));
+        let metadata = HashMap::from([("lora_adapter_metadata".to_owned(), settings.to_owned())]);
+        safetensors::serialize_to_file(tensors, Some(metadata), &path).unwrap();
+        // Four ones are summed, then scaled.
+        Adapter::open(&path).and_then(|adapter| adapter.delta("unet.x", &[1, 1])).map(|delta| delta[0] / 4.0)
+    };
+    assert_eq!(scale(r#"{"unet.lora_alpha": 8, "unet.r": 4}"#).unwrap(), 2.0);
+    assert_eq!(scale(r#"{"unet.lora_alpha": 8, "unet.use_rslora": true}"#).unwrap(), 4.0);
+    assert_eq!(scale(r#"{"text_encoder.lora_alpha": 8}"#).unwrap(), 1.0);
+    for wrong in
+        ["{", r#"{"unet.lora_alpha": 1e30}"#, r#"{"unet.lora_alpha": 1, "unet.alpha_pattern": {"x": 2}}"#]
+    {
+        let message = format!("{:#}", scale(wrong).unwrap_err());
+        assert!(message.contains("adapter.safetensors"), "{message}");
+    }
+}
+
+#[test]
 fn int8_layers_are_rounded_again_after_merging() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("int8.safetensors");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
+use serde_json::Value;
 
 use super::super::tensors::TensorFile;
 use super::super::{fingerprint, refuse_pickle};
@@ -93,6 +94,8 @@ pub struct Adapter {
     layers: BTreeMap<String, BTreeMap<Role, String>>,
     /// Keys that are no factors.
     others: Vec<String>,
+    /// PEFT's settings by `component.name`, which diffusers keeps in the header instead of alphas.
+    settings: Value,
 }
 
 /// A factor as a matrix: `[rows, the rest]`.
@@ -126,7 +129,13 @@ impl Adapter {
                 bail!("{shown}: '{key}' and '{twice}' mean the same");
             }
         }
-        let adapter = Self { path: path.to_owned(), fingerprint: fingerprint(path)?, file, layers, others };
+        let settings = match file.metadata().get("lora_adapter_metadata") {
+            Some(text) => serde_json::from_str(text)
+                .with_context(|| format!("{shown}: its lora_adapter_metadata is no valid JSON"))?,
+            None => Value::Null,
+        };
+        let adapter =
+            Self { settings, path: path.to_owned(), fingerprint: fingerprint(path)?, file, layers, others };
         for key in adapter.layers.values().flat_map(BTreeMap::values) {
             adapter.values(key)?;
         }
@@ -207,9 +216,24 @@ impl Adapter {
         self.layer(stem, shape).map(|_| ())
     }
 
+    /// The scale of a layer that has no alpha of its own.
+    fn default_scale(&self, stem: &str, rank: usize) -> Result<f32> {
+        let component = stem.split('.').next().unwrap_or_default();
+        let setting = |name: &str| self.settings.get(format!("{component}.{name}"));
+        let Some(alpha) = setting("lora_alpha").and_then(Value::as_f64) else { return Ok(1.0) };
+        let patterns = setting("alpha_pattern").and_then(Value::as_object);
+        ensure!(
+            patterns.is_none_or(serde_json::Map::is_empty),
+            "'{stem}': alphas by layer (PEFT's alpha_pattern) are not supported"
+        );
+        let stabilized = setting("use_rslora").and_then(Value::as_bool) == Some(true);
+        let rank = if stabilized { (rank as f64).sqrt() } else { rank as f64 };
+        Ok((alpha / rank) as f32)
+    }
+
     fn layer(&self, stem: &str, shape: &[usize]) -> Result<Layer<'_>> {
         let keys = self.layers.get(stem).with_context(|| format!("no layer '{stem}'"))?;
-        Layer::new(self, keys, shape).with_context(|| self.path.display().to_string())
+        Layer::new(self, stem, keys, shape).with_context(|| self.path.display().to_string())
     }
 }
 
@@ -242,7 +266,12 @@ struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    fn new(adapter: &'a Adapter, keys: &'a BTreeMap<Role, String>, shape: &[usize]) -> Result<Self> {
+    fn new(
+        adapter: &'a Adapter,
+        stem: &str,
+        keys: &'a BTreeMap<Role, String>,
+        shape: &[usize],
+    ) -> Result<Self> {
         let key = |role: Role| keys.get(&role).map(String::as_str);
         let any = keys.values().next().map_or("", String::as_str);
         let product = |a: Role, b: Role, core: Role| -> Result<Option<Product<'a>>> {
@@ -295,7 +324,13 @@ impl<'a> Layer<'a> {
                 );
                 scale
             }
-            _ => 1.0,
+            (None, Some(rank)) => {
+                let scale = adapter.default_scale(stem, rank)?;
+                ensure!(scale.abs() <= MAX_SCALE, "'{any}': its alpha is far too much for rank {rank}");
+                scale
+            }
+            // Whole matrices have no rank to be divided by.
+            (_, None) => 1.0,
         };
         Ok(Self { form, scale })
     }
