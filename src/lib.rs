@@ -6,6 +6,7 @@
 //! [`hub`] can fetch, feeds them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and
 //! printed.
 
+pub mod adapted;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

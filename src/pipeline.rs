@@ -9,15 +9,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use crate::checkpoint::Checkpoint;
+use crate::adapted::Adapted;
+use crate::checkpoint::{Checkpoint, TensorSet};
 use crate::layers::{Backend, Params};
 use crate::networks::autoencoder::LatentDecoder;
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
-use crate::prompt::Tokenizer;
-use crate::request::{Precision, Request};
+use crate::prompt::{Prompts, Room, Text, Tokenizer};
+use crate::request::{Lora, Precision, Request, UsedFile};
 use crate::samplers::{self, Progress, Run, Trajectory};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
 
@@ -71,6 +72,9 @@ pub trait Observer {
     /// Something the user should know that does not stop the run.
     fn warn(&mut self, _message: &str) {}
 
+    /// Something that was done besides, e.g. to how many layers an adapter was applied.
+    fn inform(&mut self, _message: &str) {}
+
     /// `Break` ends the run within this step; `generate` then returns [`Interrupted`].
     fn step(&mut self, _step: &Step<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -115,17 +119,16 @@ pub struct Picture {
     /// What `rgb` was decoded from, `[1, channels, height / factor, width / factor]`.
     pub latents: Tensor,
     pub timings: Timings,
+    /// Textual inversions and LoRAs it was made with.
+    pub files: Vec<UsedFile>,
 }
 
-/// A prompt and its opposite, as the text encoder leaves them.
+/// The last request's prompts, and what the text encoder made of them.
 struct Encoded {
-    prompt: String,
-    /// Absent without guidance.
-    negative_prompt: Option<String>,
-    /// `[1 or 2, tokens, channels]`, the negative prompt first.
-    embeddings: Tensor,
-    /// Tokens of the prompt and the negative prompt that did not fit.
-    left_out: [usize; 2],
+    text: Text,
+    prompts: Rc<Prompts>,
+    /// `[1 or 2, tokens, channels]`, the negative prompt first; absent until the encoder has run.
+    embeddings: Option<Tensor>,
 }
 
 /// A model ready to make pictures. Networks are loaded when they are first of use: the text encoder for every
@@ -141,8 +144,10 @@ pub struct Pipeline<'a> {
     schedule: NoiseSchedule,
     unet: RefCell<Option<Rc<Unet>>>,
     decoder: RefCell<Option<Rc<LatentDecoder>>>,
-    /// The last request's, for the next one with the same prompts.
-    encoded: RefCell<Option<Rc<Encoded>>>,
+    /// For the next request with the same prompts.
+    encoded: RefCell<Option<Encoded>>,
+    /// The adapters that the networks in memory were loaded with.
+    adapted: RefCell<Rc<Adapted>>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -184,6 +189,7 @@ impl<'a> Pipeline<'a> {
             unet: RefCell::default(),
             decoder: RefCell::default(),
             encoded: RefCell::default(),
+            adapted: RefCell::default(),
             backend,
         })
     }
@@ -218,18 +224,20 @@ impl<'a> Pipeline<'a> {
             });
         }
         let mut timings = Timings::default();
-        let encoded = self.encode(request, observer, &mut timings)?;
-        for (which, left_out) in ["prompt", "negative prompt"].iter().zip(encoded.left_out) {
-            if left_out > 0 {
-                observer.warn(&format!("the {which} is too long: its last {left_out} tokens are left out"));
-            }
+        let prompts = self.prompts(request)?;
+        let adapted = self.adapt(&prompts.loras)?;
+        adapted.tell(observer);
+        let tensors = adapted.tensors(self.checkpoint);
+        for warning in prompts.warnings() {
+            observer.warn(&warning);
         }
+        let embeddings = self.encode(request, &prompts, tensors, observer, &mut timings)?;
         let unet = self.network(&self.unet, observer, &mut timings, || {
-            Unet::load(&self.params("unet"), self.unet_config.clone())
+            Unet::load(&Params::new(tensors, &self.backend, "unet"), self.unet_config.clone())
         })?;
         observer.phase(Phase::Encode);
         let start = Instant::now();
-        let mut context = unet.context(&encoded.embeddings)?;
+        let mut context = unet.context(&embeddings)?;
         if self.unet_config.guidance_channels.is_some() {
             context = context.guided_by(request.guidance_scale);
         }
@@ -242,22 +250,19 @@ impl<'a> Pipeline<'a> {
         drop((unet, context));
 
         let decoder = self.network(&self.decoder, observer, &mut timings, || {
-            LatentDecoder::load(&self.params("vae"), &self.vae_config)
+            LatentDecoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
         })?;
         observer.phase(Phase::Decode);
         let start = Instant::now();
         let rgb = to_rgb(&decoder.decode(&latents)?)?;
         timings.decode = start.elapsed();
-        Ok(Picture { rgb, latents, timings })
+        let files = [prompts.used()?, adapted.used()?].concat();
+        Ok(Picture { rgb, latents, timings, files })
     }
 
     /// Whether a request needs the second pass; a distilled UNet takes the guidance scale as an input instead.
     fn guided(&self, request: &Request) -> bool {
         request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none()
-    }
-
-    fn params(&self, component: &str) -> Params<'_> {
-        Params::new(self.checkpoint.tensors(), &self.backend, component)
     }
 
     /// The network kept in `slot`, or what `load` gives, which is kept unless this is the only picture.
@@ -281,48 +286,79 @@ impl<'a> Pipeline<'a> {
         Ok(network)
     }
 
+    /// Opens and checks the files a request names beside the model: what can be wrong with a prompt shows before
+    /// a network is loaded.
+    ///
+    /// # Errors
+    /// Names the file, or says what in the prompt is not understood.
+    pub fn check(&self, request: &Request) -> Result<Vec<UsedFile>> {
+        let prompts = self.prompts(request)?;
+        let adapted = self.adapt(&prompts.loras)?;
+        Ok([prompts.used()?, adapted.used()?].concat())
+    }
+
+    /// The request's prompts, read.
+    fn prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
+        let layers = self.clip_config.num_hidden_layers;
+        ensure!(
+            (1..=layers).contains(&request.clip_skip),
+            "clip skip {} is out of range: this model's text encoder has {layers} layers",
+            request.clip_skip
+        );
+        let text = Text::of(request, self.guided(request));
+        if let Some(last) = self.encoded.borrow().as_ref().filter(|last| last.text == text) {
+            return Ok(last.prompts.clone());
+        }
+        let room =
+            Room { width: self.clip_config.hidden_size, positions: self.clip_config.max_position_embeddings };
+        let prompts = Rc::new(Prompts::read(&text, &self.tokenizer, room)?);
+        *self.encoded.borrow_mut() = Some(Encoded { text, prompts: prompts.clone(), embeddings: None });
+        Ok(prompts)
+    }
+
+    /// The model with `loras` merged. Networks that were loaded with others are dropped.
+    fn adapt(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
+        let adapted = self.adapted.borrow().clone();
+        if adapted.loras() == loras {
+            return Ok(adapted);
+        }
+        let adapted = Rc::new(Adapted::open(loras, self.checkpoint.tensors())?);
+        *self.unet.borrow_mut() = None;
+        if let Some(encoded) = self.encoded.borrow_mut().as_mut() {
+            encoded.embeddings = None;
+        }
+        *self.adapted.borrow_mut() = adapted.clone();
+        Ok(adapted)
+    }
+
     /// Loads, runs and drops the text encoder, unless the last request had the same prompts.
     fn encode(
         &self,
         request: &Request,
+        prompts: &Prompts,
+        tensors: &TensorSet,
         observer: &mut dyn Observer,
         timings: &mut Timings,
-    ) -> Result<Rc<Encoded>> {
-        let negative_prompt = self.guided(request).then(|| request.negative_prompt.clone());
-        if let Some(last) = self.encoded.borrow().as_ref()
-            && last.prompt == request.prompt
-            && last.negative_prompt == negative_prompt
-        {
-            return Ok(last.clone());
+    ) -> Result<Tensor> {
+        if let Some(embeddings) = self.encoded.borrow().as_ref().and_then(|last| last.embeddings.clone()) {
+            return Ok(embeddings);
         }
         observer.phase(Phase::Load);
         let start = Instant::now();
-        let text_encoder = TextEncoder::load(&self.params("text_encoder"), self.clip_config.clone());
+        let mut config = self.clip_config.clone();
+        config.num_hidden_layers -= request.clip_skip - 1;
+        let text_encoder = TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config);
         let text_encoder = text_encoder.context(Unusable)?;
         timings.load += start.elapsed();
 
         observer.phase(Phase::Encode);
         let start = Instant::now();
-        let embed = |text: &str| -> Result<(Tensor, usize)> {
-            let (ids, left_out) = self.tokenizer.chunk(text, text_encoder.positions())?;
-            Ok((text_encoder.forward(&ids)?, left_out))
-        };
-        let (mut embeddings, prompt_left_out) = embed(&request.prompt)?;
-        let mut negative_left_out = 0;
-        if let Some(negative) = &negative_prompt {
-            let (opposite, left_out) = embed(negative)?;
-            embeddings = Tensor::cat(&[&opposite, &embeddings], 0)?;
-            negative_left_out = left_out;
-        }
+        let embeddings = prompts.encode(&text_encoder, &self.tokenizer)?;
         timings.encode = start.elapsed();
-        let encoded = Rc::new(Encoded {
-            prompt: request.prompt.clone(),
-            negative_prompt,
-            embeddings,
-            left_out: [prompt_left_out, negative_left_out],
-        });
-        *self.encoded.borrow_mut() = Some(encoded.clone());
-        Ok(encoded)
+        if let Some(encoded) = self.encoded.borrow_mut().as_mut() {
+            encoded.embeddings = Some(embeddings.clone());
+        }
+        Ok(embeddings)
     }
 
     /// Walks from noise to latents `[1, channels, height / factor, width / factor]`.

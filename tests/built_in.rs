@@ -7,7 +7,7 @@ use candle_core::Device;
 use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
-use pochade::request::{Precision, Request, Rng};
+use pochade::request::{Precision, PromptSyntax, Request, Rng};
 
 struct Quiet;
 
@@ -34,6 +34,12 @@ fn request(prompt: &str, seed: u64) -> Request {
         eta: 0.0,
         seed,
         rng: Rng::Torch,
+        prompt_syntax: PromptSyntax::Weighted,
+        clip_skip: 1,
+        lora: Vec::new(),
+        lora_dir: None,
+        embedding: Vec::new(),
+        embedding_dir: None,
     }
 }
 

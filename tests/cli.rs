@@ -5,7 +5,9 @@ mod binary;
 use binary::Sandbox;
 use image::RgbImage;
 use pochade::png;
-use pochade::request::{PARAMETERS_KEYWORD, Precision, Record, Request, Rng, Sampler, Schedule};
+use pochade::request::{
+    PARAMETERS_KEYWORD, Precision, PromptSyntax, Record, Request, Rng, Sampler, Schedule,
+};
 use serde_json::Value;
 
 #[test]
@@ -190,6 +192,7 @@ fn info_reads_our_own_pictures() {
         precision: Precision::F32,
         kernel: "k".into(),
         device: "cpu".into(),
+        files: Vec::new(),
         request: Request {
             prompt: "a red apple\non a table".into(),
             negative_prompt: "猫".into(),
@@ -202,6 +205,12 @@ fn info_reads_our_own_pictures() {
             eta: 0.0,
             seed: u64::MAX,
             rng: Rng::Philox,
+            prompt_syntax: PromptSyntax::Weighted,
+            clip_skip: 2,
+            lora: vec!["a.safetensors:0.5".parse().unwrap()],
+            lora_dir: None,
+            embedding: Vec::new(),
+            embedding_dir: None,
         },
     };
     let bytes = png::encode(&RgbImage::new(64, 72), &record.text_chunks().unwrap()).unwrap();
@@ -219,14 +228,14 @@ fn info_reads_our_own_pictures() {
 #[test]
 fn info_reads_pictures_of_automatic1111() {
     let sandbox = Sandbox::new();
-    let parameters =
-        "a fox\nSteps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 9, Size: 512x640, Clip skip: 2";
+    let parameters = "a fox\nSteps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 9, Size: 512x640, Clip skip: 2, Face restoration: GFPGAN";
     let text = [(PARAMETERS_KEYWORD, parameters.to_owned())];
     sandbox.write("other.png", &png::encode(&RgbImage::new(8, 8), &text).unwrap());
     let json: Value = serde_json::from_str(sandbox.run(&["info", "--json", "other.png"]).done()).unwrap();
     assert_eq!(json["source"], "parameters");
     assert_eq!(json["request"]["sampler"], "euler_a");
-    assert_eq!(json["unknown"][0], "Clip skip: 2");
+    assert_eq!(json["request"]["clip_skip"], 2);
+    assert_eq!(json["unknown"][0], "Face restoration: GFPGAN");
 }
 
 #[cfg(unix)]

@@ -233,7 +233,7 @@ fn a_signal_stops_within_a_step_and_leaves_nothing() {
 #[test]
 fn a_prompt_that_is_cut_is_told() {
     let words = vec!["apple"; 200].join(" ");
-    let left = Sandbox::new().run(&quick(&[&words, "-s", "1"]));
+    let left = Sandbox::new().run(&quick(&[&words, "-s", "1", "--prompt-syntax", "plain"]));
     left.done();
     assert!(left.stderr.contains("the prompt is too long: its last "), "{}", left.stderr);
 }

@@ -12,7 +12,7 @@ use pochade::networks::unet::Unet;
 use pochade::networks::{taesd, vae};
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::Tokenizer;
-use pochade::request::{Precision, Request, Rng, Schedule};
+use pochade::request::{Precision, PromptSyntax, Request, Rng, Schedule};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -155,6 +155,12 @@ fn request(meta: &serde_json::Value, name: &str) -> Request {
         eta: run["eta"].as_f64().unwrap_or(0.0),
         seed: integer(&meta["seed"]),
         rng: Rng::Torch,
+        prompt_syntax: PromptSyntax::Weighted,
+        clip_skip: 1,
+        lora: Vec::new(),
+        lora_dir: None,
+        embedding: Vec::new(),
+        embedding_dir: None,
     }
 }
 

@@ -13,7 +13,7 @@ use pochade::networks::unet::Unet;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, policy, sqnr};
-use pochade::request::{Precision, Request, Rng};
+use pochade::request::{Precision, PromptSyntax, Request, Rng};
 use pochade::sensitivity::{self, Settings};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -293,6 +293,12 @@ fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
         eta: 0.0,
         seed: 7,
         rng: Rng::Torch,
+        prompt_syntax: PromptSyntax::Weighted,
+        clip_skip: 1,
+        lora: Vec::new(),
+        lora_dir: None,
+        embedding: Vec::new(),
+        embedding_dir: None,
     };
     let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
     let pipeline = Pipeline::load(checkpoint, &options).unwrap();

@@ -14,7 +14,7 @@ pub use report::{Operation, Part, Report};
 use crate::checkpoint::Checkpoint;
 use crate::memory;
 use crate::pipeline::{LoadOptions, Pipeline};
-use crate::request::{Precision, Request, Rng, Sampler, Schedule};
+use crate::request::{Precision, PromptSyntax, Request, Rng, Sampler, Schedule};
 use watch::{Watch, median};
 use yardstick::Yardstick;
 
@@ -112,5 +112,11 @@ fn request(options: &Options, picture: usize) -> Request {
         eta: 0.0,
         seed: picture as u64,
         rng: Rng::Torch,
+        prompt_syntax: PromptSyntax::Weighted,
+        clip_skip: 1,
+        lora: Vec::new(),
+        lora_dir: None,
+        embedding: Vec::new(),
+        embedding_dir: None,
     }
 }

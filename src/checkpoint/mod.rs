@@ -3,12 +3,15 @@
 mod component;
 mod export;
 mod family;
+mod fingerprint;
 mod folder;
 mod gguf;
 mod infer;
 mod kind;
+pub mod lora;
 mod names;
 mod native;
+mod pickle;
 mod random;
 mod sd15;
 mod single;
@@ -26,7 +29,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use component::Part;
+pub use fingerprint::fingerprint;
 pub use names::{Component, Layout};
+pub use pickle::refuse_pickle;
 pub use store::{FloatType, Storage};
 pub use summary::{ComponentSummary, Summary};
 pub use tensors::{Container, TensorFile, TensorSet, TensorView, check_header};

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::{Bound, Range};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 
 use super::gguf;
+use super::lora::Merge;
 use super::random::RandomTensors;
 use crate::quantize::{QuantizedWeight, Weight};
 
@@ -127,7 +128,8 @@ impl TensorFile {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    fn view(&self, name: &str) -> Option<TensorView<'_>> {
+    /// The tensor called `name`, if there is one.
+    pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
         let Entry { dtype, blocks, shape, bytes } = self.entries.get(name)?;
         Some(TensorView { dtype: *dtype, blocks: *blocks, shape, file: self, range: bytes.clone() })
     }
@@ -241,27 +243,29 @@ impl<'a> TensorView<'a> {
 }
 
 /// The tensors of a model, each under one canonical name whatever file and spelling it came from.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct TensorSet {
-    files: Vec<TensorFile>,
+    files: Vec<Arc<TensorFile>>,
     index: BTreeMap<String, (usize, String)>,
     quantized: bool,
     /// Components that came from elsewhere, by prefix, and whether int8 tensors were there.
     taken: BTreeMap<String, bool>,
     /// Answers for what no file holds, in a model that is only there to be measured.
-    random: Option<RandomTensors>,
+    random: Option<Arc<RandomTensors>>,
+    /// Adapters that change what [`Self::weight`] gives.
+    merge: Option<Arc<Merge>>,
 }
 
 impl TensorSet {
     /// Every tensor there could be, of random values in whatever shape it is asked for; none has a name or
     /// a [`Self::view`] before that.
     pub fn random() -> Self {
-        Self { random: Some(RandomTensors::default()), ..Self::default() }
+        Self { random: Some(Arc::default()), ..Self::default() }
     }
 
     /// How much of the time spent in [`Self::weight`] went into making up random values.
     pub fn time_inventing(&self) -> Duration {
-        self.random.as_ref().map_or(Duration::ZERO, RandomTensors::spent)
+        self.random.as_ref().map_or(Duration::ZERO, |random| random.spent())
     }
 
     /// Adds the tensors of `file` for which `canonical` gives a name.
@@ -277,8 +281,14 @@ impl TensorSet {
                 bail!("tensor '{name}' occurs twice");
             }
         }
-        self.files.push(file);
+        self.files.push(Arc::new(file));
         Ok(())
+    }
+
+    /// The same tensors with adapters merged into their weights as these are read.
+    #[must_use]
+    pub fn merged(&self, merge: Merge) -> Self {
+        Self { merge: Some(Arc::new(merge)), ..self.clone() }
     }
 
     /// Replaces the tensors of the component called `component` by those of `other`.
@@ -348,6 +358,14 @@ impl TensorSet {
     /// When the tensor is missing, has another shape or holds neither floats nor int8 values with one scale
     /// for each output.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let stored = self.stored(name, shape)?;
+        match &self.merge {
+            Some(merge) => merge.apply(name, shape, stored),
+            None => Ok(stored),
+        }
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         if let Some(random) = &self.random {
             return Ok(Weight::Float(random.values(name, shape)));
         }

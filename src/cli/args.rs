@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
-use crate::request::{Draft, Precision, Rng, Sampler, Schedule};
+use crate::request::{Draft, Lora, Precision, PromptSyntax, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +61,8 @@ pub enum Command {
     /// Draw one or more pictures (the default)
     #[command(after_help = EXAMPLES, after_long_help = long_help_end())]
     Generate(Box<GenerateArgs>),
+    /// Show the tokens, weights and chunks of a prompt
+    Tokens(TokensArgs),
     /// Show how a picture was made, or what a model is made of
     Info(InfoArgs),
     /// Show what this machine and this build offer
@@ -97,6 +99,26 @@ pub struct GenerateArgs {
     /// Reads PNG files of pochade and of AUTOMATIC1111's web UI.
     #[arg(long, value_name = "IMAGE.png", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
     pub from: Option<PathBuf>,
+
+    /// How prompts are understood: AUTOMATIC1111's weights, BREAK and tags, or every sign a token [default: weighted]
+    ///
+    /// weighted: (x) weighs 1.1 times as much, [x] 1.1 times less, (x:1.3) as it says; a backslash makes a
+    /// bracket text; more than 75 tokens and BREAK begin another chunk; <lora:name:weight> is looked for in
+    /// --lora-dir. plain: one chunk, as in diffusers.
+    #[arg(hide_short_help = true, long, value_name = "NAME", value_parser = named::<PromptSyntax>(PromptSyntax::NAMES), hide_possible_values = true, help_heading = "Prompt")]
+    pub prompt_syntax: Option<PromptSyntax>,
+
+    /// Text encoder's last layer to use: 1 is the last, 2 the one before [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Prompt")]
+    pub clip_skip: Option<usize>,
+
+    /// Textual inversion, used where a prompt has its file name as a word
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
+    pub embedding: Vec<PathBuf>,
+
+    /// Folder of textual inversions, each read when a prompt has its file name as a word
+    #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Prompt")]
+    pub embedding_dir: Option<PathBuf>,
 
     /// Width in pixels, a multiple of 8 up to 2048 [default: the model's]
     #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
@@ -150,6 +172,14 @@ pub struct GenerateArgs {
 
     #[command(flatten)]
     pub parts: PartArgs,
+
+    /// LoRA, LoHa or LoKr to merge, with its weight [default: 1]; several add up
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, help_heading = "Model")]
+    pub lora: Vec<Lora>,
+
+    /// Folder of the LoRAs that prompts name as <lora:name:weight>
+    #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
+    pub lora_dir: Option<PathBuf>,
 
     /// Where to compute; auto is the GPU this build supports, else the CPU
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
@@ -210,8 +240,46 @@ impl GenerateArgs {
             eta: self.eta,
             seed: self.seed,
             rng: self.rng,
+            prompt_syntax: self.prompt_syntax,
+            clip_skip: self.clip_skip,
+            lora: given(&self.lora),
+            lora_dir: self.lora_dir.clone(),
+            embedding: given(&self.embedding),
+            embedding_dir: self.embedding_dir.clone(),
         }
     }
+}
+
+/// A list, if anything is in it.
+fn given<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}
+
+#[derive(Debug, Args)]
+pub struct TokensArgs {
+    /// The prompt; several words are joined, `-` or a pipe reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Vec<String>,
+
+    /// How the prompt is understood: brackets are weights (weighted), or every sign is a token (plain)
+    #[arg(long, value_name = "NAME", value_parser = named::<PromptSyntax>(PromptSyntax::NAMES), default_value = "weighted")]
+    pub prompt_syntax: PromptSyntax,
+
+    /// Textual inversion; its file name is its word, several add up
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub embedding: Vec<PathBuf>,
+
+    /// Folder of textual inversions
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub embedding_dir: Option<PathBuf>,
+
+    /// The model whose vocabulary is used [default: $POCHADE_MODEL, else pocket]
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath)]
+    pub model: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

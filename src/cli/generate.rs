@@ -18,7 +18,7 @@ use super::signals::Signals;
 use super::{backend, prompt, show};
 use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
-use crate::request::{Draft, Embedded, Precision, Record, Request};
+use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
 use crate::{memory, png};
 
 /// Draws every picture asked for.
@@ -55,6 +55,10 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(&checkpoint, &options);
     loading.finish();
     let pipeline = pipeline.or_exit(Exit::Model)?;
+    let files = pipeline.check(&request).or_exit(Exit::Usage)?;
+    if let Some(Embedded::Record(record)) = &embedded {
+        say_which_files_differ(&printer, &record.files, &files);
+    }
     signals.exit_at_once(false);
     let run = Run {
         args,
@@ -135,7 +139,7 @@ impl Run<'_> {
         let started = Instant::now();
         let picture = self.pipeline.generate(&request, &mut progress);
         progress.finish();
-        let Picture { rgb, timings, .. } = picture?;
+        let Picture { rgb, timings, files, .. } = picture?;
 
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -144,6 +148,7 @@ impl Run<'_> {
             precision: self.precision,
             kernel: self.kernel.clone(),
             device: self.device.to_owned(),
+            files,
             request,
         };
         let bytes = png::encode(&rgb, &record.text_chunks()?)?;
@@ -238,6 +243,18 @@ fn precision(
         printer.note(&format!("the picture was made in {embedded}, this run computes in {precision}"));
     }
     Ok(precision)
+}
+
+/// A picture comes out the same only from the same files.
+fn say_which_files_differ(printer: &Printer, recorded: &[UsedFile], found: &[UsedFile]) {
+    for file in found {
+        let same = |recorded: &&UsedFile| recorded.kind == file.kind && recorded.name == file.name;
+        let mut recorded = recorded.iter().filter(same).peekable();
+        if recorded.peek().is_some() && !recorded.any(|recorded| recorded.sha256 == file.sha256) {
+            let UsedFile { name, sha256, .. } = file;
+            printer.note(&format!("'{name}' ({sha256}) is not the file the picture was made with"));
+        }
+    }
 }
 
 fn check_last_seed(request: &Request, count: u32) -> Result<(), Failure> {

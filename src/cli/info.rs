@@ -11,7 +11,7 @@ use super::report::shown;
 use super::{model_info, printer};
 use crate::checkpoint::Checkpoint;
 use crate::png::{self, Header};
-use crate::request::{Draft, Embedded};
+use crate::request::{Draft, Embedded, Lora};
 
 /// Prints the parameters embedded in a picture.
 ///
@@ -77,6 +77,12 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         eta,
         seed,
         rng,
+        prompt_syntax,
+        clip_skip,
+        lora,
+        lora_dir,
+        embedding,
+        embedding_dir,
     } = embedded.draft();
     let size = width.zip(*height).map(|(width, height)| format!("{width}x{height}"));
     let mut rows = vec![("picture", Some(format!("{}x{} pixels", header.width, header.height)))];
@@ -91,6 +97,12 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         ("eta", text(eta)),
         ("seed", text(seed)),
         ("rng", text(rng)),
+        ("syntax", text(prompt_syntax)),
+        ("clip skip", text(clip_skip)),
+        ("lora", list(lora, Lora::to_string)),
+        ("lora folder", lora_dir.as_deref().map(shown)),
+        ("embedding", list(embedding, |path| shown(path))),
+        ("embedding folder", embedding_dir.as_deref().map(shown)),
         ("model", embedded.model().map(str::to_owned)),
     ]);
     match embedded {
@@ -107,6 +119,11 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         }
     }
     rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// One line for each.
+fn list<T>(values: &Option<Vec<T>>, print: impl Fn(&T) -> String) -> Option<String> {
+    values.as_ref().map(|values| values.iter().map(print).collect::<Vec<_>>().join("\n"))
 }
 
 fn text(value: &Option<impl Display>) -> Option<String> {

@@ -24,6 +24,7 @@ mod show;
 mod signals;
 mod slug;
 mod template;
+mod tokens;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     match cli.command {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
+        Some(Command::Tokens(args)) => tokens::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),

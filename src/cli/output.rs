@@ -139,7 +139,7 @@ fn check_format(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Rng, Sampler, Schedule};
+    use crate::request::{PromptSyntax, Rng, Sampler, Schedule};
 
     fn paths(output: Option<&str>, count: u32) -> Vec<PathBuf> {
         let request = Request {
@@ -154,6 +154,12 @@ mod tests {
             eta: 0.0,
             seed: 42,
             rng: Rng::Torch,
+            prompt_syntax: PromptSyntax::Weighted,
+            clip_skip: 1,
+            lora: Vec::new(),
+            lora_dir: None,
+            embedding: Vec::new(),
+            embedding_dir: None,
         };
         Target::parse(output.map(Path::new)).unwrap().paths(&request, count, "Org/My Model")
     }

@@ -67,6 +67,10 @@ impl Observer for Progress<'_> {
         self.bar.suspend(|| self.printer.note(message));
     }
 
+    fn inform(&mut self, message: &str) {
+        self.bar.suspend(|| self.printer.status(message));
+    }
+
     fn step(&mut self, step: &Step<'_>) -> ControlFlow<()> {
         if self.signals.received().is_some() {
             return ControlFlow::Break(());

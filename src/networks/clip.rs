@@ -72,15 +72,30 @@ impl TextEncoder {
     /// Text embeddings `[1, tokens, hidden]` of one chunk of token ids.
     ///
     /// # Errors
-    /// When there are more ids than positions, or an id is not in the vocabulary.
+    /// As [`Self::lookup`] and [`Self::forward_embedded`].
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let length = ids.len();
-        ensure!(length <= self.positions(), "{length} tokens where {} is the most", self.positions());
+        self.forward_embedded(&self.lookup(ids)?)
+    }
+
+    /// The vectors `[tokens, hidden]` that stand for token ids.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn lookup(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
             anyhow::bail!("token {id} is not among the text encoder's {}", self.config.vocab_size);
         }
-        let ids = Tensor::new(ids, self.tokens.device())?;
-        let embedded = (self.tokens.index_select(&ids, 0)? + self.positions.narrow(0, 0, length)?)?;
+        Ok(self.tokens.index_select(&Tensor::new(ids, self.tokens.device())?, 0)?)
+    }
+
+    /// Text embeddings `[1, tokens, hidden]` of one chunk of tokens' vectors, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// When there are more tokens than positions.
+    pub fn forward_embedded(&self, tokens: &Tensor) -> Result<Tensor> {
+        let (length, _) = tokens.dims2()?;
+        ensure!(length <= self.positions(), "{length} tokens where {} is the most", self.positions());
+        let embedded = (tokens + self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
         let hidden = meter::record(Kind::Other, self.macs(length), || {
             self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))

@@ -23,6 +23,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     start: u32,
     end: u32,
+    comma: Option<u32>,
 }
 
 impl Tokenizer {
@@ -61,7 +62,8 @@ impl Tokenizer {
             .with_pre_tokenizer(Some(pre_tokenizer))
             .add_special_tokens([AddedToken::from(START, true), AddedToken::from(END, true)])
             .map_err(invalid)?;
-        Ok(Self { inner, start, end })
+        let comma = inner.token_to_id(",</w>");
+        Ok(Self { inner, start, end, comma })
     }
 
     /// Token ids of `text` alone, without start or end.
@@ -69,6 +71,26 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding.map_err(|error| anyhow::anyhow!("can't tokenize the prompt: {error}"))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token before the first of a chunk.
+    pub fn start(&self) -> u32 {
+        self.start
+    }
+
+    /// The token after the last of a chunk, which also fills it up.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// A comma at the end of a word, if the vocabulary has it.
+    pub fn comma(&self) -> Option<u32> {
+        self.comma
+    }
+
+    /// A token as the vocabulary spells it, e.g. `apple</w>`.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// One chunk of exactly `length` ids: start, as many tokens as fit, end, and the end repeated.

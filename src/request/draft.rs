@@ -1,9 +1,11 @@
 //! A request before it is complete: what was typed or embedded, laid over what the model draws best with.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Request, Rng, Sampler, Schedule};
+use super::{Lora, PromptSyntax, Request, Rng, Sampler, Schedule};
 use crate::checkpoint::Defaults;
 
 /// A request whose every field may be missing.
@@ -21,6 +23,16 @@ pub struct Draft {
     pub eta: Option<f64>,
     pub seed: Option<u64>,
     pub rng: Option<Rng>,
+    pub prompt_syntax: Option<PromptSyntax>,
+    pub clip_skip: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Vec<Lora>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_dir: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<Vec<PathBuf>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embedding_dir: Option<PathBuf>,
 }
 
 impl Draft {
@@ -44,6 +56,12 @@ impl Draft {
             eta: self.eta.or(if same_sampler { below.eta } else { None }),
             seed: self.seed.or(below.seed),
             rng: self.rng.or(below.rng),
+            prompt_syntax: self.prompt_syntax.or(below.prompt_syntax),
+            clip_skip: self.clip_skip.or(below.clip_skip),
+            lora: self.lora.or(below.lora),
+            lora_dir: self.lora_dir.or(below.lora_dir),
+            embedding: self.embedding.or(below.embedding),
+            embedding_dir: self.embedding_dir.or(below.embedding_dir),
         }
     }
 
@@ -70,6 +88,12 @@ impl Draft {
             eta: self.eta.unwrap_or(0.0),
             seed: self.seed.map_or_else(drawn_seed, Ok)?,
             rng: self.rng.unwrap_or(Rng::Torch),
+            prompt_syntax: self.prompt_syntax.unwrap_or(PromptSyntax::Weighted),
+            clip_skip: self.clip_skip.unwrap_or(1),
+            lora: self.lora.unwrap_or_default(),
+            lora_dir: self.lora_dir,
+            embedding: self.embedding.unwrap_or_default(),
+            embedding_dir: self.embedding_dir,
         };
         request.validate()?;
         Ok(request)
@@ -90,6 +114,12 @@ impl From<Request> for Draft {
             eta,
             seed,
             rng,
+            prompt_syntax,
+            clip_skip,
+            lora,
+            lora_dir,
+            embedding,
+            embedding_dir,
         } = request;
         Self {
             prompt: Some(prompt),
@@ -103,6 +133,12 @@ impl From<Request> for Draft {
             eta: Some(eta),
             seed: Some(seed),
             rng: Some(rng),
+            prompt_syntax: Some(prompt_syntax),
+            clip_skip: Some(clip_skip),
+            lora: Some(lora).filter(|lora| !lora.is_empty()),
+            lora_dir,
+            embedding: Some(embedding).filter(|embedding| !embedding.is_empty()),
+            embedding_dir,
         }
     }
 }

@@ -1,13 +1,17 @@
 //! One fully resolved description of one picture: its fields, their names, limits and spellings (JSON and `parameters` text); flags and files are read elsewhere.
 
 mod draft;
+mod files;
 mod parameters;
 mod record;
+
+use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use draft::Draft;
+pub use files::{FileKind, Fingerprint, Lora, UsedFile};
 pub use parameters::{Parameters, parse_parameters, print_parameters};
 pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};
 
@@ -100,6 +104,16 @@ named_enum!(
 );
 
 named_enum!(
+    /// How a prompt's text is understood.
+    PromptSyntax, "prompt syntax", {
+        /// AUTOMATIC1111's: brackets are weights, `BREAK` and more than 75 tokens make chunks, `<lora:…>` works.
+        Weighted = "weighted",
+        /// Every sign is a token, as in diffusers.
+        Plain = "plain",
+    }
+);
+
+named_enum!(
     /// In which numbers the networks compute.
     Precision, "precision", {
         F32 = "f32",
@@ -126,6 +140,9 @@ pub const SIZE_STEP: usize = 8;
 /// The most steps: as many as the schedule was trained with.
 pub const MAX_STEPS: usize = 1000;
 
+/// The longest prompt, in bytes: more than the most chunks a prompt may make.
+pub const MAX_PROMPT: usize = 1 << 16;
+
 /// One picture, fully resolved: the same request with the same model, version and kernel gives the same bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,6 +163,31 @@ pub struct Request {
     pub eta: f64,
     pub seed: u64,
     pub rng: Rng,
+    #[serde(default = "weighted")]
+    pub prompt_syntax: PromptSyntax,
+    /// 1 uses all of the text encoder's layers, 2 leaves out the last one, and so on.
+    #[serde(default = "all_layers")]
+    pub clip_skip: usize,
+    /// Merged in this order, before those the prompt names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<Lora>,
+    /// Where the prompt's `<lora:name:weight>` are looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_dir: Option<PathBuf>,
+    /// Textual inversions; each file's name is its word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embedding: Vec<PathBuf>,
+    /// More of them, read when the prompt has their word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_dir: Option<PathBuf>,
+}
+
+fn weighted() -> PromptSyntax {
+    PromptSyntax::Weighted
+}
+
+fn all_layers() -> usize {
+    1
 }
 
 impl Request {
@@ -157,6 +199,11 @@ impl Request {
         for (field, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative_prompt)] {
             // A PNG text chunk ends at a NUL character.
             ensure!(!text.contains('\0'), "the {field} holds a NUL character");
+            ensure!(
+                text.len() <= MAX_PROMPT,
+                "the {field} is {} bytes long: the most is {MAX_PROMPT}",
+                text.len()
+            );
         }
         for (side, pixels) in [("width", self.width), ("height", self.height)] {
             validate_side(side, pixels)?;
@@ -182,7 +229,8 @@ impl Request {
             self.eta,
             self.sampler
         );
-        Ok(())
+        ensure!(self.clip_skip >= 1, "clip skip 0 is out of range: 1 uses all layers, 2 leaves out the last");
+        self.lora.iter().try_for_each(Lora::validate)
     }
 }
 

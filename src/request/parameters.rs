@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use super::{Draft, Request, Rng, Sampler, Schedule};
+use super::{Draft, FileKind, Lora, PromptSyntax, Request, Rng, Sampler, Schedule, UsedFile};
 
 /// What a `parameters` text says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,8 +45,8 @@ const PROVENANCE: [&str; 8] =
 /// Fewer settings than this in the last line, and it is part of the prompt.
 const MIN_SETTINGS: usize = 3;
 
-/// Prints a request as AUTOMATIC1111 would.
-pub fn print_parameters(request: &Request, model: &str) -> String {
+/// Prints a request as AUTOMATIC1111 would, LoRAs as tags of the prompt.
+pub fn print_parameters(request: &Request, model: &str, files: &[UsedFile]) -> String {
     let mut settings: Vec<(&str, String)> = vec![("Steps", request.steps.to_string())];
     let sampler = name_of(&SAMPLERS, request.sampler);
     // The suffix is understood by every version; other schedules have only ever been a key.
@@ -69,6 +69,19 @@ pub fn print_parameters(request: &Request, model: &str) -> String {
     if request.sampler == Sampler::Ddim && request.eta != 0.0 {
         settings.push(("Eta DDIM", request.eta.to_string()));
     }
+    if request.clip_skip != 1 {
+        settings.push(("Clip skip", request.clip_skip.to_string()));
+    }
+    if request.prompt_syntax == PromptSyntax::Plain {
+        settings.push(("Emphasis", "None".to_owned()));
+    }
+    for (key, kind) in [("Lora hashes", FileKind::Lora), ("TI hashes", FileKind::Embedding)] {
+        let files = files.iter().filter(|file| file.kind == kind);
+        let hashes: Vec<_> = files.map(|file| format!("{}: {}", file.name, file.shown_hash)).collect();
+        if !hashes.is_empty() {
+            settings.push((key, hashes.join(", ")));
+        }
+    }
     settings.push(("Version", format!("pochade {}", env!("CARGO_PKG_VERSION"))));
 
     let settings: Vec<String> =
@@ -78,7 +91,11 @@ pub fn print_parameters(request: &Request, model: &str) -> String {
     } else {
         format!("\nNegative prompt: {}", request.negative_prompt)
     };
-    format!("{}{negative}\n{}", request.prompt, settings.join(", "))
+    let mut prompt = request.prompt.clone();
+    for Lora { path, weight } in &request.lora {
+        prompt += &format!(" <lora:{}:{weight}>", path.file_stem().unwrap_or_default().to_string_lossy());
+    }
+    format!("{prompt}{negative}\n{}", settings.join(", "))
 }
 
 /// Reads what AUTOMATIC1111 and its kin write; never fails, because any text at all is a prompt.
@@ -97,6 +114,8 @@ pub fn parse_parameters(text: &str) -> Parameters {
     // What a text leaves out had AUTOMATIC1111's own default.
     parameters.draft.rng = Some(Rng::Philox);
     parameters.draft.eta = Some(0.0);
+    parameters.draft.clip_skip = Some(1);
+    parameters.draft.prompt_syntax = Some(PromptSyntax::Weighted);
     let mut schedule = None;
     for (key, value) in settings {
         if key == "Schedule type" {
@@ -116,6 +135,15 @@ fn apply(parameters: &mut Parameters, key: &str, value: &str) -> bool {
         "Steps" => set(&mut draft.steps, value),
         "CFG scale" => set(&mut draft.guidance_scale, value),
         "Seed" => set(&mut draft.seed, value),
+        "Clip skip" => set(&mut draft.clip_skip, value),
+        "Emphasis" => {
+            draft.prompt_syntax = match value {
+                "None" => Some(PromptSyntax::Plain),
+                "Original" => Some(PromptSyntax::Weighted),
+                _ => return false,
+            };
+            true
+        }
         "Eta DDIM" => set(&mut draft.eta, value),
         "Size" => value
             .split_once('x')
@@ -259,6 +287,12 @@ mod tests {
             eta: 0.0,
             seed: 965_400_086,
             rng: Rng::Torch,
+            prompt_syntax: PromptSyntax::Weighted,
+            clip_skip: 1,
+            lora: Vec::new(),
+            lora_dir: None,
+            embedding: Vec::new(),
+            embedding_dir: None,
         }
     }
 
@@ -271,12 +305,12 @@ mod tests {
             "Model: sd15, RNG: CPU, Version: pochade ",
             env!("CARGO_PKG_VERSION"),
         );
-        assert_eq!(print_parameters(&request(), "sd15"), expected);
+        assert_eq!(print_parameters(&request(), "sd15", &[]), expected);
     }
 
     #[test]
     fn an_empty_negative_prompt_has_no_line() {
-        let text = print_parameters(&Request { negative_prompt: String::new(), ..request() }, "sd15");
+        let text = print_parameters(&Request { negative_prompt: String::new(), ..request() }, "sd15", &[]);
         assert!(!text.contains("Negative prompt"));
         assert_eq!(parse_parameters(&text).draft.negative_prompt.as_deref(), Some(""));
     }
@@ -287,7 +321,7 @@ mod tests {
             for &schedule in Schedule::ALL {
                 for &rng in Rng::ALL {
                     let request = Request { sampler, schedule, rng, ..request() };
-                    let parsed = parse_parameters(&print_parameters(&request, "sd15"));
+                    let parsed = parse_parameters(&print_parameters(&request, "sd15", &[]));
                     assert_eq!(parsed.draft, request.into());
                     assert!(parsed.unknown.is_empty());
                 }
@@ -298,16 +332,16 @@ mod tests {
     #[test]
     fn eta_is_printed_for_ddim_alone() {
         let ddim = Request { sampler: Sampler::Ddim, eta: 0.5, ..request() };
-        let text = print_parameters(&ddim, "sd15");
+        let text = print_parameters(&ddim, "sd15", &[]);
         assert!(text.contains("Eta DDIM: 0.5"));
         assert_eq!(parse_parameters(&text).draft.eta, Some(0.5));
-        assert!(!print_parameters(&Request { eta: 0.5, ..request() }, "sd15").contains("Eta"));
+        assert!(!print_parameters(&Request { eta: 0.5, ..request() }, "sd15", &[]).contains("Eta"));
     }
 
     #[test]
     fn values_with_separators_are_quoted() {
         let model = "a, \"b\": c\nd";
-        let text = print_parameters(&request(), model);
+        let text = print_parameters(&request(), model, &[]);
         assert!(text.contains(r#"Model: "a, \"b\": c\nd","#));
         assert_eq!(parse_parameters(&text).model.as_deref(), Some(model));
     }
@@ -319,7 +353,7 @@ mod tests {
             negative_prompt: "bad\nworse".into(),
             ..request()
         };
-        assert_eq!(parse_parameters(&print_parameters(&request, "sd15")).draft, request.into());
+        assert_eq!(parse_parameters(&print_parameters(&request, "sd15", &[])).draft, request.into());
     }
 
     #[test]
@@ -341,10 +375,13 @@ mod tests {
             eta: Some(0.0),
             seed: Some(965_400_086),
             rng: Some(Rng::Philox),
+            prompt_syntax: Some(PromptSyntax::Weighted),
+            clip_skip: Some(2),
+            ..Draft::default()
         };
         assert_eq!(parsed.draft, expected);
         assert_eq!(parsed.model.as_deref(), Some("v1-5-pruned"));
-        assert_eq!(parsed.unknown, ["Clip skip: 2"]);
+        assert!(parsed.unknown.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Draft, Precision, Request, parse_parameters, print_parameters};
+use super::{Draft, Precision, Request, UsedFile, parse_parameters, print_parameters};
 
 /// The text chunk that AUTOMATIC1111 and most viewers read.
 pub const PARAMETERS_KEYWORD: &str = "parameters";
@@ -24,6 +24,9 @@ pub struct Record<R> {
     /// Pictures are the same to the last bit only with the same kernels.
     pub kernel: String,
     pub device: String,
+    /// The files beside the model that it was made with.
+    #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<UsedFile>,
     pub request: R,
 }
 
@@ -34,7 +37,10 @@ impl Record<Request> {
     /// None in practice: a request is plain data.
     pub fn text_chunks(&self) -> Result<Vec<(&'static str, String)>> {
         let json = serde_json::to_string(self).context("writing the request as JSON")?;
-        Ok(vec![(PARAMETERS_KEYWORD, print_parameters(&self.request, &self.model)), (RECORD_KEYWORD, json)])
+        Ok(vec![
+            (PARAMETERS_KEYWORD, print_parameters(&self.request, &self.model, &self.files)),
+            (RECORD_KEYWORD, json),
+        ])
     }
 }
 
@@ -92,7 +98,7 @@ impl Embedded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Rng, Sampler, Schedule};
+    use crate::request::{PromptSyntax, Rng, Sampler, Schedule};
 
     fn record() -> Record<Request> {
         Record {
@@ -102,6 +108,7 @@ mod tests {
             precision: Precision::F32,
             kernel: "candle".into(),
             device: "cpu".into(),
+            files: Vec::new(),
             request: Request {
                 prompt: "  spaces, \"quotes\"\nNegative prompt: not one\n".into(),
                 negative_prompt: String::new(),
@@ -114,6 +121,12 @@ mod tests {
                 eta: 1.0 / 3.0,
                 seed: u64::MAX,
                 rng: Rng::Philox,
+                prompt_syntax: PromptSyntax::Weighted,
+                clip_skip: 1,
+                lora: Vec::new(),
+                lora_dir: None,
+                embedding: Vec::new(),
+                embedding_dir: None,
             },
         }
     }
@@ -128,7 +141,7 @@ mod tests {
 
     #[test]
     fn without_it_the_parameters_are_read() {
-        let text = print_parameters(&record().request, "other");
+        let text = print_parameters(&record().request, "other", &[]);
         let found = Embedded::find([("Title", "x"), ("parameters", text.as_str())]).unwrap().unwrap();
         assert!(matches!(found, Embedded::Parameters(_)));
         assert_eq!((found.model(), found.draft().seed), (Some("other"), Some(u64::MAX)));

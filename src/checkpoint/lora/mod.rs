@@ -1,0 +1,9 @@
+//! Adapters that change a model's weights (LoRA and its relatives): reading their files and merging them layer by layer; where a layer is used is not known here.
+
+mod factors;
+mod keys;
+mod merge;
+mod names;
+
+pub use factors::Adapter;
+pub use merge::{Merge, Summary};
