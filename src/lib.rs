@@ -10,6 +10,7 @@ pub mod adapted;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod compare;
 pub mod hub;
 pub mod kernels;
 pub mod layers;

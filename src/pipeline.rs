@@ -75,6 +75,11 @@ pub trait Observer {
     /// Something that was done besides, e.g. to how many layers an adapter was applied.
     fn inform(&mut self, _message: &str) {}
 
+    /// Whether whoever watches wants no further work; asked where there are no steps.
+    fn stopped(&self) -> bool {
+        false
+    }
+
     /// `Break` ends the run within this step; `generate` then returns [`Interrupted`].
     fn step(&mut self, _step: &Step<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -144,8 +149,10 @@ pub struct Pipeline<'a> {
     schedule: NoiseSchedule,
     unet: RefCell<Option<Rc<Unet>>>,
     decoder: RefCell<Option<Rc<LatentDecoder>>>,
-    /// For the next request with the same prompts.
-    encoded: RefCell<Option<Encoded>>,
+    /// The last request's or those encoded ahead, for requests with the same prompts.
+    encoded: RefCell<Vec<Encoded>>,
+    /// In memory only while prompts are encoded ahead.
+    text_encoder: RefCell<Option<Rc<TextEncoder>>>,
     /// The adapters that the networks in memory were loaded with.
     adapted: RefCell<Rc<Adapted>>,
 }
@@ -189,6 +196,7 @@ impl<'a> Pipeline<'a> {
             unet: RefCell::default(),
             decoder: RefCell::default(),
             encoded: RefCell::default(),
+            text_encoder: RefCell::default(),
             adapted: RefCell::default(),
             backend,
         })
@@ -297,8 +305,18 @@ impl<'a> Pipeline<'a> {
         Ok([prompts.used()?, adapted.used()?].concat())
     }
 
-    /// The request's prompts, read.
+    /// The request's prompts, read; unless they are known already, all others are forgotten.
     fn prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
+        let text = Text::of(request, self.guided(request));
+        let known = self.encoded.borrow().iter().any(|known| known.text == text);
+        if !known {
+            self.encoded.borrow_mut().clear();
+        }
+        self.read_prompts(request)
+    }
+
+    /// The request's prompts, read and added to those known.
+    fn read_prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
         let layers = self.clip_config.num_hidden_layers;
         ensure!(
             (1..=layers).contains(&request.clip_skip),
@@ -306,13 +324,13 @@ impl<'a> Pipeline<'a> {
             request.clip_skip
         );
         let text = Text::of(request, self.guided(request));
-        if let Some(last) = self.encoded.borrow().as_ref().filter(|last| last.text == text) {
-            return Ok(last.prompts.clone());
+        if let Some(known) = self.encoded.borrow().iter().find(|known| known.text == text) {
+            return Ok(known.prompts.clone());
         }
         let room =
             Room { width: self.clip_config.hidden_size, positions: self.clip_config.max_position_embeddings };
         let prompts = Rc::new(Prompts::read(&text, &self.tokenizer, room)?);
-        *self.encoded.borrow_mut() = Some(Encoded { text, prompts: prompts.clone(), embeddings: None });
+        self.encoded.borrow_mut().push(Encoded { text, prompts: prompts.clone(), embeddings: None });
         Ok(prompts)
     }
 
@@ -324,11 +342,56 @@ impl<'a> Pipeline<'a> {
         }
         let adapted = Rc::new(Adapted::open(loras, self.checkpoint.tensors())?);
         *self.unet.borrow_mut() = None;
-        if let Some(encoded) = self.encoded.borrow_mut().as_mut() {
-            encoded.embeddings = None;
+        for known in self.encoded.borrow_mut().iter_mut() {
+            known.embeddings = None;
         }
         *self.adapted.borrow_mut() = adapted.clone();
         Ok(adapted)
+    }
+
+    /// Encodes the prompts of `requests`, equal ones once, so that the text encoder is loaded once for all that
+    /// use the same LoRAs and the same of its layers as the first; what was encoded before and is not among
+    /// them is forgotten. Ends early when the observer has stopped. What can't be encoded is left to
+    /// [`Self::generate`], which says why.
+    ///
+    /// # Errors
+    /// With [`Unusable`] in its chain when the text encoder can't be loaded.
+    pub fn encode_ahead(&self, requests: &[&Request], observer: &mut dyn Observer) -> Result<()> {
+        let texts: Vec<Text> =
+            requests.iter().map(|request| Text::of(request, self.guided(request))).collect();
+        self.encoded.borrow_mut().retain(|known| texts.contains(&known.text));
+        let is_encoded = |text: &Text| {
+            self.encoded.borrow().iter().any(|known| known.text == *text && known.embeddings.is_some())
+        };
+        if texts.iter().all(is_encoded) {
+            return Ok(());
+        }
+        let Some(first) = requests.first() else { return Ok(()) };
+        let Ok(adapted) = self.read_prompts(first).and_then(|prompts| self.adapt(&prompts.loras)) else {
+            return Ok(());
+        };
+        let tensors = adapted.tensors(self.checkpoint);
+        observer.phase(Phase::Load);
+        *self.text_encoder.borrow_mut() = Some(Rc::new(self.load_text_encoder(first, tensors)?));
+        for request in requests.iter().filter(|request| request.clip_skip == first.clip_skip) {
+            if observer.stopped() {
+                break;
+            }
+            if let Ok(prompts) = self.read_prompts(request)
+                && prompts.loras == adapted.loras()
+            {
+                let _ = self.encode(request, &prompts, tensors, observer, &mut Timings::default());
+            }
+        }
+        *self.text_encoder.borrow_mut() = None;
+        Ok(())
+    }
+
+    /// The text encoder without the layers that `request` skips.
+    fn load_text_encoder(&self, request: &Request, tensors: &TensorSet) -> Result<TextEncoder> {
+        let mut config = self.clip_config.clone();
+        config.num_hidden_layers -= request.clip_skip - 1;
+        TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config).context(Unusable)
     }
 
     /// Loads, runs and drops the text encoder, unless the last request had the same prompts.
@@ -340,23 +403,34 @@ impl<'a> Pipeline<'a> {
         observer: &mut dyn Observer,
         timings: &mut Timings,
     ) -> Result<Tensor> {
-        if let Some(embeddings) = self.encoded.borrow().as_ref().and_then(|last| last.embeddings.clone()) {
+        let text = Text::of(request, self.guided(request));
+        let known = self
+            .encoded
+            .borrow()
+            .iter()
+            .find(|known| known.text == text)
+            .and_then(|known| known.embeddings.clone());
+        if let Some(embeddings) = known {
             return Ok(embeddings);
         }
-        observer.phase(Phase::Load);
-        let start = Instant::now();
-        let mut config = self.clip_config.clone();
-        config.num_hidden_layers -= request.clip_skip - 1;
-        let text_encoder = TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config);
-        let text_encoder = text_encoder.context(Unusable)?;
-        timings.load += start.elapsed();
+        let ahead = self.text_encoder.borrow().clone();
+        let text_encoder = match ahead {
+            Some(text_encoder) => text_encoder,
+            None => {
+                observer.phase(Phase::Load);
+                let start = Instant::now();
+                let loaded = self.load_text_encoder(request, tensors)?;
+                timings.load += start.elapsed();
+                Rc::new(loaded)
+            }
+        };
 
         observer.phase(Phase::Encode);
         let start = Instant::now();
         let embeddings = prompts.encode(&text_encoder, &self.tokenizer)?;
         timings.encode = start.elapsed();
-        if let Some(encoded) = self.encoded.borrow_mut().as_mut() {
-            encoded.embeddings = Some(embeddings.clone());
+        if let Some(known) = self.encoded.borrow_mut().iter_mut().find(|known| known.text == text) {
+            known.embeddings = Some(embeddings.clone());
         }
         Ok(embeddings)
     }
@@ -421,6 +495,14 @@ fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
         values.iter().all(|value| value.is_finite()),
         "the picture holds values that are no numbers: the model or its precision is unsuited to these settings"
     );
-    let pixels = values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8);
-    RgbImage::from_raw(width as u32, height as u32, pixels.collect()).context("the picture has an odd size")
+    let pixels: Vec<u8> =
+        values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
+    ensure!(
+        pixels.chunks_exact(3).any(|pixel| *pixel != pixels[..3]),
+        "the picture is all one color ({}, {}, {}): the model or its precision is unsuited to these settings",
+        pixels[0],
+        pixels[1],
+        pixels[2]
+    );
+    RgbImage::from_raw(width as u32, height as u32, pixels).context("the picture has an odd size")
 }

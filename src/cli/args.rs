@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::batch::args::{BATCH_NOTES, BatchArgs, VERIFY_NOTES, VerifyArgs};
 use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
-use crate::request::{Draft, Lora, Precision, PromptSyntax, Rng, Sampler, Schedule};
+use super::printer::{Printer, Verbosity};
+use crate::request::{self, Draft, Lora, Precision, PromptSyntax, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -61,6 +63,12 @@ pub enum Command {
     /// Draw one or more pictures (the default)
     #[command(after_help = EXAMPLES, after_long_help = long_help_end())]
     Generate(Box<GenerateArgs>),
+    /// Draw every picture of a list
+    #[command(after_help = BATCH_NOTES)]
+    Batch(Box<BatchArgs>),
+    /// Draw every picture of a list and compare it with the stored one
+    #[command(after_help = VERIFY_NOTES)]
+    Verify(Box<VerifyArgs>),
     /// Show the tokens, weights and chunks of a prompt
     Tokens(TokensArgs),
     /// Show how a picture was made, or what a model is made of
@@ -90,15 +98,51 @@ pub struct GenerateArgs {
     #[arg(value_name = "PROMPT")]
     pub prompt: Vec<String>,
 
-    /// What not to draw
-    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
-    pub negative: Option<String>,
+    #[command(flatten)]
+    pub picture: PictureArgs,
 
     /// Repeat a picture from the parameters embedded in it; flags given here win
     ///
     /// Reads PNG files of pochade and of AUTOMATIC1111's web UI.
     #[arg(long, value_name = "IMAGE.png", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
     pub from: Option<PathBuf>,
+
+    /// Number of pictures; picture k of the run uses seed + k, counting from 0
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Picture")]
+    pub count: u32,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// A file, a folder, a pattern with {seed} {index} {slug} {model}, or - for stdout [default: {slug}-{seed}.png]
+    ///
+    /// {index} counts from 1; {index:03} and {seed:010} pad with zeros; {{ is a brace. Several pictures with
+    /// one plain name get -1, -2, … before the extension, and so does a name that is taken.
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Overwrite existing files instead of choosing another name
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+
+    /// Also draw each picture in the terminal
+    #[arg(long, conflicts_with = "json", help_heading = "Output")]
+    pub show: bool,
+
+    /// Print one JSON object per picture instead of its path
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+/// What a picture is asked to be, whichever command draws it.
+#[derive(Debug, Args)]
+pub struct PictureArgs {
+    /// What not to draw
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
+    pub negative: Option<String>,
 
     /// How prompts are understood: AUTOMATIC1111's weights, BREAK and tags, or every sign a token [default: weighted]
     ///
@@ -136,12 +180,8 @@ pub struct GenerateArgs {
     #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true, help_heading = "Picture")]
     pub seed: Option<u64>,
 
-    /// Number of pictures; picture k of the run uses seed + k, counting from 0
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Picture")]
-    pub count: u32,
-
     /// Whose random numbers a seed stands for: torch (diffusers), philox (CUDA, AUTOMATIC1111) [default: torch]
-    #[arg(long, value_name = "NAME", value_parser = named::<Rng>(Rng::NAMES), hide_possible_values = true, help_heading = "Picture")]
+    #[arg(hide_short_help = true, long, value_name = "NAME", value_parser = named::<Rng>(Rng::NAMES), hide_possible_values = true, help_heading = "Picture")]
     pub rng: Option<Rng>,
 
     /// Denoising steps, 1 to 1000 [default: the model's]
@@ -161,17 +201,14 @@ pub struct GenerateArgs {
     pub schedule: Option<Schedule>,
 
     /// Share of fresh noise in each step of the sampler ddim, 0 to 1 [default: 0]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Sampling")]
+    #[arg(
+        hide_short_help = true,
+        long,
+        value_name = "SHARE",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
     pub eta: Option<f64>,
-
-    /// A diffusers folder, an LDM, GGUF or pochade file, a pulled model's id or alias, or `pocket` (built in)
-    ///
-    /// Without it: $POCHADE_MODEL, else `sd15` if it has been pulled, else `pocket`. See `pochade models`.
-    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
-    pub model: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub parts: PartArgs,
 
     /// LoRA, LoHa or LoKr to merge, with its weight [default: 1]; several add up
     #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, help_heading = "Model")]
@@ -180,6 +217,19 @@ pub struct GenerateArgs {
     /// Folder of the LoRAs that prompts name as <lora:name:weight>
     #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Model")]
     pub lora_dir: Option<PathBuf>,
+}
+
+/// The model and where it computes.
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    /// A diffusers folder, an LDM, GGUF or pochade file, a pulled model's id or alias, or `pocket` (built in)
+    ///
+    /// Without it: $POCHADE_MODEL, else `sd15` if it has been pulled, else `pocket`. See `pochade models`.
+    #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    pub model: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub parts: PartArgs,
 
     /// Where to compute; auto is the GPU this build supports, else the CPU
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
@@ -192,26 +242,11 @@ pub struct GenerateArgs {
     /// CPU threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     pub threads: Option<u16>,
+}
 
-    /// A file, a folder, a pattern with {seed} {index} {slug} {model}, or - for stdout [default: {slug}-{seed}.png]
-    ///
-    /// {index} counts from 1; {index:03} and {seed:010} pad with zeros; {{ is a brace. Several pictures with
-    /// one plain name get -1, -2, … before the extension, and so does a name that is taken.
-    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath, help_heading = "Output")]
-    pub output: Option<PathBuf>,
-
-    /// Overwrite existing files instead of choosing another name
-    #[arg(long, help_heading = "Output")]
-    pub force: bool,
-
-    /// Also draw each picture in the terminal
-    #[arg(long, conflicts_with = "json", help_heading = "Output")]
-    pub show: bool,
-
-    /// Print one JSON object per picture instead of its path
-    #[arg(long, help_heading = "Output")]
-    pub json: bool,
-
+/// How much is said on stderr.
+#[derive(Debug, Args)]
+pub struct TalkArgs {
     /// Print nothing on stderr but errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
     pub quiet: bool,
@@ -221,11 +256,11 @@ pub struct GenerateArgs {
     pub verbose: bool,
 
     /// Show no progress (it only ever shows on a terminal)
-    #[arg(long, help_heading = "Output")]
+    #[arg(hide_short_help = true, long, help_heading = "Output")]
     pub no_progress: bool,
 }
 
-impl GenerateArgs {
+impl PictureArgs {
     /// The part of a request that the flags spell out.
     pub fn draft(&self) -> Draft {
         Draft {
@@ -280,6 +315,18 @@ pub struct TokensArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl TalkArgs {
+    /// With `json` a program listens, and there is no progress.
+    pub fn printer(&self, json: bool) -> Printer {
+        let verbosity = match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, true) => Verbosity::Verbose,
+            _ => Verbosity::Normal,
+        };
+        Printer::new(verbosity, !self.no_progress && !json)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -385,14 +432,12 @@ where
     PossibleValuesParser::new(names).try_map(T::try_from)
 }
 
-fn parse_seed(text: &str) -> Result<u64, String> {
+pub fn parse_seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("expected a whole number from 0 to {}", u64::MAX))
 }
 
-fn parse_size(text: &str) -> Result<(usize, usize), String> {
-    text.split_once(['x', 'X'])
-        .and_then(|(width, height)| Some((width.trim().parse().ok()?, height.trim().parse().ok()?)))
-        .ok_or_else(|| "expected WIDTHxHEIGHT, e.g. 512x768".to_owned())
+pub fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    request::parse_size(text).ok_or_else(|| "expected WIDTHxHEIGHT, e.g. 512x768".to_owned())
 }
 
 #[cfg(test)]

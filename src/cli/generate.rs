@@ -11,7 +11,7 @@ use super::args::{GenerateArgs, PrecisionChoice};
 use super::exit::{Exit, Failure, OrExit};
 use super::model::{Choice, Rule};
 use super::output::{self, Target};
-use super::printer::{self, Printer, Verbosity};
+use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
 use super::signals::Signals;
@@ -26,7 +26,7 @@ use crate::{memory, png};
 /// # Errors
 /// What ends the run before the first picture; a picture that fails is reported and counted instead.
 pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
-    let printer = printer(args);
+    let printer = args.talk.printer(args.json);
     let target = Target::parse(args.output.as_deref()).or_exit(Exit::Usage)?;
     target.check_stdout(args.json, args.count)?;
     if args.show && !io::stdout().is_terminal() {
@@ -34,14 +34,14 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     }
     let embedded = args.from.as_deref().map(read_embedded).transpose()?;
     let draft = draft(args, embedded.as_ref())?;
-    let device = backend::device(args.device)?;
-    let precision = precision(args.precision, embedded.as_ref(), &device, &printer)?;
-    backend::start_threads(args.threads)?;
+    let device = backend::device(args.compute.device)?;
+    let precision = precision(args.compute.precision, embedded.as_ref(), &device, &printer)?;
+    backend::start_threads(args.compute.threads)?;
 
-    let choice = Choice::new(args.model.as_deref(), embedded.as_ref().and_then(Embedded::model));
+    let choice = Choice::new(args.compute.model.as_deref(), embedded.as_ref().and_then(Embedded::model));
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     let mut checkpoint = choice.open()?;
-    args.parts.apply(&mut checkpoint)?;
+    args.compute.parts.apply(&mut checkpoint)?;
     let request = draft.resolve(&checkpoint.defaults()).or_exit(Exit::Usage)?;
     check_last_seed(&request, args.count)?;
     let paths = target.paths(&request, args.count, checkpoint.name());
@@ -193,17 +193,9 @@ impl Run<'_> {
     }
 }
 
-fn components(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
+/// The components that are not the model's own, as a picture's record names them.
+pub fn components(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
     checkpoint.replaced().iter().map(|(part, file)| (part.name().to_owned(), file.clone())).collect()
-}
-
-fn printer(args: &GenerateArgs) -> Printer {
-    let verbosity = match (args.quiet, args.verbose) {
-        (true, _) => Verbosity::Quiet,
-        (_, true) => Verbosity::Verbose,
-        _ => Verbosity::Normal,
-    };
-    Printer::new(verbosity, !args.no_progress && !args.json)
 }
 
 fn read_embedded(path: &Path) -> Result<Embedded, Failure> {
@@ -221,7 +213,7 @@ fn read_embedded(path: &Path) -> Result<Embedded, Failure> {
 fn draft(args: &GenerateArgs, embedded: Option<&Embedded>) -> Result<Draft, Failure> {
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
-    Ok(Draft { prompt, ..args.draft() }.over(below))
+    Ok(Draft { prompt, ..args.picture.draft() }.over(below))
 }
 
 /// The flag, else the picture's precision if this device has it, else the device's own.
@@ -268,7 +260,13 @@ fn check_last_seed(request: &Request, count: u32) -> Result<(), Failure> {
     }
 }
 
-fn say_which_model(printer: &Printer, choice: &Choice, checkpoint: &Checkpoint, embedded: Option<&Embedded>) {
+/// Names the model where the user might expect another one.
+pub fn say_which_model(
+    printer: &Printer,
+    choice: &Choice,
+    checkpoint: &Checkpoint,
+    embedded: Option<&Embedded>,
+) {
     let name = checkpoint.name();
     match choice.rule {
         Rule::Default => printer

@@ -2,6 +2,7 @@
 
 mod args;
 mod backend;
+mod batch;
 mod bench;
 mod completions;
 mod convert;
@@ -25,6 +26,7 @@ mod signals;
 mod slug;
 mod template;
 mod tokens;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -57,6 +59,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
         Some(Command::Tokens(args)) => tokens::run(&args),
+        Some(Command::Batch(args)) => batch::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),

@@ -12,15 +12,15 @@ use crate::request::SIZE_STEP;
 #[derive(Debug, Default, Args)]
 pub struct PartArgs {
     /// Autoencoder to use instead of the model's: a .safetensors or GGUF file or a diffusers folder
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    #[arg(hide_short_help = true, long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
     pub vae: Option<PathBuf>,
 
     /// Tiny autoencoder (TAESD) to decode with: faster and smaller, slightly softer pictures
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, conflicts_with = "vae", help_heading = "Model")]
+    #[arg(hide_short_help = true, long, value_name = "FILE", value_hint = ValueHint::AnyPath, conflicts_with = "vae", help_heading = "Model")]
     pub taesd: Option<PathBuf>,
 
     /// Text encoder to use instead of the model's, e.g. for a file that holds only a UNet
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
+    #[arg(hide_short_help = true, long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
     pub text_encoder: Option<PathBuf>,
 }
 

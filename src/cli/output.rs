@@ -48,11 +48,14 @@ impl Target {
         if path.is_dir() || ends_as_folder {
             return Self::default_name(path.to_owned());
         }
-        check_format(path)?;
+        check_format(path).context("--output")?;
         let Some(text) = path.to_str() else { return Ok(Self::File(path.to_owned())) };
         let name = Template::parse(text).context("--output")?;
+        if name.names_id() {
+            bail!("--output: {{id}} is for the items of a list (`pochade batch`)");
+        }
         if name.is_constant() {
-            let unescaped = name.fill(&Values { seed: 0, index: 0, slug: "", model: "" });
+            let unescaped = name.fill(&Values { seed: 0, index: 0, slug: "", model: "", id: "" });
             return Ok(Self::File(unescaped.into()));
         }
         Ok(Self::Pattern { folder: PathBuf::new(), name })
@@ -93,7 +96,7 @@ impl Target {
             Self::File(path) => Some(path.clone()),
             Self::Pattern { folder, name } => {
                 let seed = request.seed.saturating_add(u64::from(index - 1));
-                let values = Values { seed, index: u64::from(index), slug: &slug, model: &model };
+                let values = Values { seed, index: u64::from(index), slug: &slug, model: &model, id: "" };
                 Some(folder.join(name.fill(&values)))
             }
         };
@@ -128,10 +131,10 @@ pub fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_format(path: &Path) -> Result<()> {
+pub fn check_format(path: &Path) -> Result<()> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     if OTHER_FORMATS.contains(&extension.as_str()) {
-        bail!("--output {}: only PNG is written; name it .png", path.display());
+        bail!("{}: only PNG is written; name it .png", path.display());
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ pub struct Progress<'a> {
     printer: Printer,
     bar: ProgressBar,
     denoising_since: Instant,
+    patient: bool,
 }
 
 impl<'a> Progress<'a> {
@@ -25,7 +26,13 @@ impl<'a> Progress<'a> {
         let target =
             if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target).with_prefix(prefix);
-        Self { signals, printer, bar, denoising_since: Instant::now() }
+        Self { signals, printer, bar, denoising_since: Instant::now(), patient: false }
+    }
+
+    /// A signal never ends the process on the spot, because there is something to say before.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { patient: true, ..self }
     }
 
     /// Shows that something of unknown length goes on.
@@ -51,7 +58,7 @@ impl<'a> Progress<'a> {
 impl Observer for Progress<'_> {
     fn phase(&mut self, phase: Phase) {
         // Loading and decoding have no steps to stop at, and nothing is on disk yet.
-        self.signals.exit_at_once(matches!(phase, Phase::Load | Phase::Decode));
+        self.signals.exit_at_once(!self.patient && matches!(phase, Phase::Load | Phase::Decode));
         let doing = match phase {
             Phase::Load => "loading the model",
             Phase::Encode => "encoding the prompt",
@@ -69,6 +76,10 @@ impl Observer for Progress<'_> {
 
     fn inform(&mut self, message: &str) {
         self.bar.suspend(|| self.printer.status(message));
+    }
+
+    fn stopped(&self) -> bool {
+        self.signals.received().is_some()
     }
 
     fn step(&mut self, step: &Step<'_>) -> ControlFlow<()> {

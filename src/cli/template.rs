@@ -12,6 +12,8 @@ pub struct Values<'a> {
     pub index: u64,
     pub slug: &'a str,
     pub model: &'a str,
+    /// What a list calls the item; empty where there is none.
+    pub id: &'a str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,8 @@ enum Placeholder {
     Index,
     Slug,
     Model,
+    Id,
+    Thousand,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +80,11 @@ impl Template {
         self.0.iter().all(|piece| matches!(piece, Piece::Text(_)))
     }
 
+    /// True when the list's name of the item is part of it.
+    pub fn names_id(&self) -> bool {
+        self.0.iter().any(|piece| matches!(piece, Piece::Value { placeholder: Placeholder::Id, .. }))
+    }
+
     pub fn fill(&self, values: &Values<'_>) -> String {
         let mut filled = String::new();
         for piece in &self.0 {
@@ -87,6 +96,10 @@ impl Template {
                     Placeholder::Index => write!(filled, "{:0width$}", values.index),
                     Placeholder::Slug => filled.write_str(values.slug),
                     Placeholder::Model => filled.write_str(values.model),
+                    Placeholder::Id => filled.write_str(values.id),
+                    Placeholder::Thousand => {
+                        write!(filled, "{:0width$}", values.index.saturating_sub(1) / 1000)
+                    }
                 },
             };
         }
@@ -104,14 +117,18 @@ fn placeholder(text: &str) -> Result<Piece> {
         "index" => Placeholder::Index,
         "slug" => Placeholder::Slug,
         "model" => Placeholder::Model,
-        _ => bail!("unknown placeholder '{{{text}}}' (one of: {{seed}}, {{index}}, {{slug}}, {{model}})"),
+        "id" => Placeholder::Id,
+        "thousand" => Placeholder::Thousand,
+        _ => bail!(
+            "unknown placeholder '{{{text}}}' (one of: {{seed}}, {{index}}, {{thousand}}, {{slug}}, {{model}}, {{id}})"
+        ),
     };
     let width = match width {
         None => 0,
         Some(width) => {
             ensure!(
-                matches!(placeholder, Placeholder::Seed | Placeholder::Index),
-                "placeholder '{{{text}}}': only {{seed}} and {{index}} have a width"
+                matches!(placeholder, Placeholder::Seed | Placeholder::Index | Placeholder::Thousand),
+                "placeholder '{{{text}}}': only {{seed}}, {{index}} and {{thousand}} have a width"
             );
             let width = width.parse().ok().filter(|&width| width <= MAX_WIDTH);
             width.with_context(|| {
@@ -129,7 +146,7 @@ mod tests {
     use super::*;
 
     fn fill(pattern: &str) -> String {
-        let values = Values { seed: 42, index: 7, slug: "a-cat", model: "pocket" };
+        let values = Values { seed: 42, index: 7, slug: "a-cat", model: "pocket", id: "no7" };
         Template::parse(pattern).unwrap().fill(&values)
     }
 
@@ -139,6 +156,7 @@ mod tests {
         assert_eq!(fill("out/{model}/{index:03}.png"), "out/pocket/007.png");
         assert_eq!(fill("{index:3}{seed:0}é"), "00742é");
         assert_eq!(fill("{{{seed}}}.png"), "{42}.png");
+        assert_eq!(fill("{thousand:04}/{id}.png"), "0000/no7.png");
         assert_eq!(fill(""), "");
     }
 
@@ -154,7 +172,7 @@ mod tests {
             ("{prompt}.png", "unknown placeholder '{prompt}'"),
             ("{}.png", "unknown placeholder '{}'"),
             ("{seed", "not closed in '{seed'"),
-            ("{slug:3}", "only {seed} and {index}"),
+            ("{slug:3}", "only {seed}, {index} and"),
             ("{seed:x}", "'{seed:x}'"),
             ("{seed:99999999999999999999}", "up to 20"),
         ] {

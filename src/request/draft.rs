@@ -143,8 +143,11 @@ impl From<Request> for Draft {
     }
 }
 
-/// 32 bits, because PyTorch's CPU generator uses no more: the seed means the same everywhere.
-fn drawn_seed() -> Result<u64> {
+/// A seed from the system: 32 bits, because PyTorch's CPU generator uses no more: the seed means the same everywhere.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn drawn_seed() -> Result<u64> {
     let seed = getrandom::u32().context("the system gives no random seed; pass one with --seed")?;
     Ok(u64::from(seed))
 }

@@ -2,6 +2,7 @@
 
 mod draft;
 mod files;
+pub mod list;
 mod parameters;
 mod record;
 
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-pub use draft::Draft;
+pub use draft::{Draft, drawn_seed};
 pub use files::{FileKind, Fingerprint, Lora, UsedFile};
 pub use parameters::{Parameters, parse_parameters, print_parameters};
 pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};
@@ -232,6 +233,12 @@ impl Request {
         ensure!(self.clip_skip >= 1, "clip skip 0 is out of range: 1 uses all layers, 2 leaves out the last");
         self.lora.iter().try_for_each(Lora::validate)
     }
+}
+
+/// The sides in `512x768`.
+pub fn parse_size(text: &str) -> Option<(usize, usize)> {
+    let (width, height) = text.split_once(['x', 'X'])?;
+    Some((width.trim().parse().ok()?, height.trim().parse().ok()?))
 }
 
 fn validate_side(side: &str, pixels: usize) -> Result<()> {

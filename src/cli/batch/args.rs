@@ -1,0 +1,128 @@
+//! What can be typed after `pochade batch` and `pochade verify`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+
+use super::shard::Shard;
+use crate::cli::args::{ComputeArgs, PictureArgs, TalkArgs};
+
+/// The file names of a list's pictures.
+pub const DEFAULT_NAME: &str = "{index:05}-{slug}.png";
+
+pub const BATCH_NOTES: &str = "\
+A FILE.txt has a prompt on each line; blank lines and lines that begin with # are left out. A FILE.jsonl has \
+a JSON object on each line, whose keys are the long flags of `pochade generate`, prompt, id and output:
+  {\"prompt\": \"a red apple\", \"seed\": 7, \"size\": \"64x64\", \"id\": \"apple\"}
+What a line leaves open is taken from the flags, else from the model. An item without a seed has --seed plus \
+its index in the whole list, counting from 0.
+
+Examples:
+  pochade batch prompts.txt --out-dir pictures --seed 1
+  pochade batch items.jsonl --out-dir out -o '{id}.png' --skip-existing --results results.jsonl
+  pochade batch million.txt --out-dir out -o '{thousand:04}/{index:07}.png' --seed 1 --shard 17/1000";
+
+pub const VERIFY_NOTES: &str = "\
+The list is read as `pochade batch` reads it, and pictures have the same names.
+
+Examples:
+  pochade verify smoke.jsonl --against smoke --update
+  pochade verify smoke.jsonl --against smoke --min-psnr 35";
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// A list of pictures: FILE.jsonl, FILE.txt, or - for stdin
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub list: PathBuf,
+
+    #[command(flatten)]
+    pub picture: PictureArgs,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+
+    /// Names of the pictures, with {index} {thousand} {seed} {slug} {model} {id}; a line's own output wins
+    ///
+    /// {index} is the item's place in the whole list, counting from 1, and {thousand} a number that changes
+    /// every thousand items, for folders; {index:05} pads with zeros; {{ is a brace.
+    #[arg(short, long, value_name = "PATTERN", default_value = DEFAULT_NAME, help_heading = "Output")]
+    pub output: String,
+
+    /// Print one JSON object per item
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub talk: TalkArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BatchArgs {
+    #[command(flatten)]
+    pub list: ListArgs,
+
+    /// Folder of the pictures, made when it is missing
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = ".", help_heading = "Output")]
+    pub out_dir: PathBuf,
+
+    /// Keep pictures that exist and were made from the same request by the same model
+    ///
+    /// One made from another request is an error, or drawn again with --force.
+    #[arg(long, help_heading = "Output")]
+    pub skip_existing: bool,
+
+    /// Overwrite existing files
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+
+    /// Let items name files outside of --out-dir
+    #[arg(long, help_heading = "Output")]
+    pub allow_absolute: bool,
+
+    /// Append one JSON object per item to a file as soon as the item has ended
+    #[arg(long, value_name = "FILE.jsonl", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub results: Option<PathBuf>,
+
+    /// Draw the next item when one has failed [default]
+    #[arg(long, conflicts_with = "fail_fast", help_heading = "Run")]
+    pub keep_going: bool,
+
+    /// End the run with the first item that fails
+    #[arg(long, help_heading = "Run")]
+    pub fail_fast: bool,
+
+    /// Draw only part I of N: the items I, I + N, I + 2 N, … of the list
+    #[arg(long, value_name = "I/N", help_heading = "Run")]
+    pub shard: Option<Shard>,
+
+    /// Check the list, print what would be drawn and load no weights
+    #[arg(long, conflicts_with_all = ["results"], help_heading = "Run")]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub list: ListArgs,
+
+    /// Folder of the stored pictures
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Comparison")]
+    pub against: PathBuf,
+
+    /// The smallest peak signal-to-noise ratio that passes, in dB
+    #[arg(long, value_name = "DB", default_value_t = 35.0, value_parser = decibels, help_heading = "Comparison")]
+    pub min_psnr: f64,
+
+    /// Folder for a picture of each failure: expected, got and difference side by side
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "pochade-diff", help_heading = "Comparison")]
+    pub diff_dir: PathBuf,
+
+    /// Write the pictures to --against instead of comparing
+    #[arg(long, help_heading = "Comparison")]
+    pub update: bool,
+}
+
+fn decibels(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "expected a number of dB, e.g. 35".to_owned())
+}

@@ -1,0 +1,80 @@
+//! Whether a picture on disk is the one an item asks for.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use crate::png;
+use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
+
+/// What pictures of a run are made by. Kernel and device are part of the record but not of the comparison: a
+/// run that is resumed on another machine keeps what the first one finished.
+pub struct Maker {
+    pub model: String,
+    /// Those that are not the model's own.
+    pub components: BTreeMap<String, String>,
+    pub precision: Precision,
+    pub kernel: String,
+    pub device: &'static str,
+}
+
+impl Maker {
+    /// `files` are those beside the model that the picture was made with.
+    pub fn record(&self, request: Request, files: Vec<UsedFile>) -> Record<Request> {
+        Record {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.model.clone(),
+            components: self.components.clone(),
+            precision: self.precision,
+            kernel: self.kernel.clone(),
+            device: self.device.to_owned(),
+            files,
+            request,
+        }
+    }
+}
+
+/// What is where a picture goes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Existing {
+    Nothing,
+    /// A whole picture of the same request and model.
+    Same,
+    /// Another picture or file, and in which way.
+    Other(String),
+    /// What can't be replaced by a picture.
+    NoFile,
+}
+
+/// Looks at `path`, where a picture of `request` made with `files` should be.
+pub fn look(path: &Path, request: &Request, files: &[UsedFile], maker: &Maker) -> Existing {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Existing::Nothing,
+        Err(error) => return Existing::Other(format!("can't be looked at: {error}")),
+        Ok(_) if path.is_file() => {}
+        Ok(_) => return Existing::NoFile,
+    }
+    let header = match png::read_header(path) {
+        Ok(header) => header,
+        Err(_) => return Existing::Other("is no finished picture".to_owned()),
+    };
+    let record = match Embedded::find(header.chunks()) {
+        Ok(Some(Embedded::Record(record))) => record,
+        Ok(_) => return Existing::Other("does not say how it was made".to_owned()),
+        Err(_) => return Existing::Other("was made by another version".to_owned()),
+    };
+    if record.model != maker.model || record.precision != maker.precision {
+        let (model, precision) = (record.model, record.precision);
+        return Existing::Other(format!("was made by {model} in {precision}"));
+    }
+    if record.components != maker.components {
+        return Existing::Other("was made with other components".to_owned());
+    }
+    if record.files != files {
+        return Existing::Other("was made with other LoRA or embedding files".to_owned());
+    }
+    if record.request != Draft::from(request.clone()) {
+        return Existing::Other("was made from another request".to_owned());
+    }
+    Existing::Same
+}

@@ -1,0 +1,220 @@
+//! `pochade verify`: draws the pictures of a list again and tells how far they are from the stored ones.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+use serde::Serialize;
+
+use super::batch::args::VerifyArgs;
+use super::batch::place::{self, Place};
+use super::batch::plan::{self, Planned};
+use super::batch::{Session, Shard, Source};
+use super::exit::{Exit, Failure, OrExit};
+use super::printer::{self, Printer};
+use super::progress::Progress;
+use super::report::shown;
+use super::signals::Signals;
+use crate::compare::{compare, side_by_side};
+use crate::pipeline::{Interrupted, Picture, Pipeline, Unusable};
+use crate::png;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Same,
+    Close,
+    Differs,
+    OtherSize,
+    Missing,
+    Failed,
+    Updated,
+}
+
+impl Verdict {
+    fn passes(self) -> bool {
+        matches!(self, Self::Same | Self::Close | Self::Updated)
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Close => "close",
+            Self::Differs => "DIFFERS",
+            Self::OtherSize => "OTHER SIZE",
+            Self::Missing => "MISSING",
+            Self::Failed => "FAILED",
+            Self::Updated => "updated",
+        }
+    }
+}
+
+/// One row of the table, and one line of `--json`.
+#[derive(Debug, Serialize)]
+struct Row {
+    item: String,
+    path: String,
+    /// In dB; null where there is nothing to compare or no difference.
+    psnr: Option<f64>,
+    largest_difference: Option<u8>,
+    verdict: Verdict,
+    /// The picture of the difference.
+    diff: Option<String>,
+    error: Option<String>,
+}
+
+impl Row {
+    fn new(item: &Planned, verdict: Verdict) -> Self {
+        let name = item.path.file_stem().unwrap_or_default().to_string_lossy();
+        Self {
+            item: item.id.clone().unwrap_or_else(|| name.into_owned()),
+            path: shown(&item.path),
+            psnr: None,
+            largest_difference: None,
+            verdict,
+            diff: None,
+            error: None,
+        }
+    }
+
+    fn text(&self, width: usize) -> String {
+        let psnr = match (self.verdict, self.psnr) {
+            (Verdict::Same, _) => "inf".to_owned(),
+            (_, Some(psnr)) => format!("{psnr:.1}"),
+            (_, None) => "-".to_owned(),
+        };
+        let largest = self.largest_difference.map_or_else(|| "-".to_owned(), |level| level.to_string());
+        let detail =
+            self.error.as_ref().or(self.diff.as_ref()).map_or_else(String::new, |text| format!("  {text}"));
+        format!("{:width$}  {psnr:>8}  {largest:>7}  {}{detail}", self.item, self.verdict.text())
+    }
+}
+
+/// Compares, or stores with `--update`.
+///
+/// # Errors
+/// What ends the run before the first picture; one that falls short is a row of the table instead.
+pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
+    let printer = args.list.talk.printer(args.list.json);
+    let place =
+        Place::new(&args.against, &args.list.output, false).context("--output").or_exit(Exit::Usage)?;
+    let mut source = Source::open(&args.list.list)?;
+    let session = Session::open(&args.list, printer)?;
+    let pipeline = session.pipeline()?;
+    let seed = args.list.picture.seed;
+    let planner = session.planner(&args.list, seed.unwrap_or_default(), place);
+    let name = source.name.clone();
+    let mut items = Vec::new();
+    let plan = plan::plan(&name, source.list()?, &planner, Shard::WHOLE, |item| {
+        items.push(item.clone());
+        pipeline.check(&item.request).map(|_| ()).map_err(|error| format!("{error:#}"))
+    })?;
+    if let (Some(line), None) = (plan.unseeded, seed) {
+        return Err(Failure::usage(format!("{name}: line {line}: it has no seed, so no picture to expect"))
+            .hint("give the line a seed, or pass --seed N"));
+    }
+    if args.update {
+        for folder in &plan.folders {
+            place::check_folder(folder, true).or_exit(Exit::Usage)?;
+        }
+    } else if !args.against.is_dir() {
+        return Err(Failure::usage(format!("--against {}: it is not a folder", args.against.display()))
+            .hint("store the pictures first, with --update"));
+    }
+    let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
+    let verify = Verify { args, printer, signals: &signals, session: &session, pipeline: &pipeline };
+    verify.items(&items)
+}
+
+struct Verify<'a> {
+    args: &'a VerifyArgs,
+    printer: Printer,
+    signals: &'a Signals,
+    session: &'a Session,
+    pipeline: &'a Pipeline<'a>,
+}
+
+impl Verify<'_> {
+    fn items(&self, items: &[Planned]) -> Result<Exit, Failure> {
+        let mut rows = Vec::new();
+        for item in items {
+            let row = match self.row(item) {
+                Ok(row) => row,
+                Err(error) if error.is::<Interrupted>() => {
+                    return Ok(self.signals.received().unwrap_or(Exit::Interrupted));
+                }
+                Err(error) if error.is::<Unusable>() => return Err(error).or_exit(Exit::Model),
+                Err(error) => Row { error: Some(format!("{error:#}")), ..Row::new(item, Verdict::Failed) },
+            };
+            if self.args.list.json {
+                let json = serde_json::to_string(&row).or_exit(Exit::PictureFailed)?;
+                printer::stdout_line(&json).or_exit(Exit::PictureFailed)?;
+            }
+            rows.push(row);
+        }
+        let failed = rows.iter().filter(|row| !row.verdict.passes()).count();
+        if !self.args.list.json {
+            let width = rows.iter().map(|row| row.item.chars().count()).max().unwrap_or(0).max(4);
+            let head = format!("{:width$}  {:>8}  {:>7}  verdict", "item", "PSNR/dB", "largest");
+            let lines: Vec<String> =
+                std::iter::once(head).chain(rows.iter().map(|row| row.text(width))).collect();
+            printer::stdout_line(&lines.join("\n")).or_exit(Exit::PictureFailed)?;
+        }
+        if failed == 0 {
+            return Ok(Exit::Done);
+        }
+        let (all, least) = (rows.len(), self.args.min_psnr);
+        Err(Failure::new(
+            Exit::PictureFailed,
+            format!(
+                "{failed} of {all} pictures fall short of the stored ones (at least {least} dB is asked for)"
+            ),
+        )
+        .hint("when the change is meant, store the new pictures with --update"))
+    }
+
+    fn row(&self, item: &Planned) -> Result<Row> {
+        let expected = match self.args.update {
+            true => None,
+            false if !item.path.exists() => return Ok(Row::new(item, Verdict::Missing)),
+            false => Some(read(&item.path)?),
+        };
+        let mut progress = Progress::new(self.signals, self.printer, format!("{} ", item.path.display()));
+        let picture = self.pipeline.generate(&item.request, &mut progress);
+        progress.finish();
+        let Picture { rgb, files, .. } = picture?;
+        self.signals.exit_at_once(false);
+        let Some(expected) = expected else {
+            let record = self.session.maker(self.pipeline).record(item.request.clone(), files);
+            png::save(&png::encode(&rgb, &record.text_chunks()?)?, &item.path, true)?;
+            return Ok(Row::new(item, Verdict::Updated));
+        };
+        let mut row = Row::new(item, Verdict::OtherSize);
+        if let Some(difference) = compare(&expected, &rgb) {
+            row.psnr = difference.psnr.is_finite().then_some(difference.psnr);
+            row.largest_difference = Some(difference.largest);
+            row.verdict = match difference.psnr {
+                f64::INFINITY => Verdict::Same,
+                psnr if psnr >= self.args.min_psnr => Verdict::Close,
+                _ => Verdict::Differs,
+            };
+        }
+        if !row.verdict.passes() {
+            row.diff = Some(shown(&self.write_difference(item, &expected, &rgb)?));
+        }
+        Ok(row)
+    }
+
+    /// Under the item's own name, so that it is found and a second run replaces it.
+    fn write_difference(&self, item: &Planned, expected: &RgbImage, got: &RgbImage) -> Result<PathBuf> {
+        let name = item.path.strip_prefix(&self.args.against).unwrap_or(&item.path);
+        let path = self.args.diff_dir.join(name);
+        place::check_folder(png::folder_of(&path), true)?;
+        png::save(&png::encode(&side_by_side(expected, got), &[])?, &path, true)
+    }
+}
+
+fn read(path: &Path) -> Result<RgbImage> {
+    let picture = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(picture.to_rgb8())
+}
