@@ -279,7 +279,7 @@ impl Request {
                 self.steps as f64 * strength >= 1.0,
                 "strength {strength} leaves none of {} steps: take more steps, or a strength of at least {}",
                 self.steps,
-                1.0 / self.steps as f64
+                (1000.0 / self.steps as f64).ceil() / 1000.0
             );
         }
         Ok(())
