@@ -17,6 +17,7 @@ pub mod layers;
 pub mod memory;
 pub mod networks;
 pub mod noise;
+pub mod picture_in;
 pub mod pipeline;
 pub mod png;
 pub mod prompt;

@@ -1,4 +1,6 @@
-//! Loading a model and running one request through it: prompt -> context, noise -> latents -> picture; no files are written here.
+//! Loading a model and running one request through it: prompt -> context, noise or a picture -> latents -> picture; no files are written here.
+
+mod given;
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -12,15 +14,17 @@ use image::RgbImage;
 use crate::adapted::Adapted;
 use crate::checkpoint::{Checkpoint, TensorSet};
 use crate::layers::{Backend, Params};
-use crate::networks::autoencoder::LatentDecoder;
+use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
+use crate::picture_in::PictureIn;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
 use crate::request::{Lora, Precision, Request, UsedFile};
 use crate::samplers::{self, Progress, Run, Trajectory};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
+use given::{Given, Start};
 
 /// Where and in which numbers a model runs.
 #[derive(Debug, Clone)]
@@ -124,7 +128,7 @@ pub struct Picture {
     /// What `rgb` was decoded from, `[1, channels, height / factor, width / factor]`.
     pub latents: Tensor,
     pub timings: Timings,
-    /// Textual inversions and LoRAs it was made with.
+    /// Textual inversions, LoRAs and pictures it was made with.
     pub files: Vec<UsedFile>,
 }
 
@@ -219,12 +223,7 @@ impl<'a> Pipeline<'a> {
     /// loaded; else what failed.
     pub fn generate(&self, request: &Request, observer: &mut dyn Observer) -> Result<Picture> {
         request.validate()?;
-        let (taken, latent) = (self.unet_config.in_channels, self.vae_config.latent_channels());
-        ensure!(
-            taken == latent,
-            "'{}' is an inpainting model (its unet takes {taken} channels), which needs a picture and a mask",
-            self.checkpoint.name()
-        );
+        let picture_in = self.picture_in(request)?;
         if !self.guided(request) && !request.negative_prompt.is_empty() {
             observer.warn(match self.unet_config.guidance_channels {
                 Some(_) => "the negative prompt has no effect: this model was distilled without one",
@@ -240,6 +239,10 @@ impl<'a> Pipeline<'a> {
             observer.warn(&warning);
         }
         let embeddings = self.encode(request, &prompts, tensors, observer, &mut timings)?;
+        let given = picture_in.as_ref().zip(request.strength);
+        let given = given
+            .map(|(picture, strength)| self.given(picture, strength, tensors, observer, &mut timings))
+            .transpose()?;
         let unet = self.network(&self.unet, observer, &mut timings, || {
             Unet::load(&Params::new(tensors, &self.backend, "unet"), self.unet_config.clone())
         })?;
@@ -253,18 +256,22 @@ impl<'a> Pipeline<'a> {
 
         observer.phase(Phase::Denoise);
         let start = Instant::now();
-        let latents = self.denoise(request, &unet, &context, observer)?;
+        let latents = self.denoise(request, given.as_ref(), &unet, &context, observer)?;
         timings.denoise = start.elapsed();
-        drop((unet, context));
+        drop((unet, context, given));
 
         let decoder = self.network(&self.decoder, observer, &mut timings, || {
             LatentDecoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
         })?;
         observer.phase(Phase::Decode);
         let start = Instant::now();
-        let rgb = to_rgb(&decoder.decode(&latents)?)?;
+        let mut rgb = to_rgb(&decoder.decode(&latents)?)?;
+        if let Some(picture_in) = &picture_in {
+            picture_in.restore(&mut rgb);
+        }
         timings.decode = start.elapsed();
-        let files = [prompts.used()?, adapted.used()?].concat();
+        let pictures = picture_in.as_ref().map_or(&[][..], PictureIn::used).to_vec();
+        let files = [prompts.used()?, adapted.used()?, pictures].concat();
         Ok(Picture { rgb, latents, timings, files })
     }
 
@@ -302,7 +309,49 @@ impl<'a> Pipeline<'a> {
     pub fn check(&self, request: &Request) -> Result<Vec<UsedFile>> {
         let prompts = self.prompts(request)?;
         let adapted = self.adapt(&prompts.loras)?;
-        Ok([prompts.used()?, adapted.used()?].concat())
+        let pictures =
+            self.picture_in(request)?.map_or_else(Vec::new, |picture_in| picture_in.used().to_vec());
+        Ok([prompts.used()?, adapted.used()?, pictures].concat())
+    }
+
+    /// Whether the UNet is one for inpainting, which sees what a mask keeps.
+    fn inpaints(&self) -> bool {
+        self.unet_config.in_channels != self.vae_config.latent_channels()
+    }
+
+    /// The picture a request starts from, read.
+    fn picture_in(&self, request: &Request) -> Result<Option<PictureIn>> {
+        ensure!(
+            request.mask.is_some() || !self.inpaints(),
+            "'{}' is an inpainting model (its unet takes {} channels), which needs a picture and a mask",
+            self.checkpoint.name(),
+            self.unet_config.in_channels
+        );
+        PictureIn::read(request)
+    }
+
+    /// Loads, runs and drops the autoencoder's encoder.
+    fn given(
+        &self,
+        picture: &PictureIn,
+        strength: f64,
+        tensors: &TensorSet,
+        observer: &mut dyn Observer,
+        timings: &mut Timings,
+    ) -> Result<Given> {
+        observer.phase(Phase::Load);
+        let start = Instant::now();
+        let encoder = LatentEncoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config);
+        let encoder = encoder.context(Unusable)?;
+        timings.load += start.elapsed();
+
+        observer.phase(Phase::Encode);
+        let start = Instant::now();
+        let factor = self.vae_config.factor();
+        let device = &self.backend.device;
+        let given = Given::encode(picture, strength, self.inpaints(), factor, &encoder, device)?;
+        timings.encode += start.elapsed();
+        Ok(given)
     }
 
     /// The request's prompts, read; unless they are known already, all others are forgotten.
@@ -435,31 +484,33 @@ impl<'a> Pipeline<'a> {
         Ok(embeddings)
     }
 
-    /// Walks from noise to latents `[1, channels, height / factor, width / factor]`.
+    /// Walks from noise, or from what is given, to latents `[1, channels, height / factor, width / factor]`.
     fn denoise(
         &self,
         request: &Request,
+        given: Option<&Given>,
         unet: &Unet,
         context: &Context,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
         let factor = self.vae_config.factor();
         let shape = [1, self.vae_config.latent_channels(), request.height / factor, request.width / factor];
-        let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?;
+        let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?
+            .with_strength(request.strength.unwrap_or(1.0))?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
-        let x = trajectory.start(&noise.normal(&shape, &self.backend.device)?)?;
+        let start = Start::new(given, &trajectory, &shape, &self.backend.device, &mut noise)?;
         let mut model = |latents: &Tensor, timestep: f64| {
-            let scale = request.guidance_scale;
+            let (input, scale) = (start.input(latents)?, request.guidance_scale);
             if self.guided(request) {
-                guided_output(unet, scale, latents, timestep, context)
+                guided_output(unet, scale, &input, timestep, context)
             } else {
-                unet.forward(latents, timestep, context)
+                unet.forward(&input, timestep, context)
             }
         };
         let mut on_step = |progress: &Progress<'_>| {
             let step = Step { index: progress.index, total: progress.total, denoised: progress.denoised };
             match observer.step(&step) {
-                ControlFlow::Continue(()) => Ok(None),
+                ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => Err(Interrupted.into()),
             }
         };
@@ -470,7 +521,7 @@ impl<'a> Pipeline<'a> {
             noise: &mut noise,
             on_step: &mut on_step,
         };
-        samplers::sample(request.sampler, request.eta, run, x)
+        samplers::sample(request.sampler, request.eta, run, start.x.clone())
     }
 }
 

@@ -40,6 +40,10 @@ fn request(prompt: &str, seed: u64) -> Request {
         lora_dir: None,
         embedding: Vec::new(),
         embedding_dir: None,
+        init: None,
+        mask: None,
+        strength: None,
+        resize: None,
     }
 }
 

@@ -211,6 +211,10 @@ fn info_reads_our_own_pictures() {
             lora_dir: None,
             embedding: Vec::new(),
             embedding_dir: None,
+            init: None,
+            mask: None,
+            strength: None,
+            resize: None,
         },
     };
     let bytes = png::encode(&RgbImage::new(64, 72), &record.text_chunks().unwrap()).unwrap();

@@ -161,6 +161,10 @@ fn request(meta: &serde_json::Value, name: &str) -> Request {
         lora_dir: None,
         embedding: Vec::new(),
         embedding_dir: None,
+        init: None,
+        mask: None,
+        strength: None,
+        resize: None,
     }
 }
 

@@ -299,6 +299,10 @@ fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
         lora_dir: None,
         embedding: Vec::new(),
         embedding_dir: None,
+        init: None,
+        mask: None,
+        strength: None,
+        resize: None,
     };
     let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
     let pipeline = Pipeline::load(checkpoint, &options).unwrap();

@@ -109,5 +109,5 @@ fn an_inpainting_model_without_a_mask_says_what_it_needs() {
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["in_channels"] = 9.into();
     fs::write(&path, config.to_string()).unwrap();
-    sandbox.run(&["-m", ".", "x", "--steps", "1"]).refused(1, &["inpainting model", "a mask"]);
+    sandbox.run(&["-m", ".", "x", "--steps", "1"]).refused(2, &["inpainting model", "a mask"]);
 }

@@ -118,5 +118,9 @@ fn request(options: &Options, picture: usize) -> Request {
         lora_dir: None,
         embedding: Vec::new(),
         embedding_dir: None,
+        init: None,
+        mask: None,
+        strength: None,
+        resize: None,
     }
 }

@@ -10,7 +10,7 @@ use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
 use super::printer::{Printer, Verbosity};
-use crate::request::{self, Draft, Lora, Precision, PromptSyntax, Rng, Sampler, Schedule};
+use crate::request::{self, Draft, Lora, Precision, PromptSyntax, Resize, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -176,6 +176,30 @@ pub struct PictureArgs {
     #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height"], help_heading = "Picture")]
     pub size: Option<(usize, usize)>,
 
+    /// Picture to start from (PNG, JPEG, WebP) instead of noise alone; gives the size too, unless one is named
+    ///
+    /// Turned as its EXIF orientation says; transparency is laid on white. Its size is rounded to multiples of 8
+    /// and kept to a quarter to nine quarters of the model's own area.
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, help_heading = "Picture in")]
+    pub init: Option<PathBuf>,
+
+    /// Repaint only the white part of this picture, of --init's shape; the black part stays as it is, to the pixel
+    ///
+    /// Gray blends. Any model can do it; an inpainting model sees the rest of the picture while it draws.
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, help_heading = "Picture in")]
+    pub mask: Option<PathBuf>,
+
+    /// How far to go from --init: the share of the steps taken, above 0 to 1 [default: 0.75, with --mask 1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Picture in")]
+    pub strength: Option<f64>,
+
+    /// How --init and --mask are brought to the size: crop, fit (edges continue), stretch [default: crop]
+    ///
+    /// crop covers the size and cuts off what hangs over; fit lies within it and fills the rest with the colours of
+    /// the nearest edge; stretch ignores the shape.
+    #[arg(long, value_name = "NAME", value_parser = named::<Resize>(Resize::NAMES), hide_possible_values = true, help_heading = "Picture in")]
+    pub resize: Option<Resize>,
+
     /// Seed of the noise, 0 to 2^64-1 [default: random, printed and embedded]
     #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_negative_numbers = true, help_heading = "Picture")]
     pub seed: Option<u64>,
@@ -281,6 +305,10 @@ impl PictureArgs {
             lora_dir: self.lora_dir.clone(),
             embedding: given(&self.embedding),
             embedding_dir: self.embedding_dir.clone(),
+            init: self.init.clone(),
+            mask: self.mask.clone(),
+            strength: self.strength,
+            resize: self.resize,
         }
     }
 }

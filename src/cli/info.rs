@@ -83,6 +83,10 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         lora_dir,
         embedding,
         embedding_dir,
+        init,
+        mask,
+        strength,
+        resize,
     } = embedded.draft();
     let size = width.zip(*height).map(|(width, height)| format!("{width}x{height}"));
     let mut rows = vec![("picture", Some(format!("{}x{} pixels", header.width, header.height)))];
@@ -103,6 +107,10 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         ("lora folder", lora_dir.as_deref().map(shown)),
         ("embedding", list(embedding, |path| shown(path))),
         ("embedding folder", embedding_dir.as_deref().map(shown)),
+        ("init", init.as_deref().map(shown)),
+        ("mask", mask.as_deref().map(shown)),
+        ("strength", text(strength)),
+        ("resize", text(resize)),
         ("model", embedded.model().map(str::to_owned)),
     ]);
     match embedded {

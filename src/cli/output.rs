@@ -163,6 +163,10 @@ mod tests {
             lora_dir: None,
             embedding: Vec::new(),
             embedding_dir: None,
+            init: None,
+            mask: None,
+            strength: None,
+            resize: None,
         };
         Target::parse(output.map(Path::new)).unwrap().paths(&request, count, "Org/My Model")
     }

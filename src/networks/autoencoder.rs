@@ -1,4 +1,4 @@
-//! Either autoencoder's decoder behind one interface: scaled latents in, a picture out.
+//! Either autoencoder behind one interface: scaled latents in and a picture out, or the other way.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use super::config::VaeConfig;
 use super::{taesd, vae};
 use crate::layers::Params;
+use crate::noise::NoiseSource;
 
 enum Decoder {
     Kl(Box<vae::Decoder>),
@@ -35,6 +36,65 @@ impl LatentDecoder {
         match &self.decoder {
             Decoder::Kl(decoder) => decoder.forward(&unscaled),
             Decoder::Tiny(decoder) => decoder.forward(&unscaled),
+        }
+    }
+}
+
+enum Encoder {
+    Kl(Box<vae::Encoder>),
+    Tiny(Box<taesd::Encoder>),
+}
+
+/// Encodes pictures into latents as the sampler takes them.
+pub struct LatentEncoder {
+    encoder: Encoder,
+    scaling_factor: f64,
+}
+
+/// The latents a picture may have: known ones, or normally distributed around them.
+pub struct Posterior {
+    /// `[batch, latent, h, w]`
+    mean: Tensor,
+    /// Of the same shape; the tiny autoencoder has none.
+    deviation: Option<Tensor>,
+}
+
+impl LatentEncoder {
+    /// # Errors
+    /// Names the tensor that is missing or misshapen.
+    pub fn load(params: &Params, config: &VaeConfig) -> Result<Self> {
+        let encoder = match config {
+            VaeConfig::Kl(config) => Encoder::Kl(Box::new(vae::Encoder::load(params, config)?)),
+            VaeConfig::Tiny(config) => Encoder::Tiny(Box::new(taesd::Encoder::load(params, config)?)),
+        };
+        Ok(Self { encoder, scaling_factor: config.scaling_factor() })
+    }
+
+    /// `[batch, 3, h * factor, w * factor]`, -1 to 1, to latents `[batch, latent, h, w]`.
+    pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
+        match &self.encoder {
+            Encoder::Kl(encoder) => {
+                let vae::LatentDistribution { mean, log_variance } = encoder.forward(picture)?;
+                let deviation = ((log_variance * 0.5)?.exp()? * self.scaling_factor)?;
+                Ok(Posterior { mean: (mean * self.scaling_factor)?, deviation: Some(deviation) })
+            }
+            Encoder::Tiny(encoder) => {
+                let mean = (encoder.forward(picture)? * self.scaling_factor)?;
+                Ok(Posterior { mean, deviation: None })
+            }
+        }
+    }
+}
+
+impl Posterior {
+    /// One choice of latents, which takes a draw unless they are known.
+    pub fn sample(&self, noise: &mut NoiseSource) -> Result<Tensor> {
+        match &self.deviation {
+            Some(deviation) => {
+                let drawn = noise.normal(self.mean.dims(), self.mean.device())?;
+                Ok((&self.mean + deviation * drawn)?)
+            }
+            None => Ok(self.mean.clone()),
         }
     }
 }

@@ -5,8 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Lora, PromptSyntax, Request, Rng, Sampler, Schedule};
+use super::{Lora, PromptSyntax, Request, Resize, Rng, Sampler, Schedule};
 use crate::checkpoint::Defaults;
+use crate::picture_in;
+
+/// Of a picture enough is kept to recognise it.
+const STRENGTH: f64 = 0.75;
+/// Under a mask nothing has to be kept.
+const MASKED_STRENGTH: f64 = 1.0;
 
 /// A request whose every field may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +39,14 @@ pub struct Draft {
     pub embedding: Option<Vec<PathBuf>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_dir: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
 }
 
 impl Draft {
@@ -62,13 +76,18 @@ impl Draft {
             lora_dir: self.lora_dir.or(below.lora_dir),
             embedding: self.embedding.or(below.embedding),
             embedding_dir: self.embedding_dir.or(below.embedding_dir),
+            init: self.init.or(below.init),
+            mask: self.mask.or(below.mask),
+            strength: self.strength.or(below.strength),
+            resize: self.resize.or(below.resize),
         }
     }
 
-    /// Completes the draft with the model's defaults and, without a seed, one drawn from the system.
+    /// Completes the draft with the size of the picture it starts from, if it does and names none, the model's
+    /// defaults and, without a seed, one drawn from the system.
     ///
     /// # Errors
-    /// Says that the prompt is missing, or names the first value out of range.
+    /// Says that the prompt is missing, names the first value out of range or the picture that can't be read.
     pub fn resolve(self, defaults: &Defaults) -> Result<Request> {
         let sampler = self.sampler.unwrap_or(defaults.sampler);
         let schedule = self.schedule.unwrap_or(if sampler == defaults.sampler {
@@ -76,11 +95,17 @@ impl Draft {
         } else {
             sampler.default_schedule()
         });
+        let size = match (&self.init, self.width, self.height) {
+            (Some(init), None, None) => picture_in::default_size(init, (defaults.width, defaults.height))?,
+            _ => (defaults.width, defaults.height),
+        };
+        let starts = |default: f64| self.init.is_some().then_some(default);
+        let strength = starts(if self.mask.is_some() { MASKED_STRENGTH } else { STRENGTH });
         let request = Request {
             prompt: self.prompt.context("the request has no prompt")?,
             negative_prompt: self.negative_prompt.unwrap_or_default(),
-            width: self.width.unwrap_or(defaults.width),
-            height: self.height.unwrap_or(defaults.height),
+            width: self.width.unwrap_or(size.0),
+            height: self.height.unwrap_or(size.1),
             steps: self.steps.unwrap_or(defaults.steps),
             guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
             sampler,
@@ -94,6 +119,10 @@ impl Draft {
             lora_dir: self.lora_dir,
             embedding: self.embedding.unwrap_or_default(),
             embedding_dir: self.embedding_dir,
+            strength: self.strength.or(strength),
+            resize: self.resize.or(self.init.is_some().then_some(Resize::Crop)),
+            init: self.init,
+            mask: self.mask,
         };
         request.validate()?;
         Ok(request)
@@ -120,6 +149,10 @@ impl From<Request> for Draft {
             lora_dir,
             embedding,
             embedding_dir,
+            init,
+            mask,
+            strength,
+            resize,
         } = request;
         Self {
             prompt: Some(prompt),
@@ -139,6 +172,10 @@ impl From<Request> for Draft {
             lora_dir,
             embedding: Some(embedding).filter(|embedding| !embedding.is_empty()),
             embedding_dir,
+            init,
+            mask,
+            strength,
+            resize,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The files a request names beside its model, and how they are told apart later: LoRAs, textual inversions and their hashes; nothing is read here.
+//! The files a request names beside its model, and how they are told apart later: LoRAs, textual inversions, pictures and their hashes; nothing is read here.
 
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,9 @@ impl std::fmt::Display for Lora {
 pub enum FileKind {
     Lora,
     Embedding,
+    /// The picture to start from.
+    Init,
+    Mask,
 }
 
 /// SHA-256 of a file, in hexadecimal.
@@ -99,7 +102,7 @@ impl UsedFile {
         let sha256 = short(&fingerprint.whole)?;
         let shown_hash = match kind {
             FileKind::Lora => short(&fingerprint.data)?,
-            FileKind::Embedding => sha256.clone(),
+            FileKind::Embedding | FileKind::Init | FileKind::Mask => sha256.clone(),
         };
         Ok(Self { kind, name: name.to_string_lossy().into_owned(), sha256, shown_hash })
     }

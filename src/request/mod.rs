@@ -115,6 +115,18 @@ named_enum!(
 );
 
 named_enum!(
+    /// How a picture of another shape is brought to the request's size.
+    Resize, "resize", {
+        /// Scaled to cover it; what hangs over on both sides is cut off.
+        Crop = "crop",
+        /// Scaled to lie within it; the rest is filled with the colours of the nearest edge.
+        Fit = "fit",
+        /// Scaled to its width and height, whatever becomes of the shape.
+        Stretch = "stretch",
+    }
+);
+
+named_enum!(
     /// In which numbers the networks compute.
     Precision, "precision", {
         F32 = "f32",
@@ -181,6 +193,18 @@ pub struct Request {
     /// More of them, read when the prompt has their word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub embedding_dir: Option<PathBuf>,
+    /// The picture to start from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// Which part of it to repaint: the white one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    /// How far to go from `init`: the share of the steps that are taken. Present with `init` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// How `init` and `mask` are brought to size. Present with `init` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
 }
 
 fn weighted() -> PromptSyntax {
@@ -231,7 +255,34 @@ impl Request {
             self.sampler
         );
         ensure!(self.clip_skip >= 1, "clip skip 0 is out of range: 1 uses all layers, 2 leaves out the last");
-        self.lora.iter().try_for_each(Lora::validate)
+        self.lora.iter().try_for_each(Lora::validate)?;
+        self.validate_picture_in()
+    }
+
+    fn validate_picture_in(&self) -> Result<()> {
+        if self.init.is_none() {
+            let given = [
+                ("mask", self.mask.is_some()),
+                ("strength", self.strength.is_some()),
+                ("resize", self.resize.is_some()),
+            ];
+            if let Some((field, _)) = given.iter().find(|(_, given)| *given) {
+                bail!("{field} has no meaning without a picture to start from (init)");
+            }
+        }
+        if let Some(strength) = self.strength {
+            ensure!(
+                strength > 0.0 && strength <= 1.0,
+                "strength {strength} is out of range (above 0, up to 1)"
+            );
+            ensure!(
+                self.steps as f64 * strength >= 1.0,
+                "strength {strength} leaves none of {} steps: take more steps, or a strength of at least {}",
+                self.steps,
+                (1000.0 / self.steps as f64).ceil() / 1000.0
+            );
+        }
+        Ok(())
     }
 }
 

@@ -72,6 +72,9 @@ pub fn print_parameters(request: &Request, model: &str, files: &[UsedFile]) -> S
     if request.clip_skip != 1 {
         settings.push(("Clip skip", request.clip_skip.to_string()));
     }
+    if let Some(strength) = request.strength {
+        settings.push(("Denoising strength", strength.to_string()));
+    }
     if request.prompt_syntax == PromptSyntax::Plain {
         settings.push(("Emphasis", "None".to_owned()));
     }
@@ -293,6 +296,10 @@ mod tests {
             lora_dir: None,
             embedding: Vec::new(),
             embedding_dir: None,
+            init: None,
+            mask: None,
+            strength: None,
+            resize: None,
         }
     }
 

@@ -127,6 +127,10 @@ mod tests {
                 lora_dir: None,
                 embedding: Vec::new(),
                 embedding_dir: None,
+                init: None,
+                mask: None,
+                strength: None,
+                resize: None,
             },
         }
     }

@@ -1,0 +1,103 @@
+//! Picture files to upright RGB pixels within bounds of memory; sizes are changed in `resize`.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use sha2::{Digest, Sha256};
+
+use crate::request::Fingerprint;
+
+/// The largest file, in bytes.
+pub const MAX_FILE: u64 = 256 << 20;
+/// The most bytes of pixels: 89 megapixels of RGB.
+pub const MAX_DECODED: u64 = 256 << 20;
+/// The longest side, in pixels.
+const MAX_SIDE: u32 = 1 << 15;
+
+/// A decoded file.
+pub struct Decoded {
+    pub rgb: RgbImage,
+    pub fingerprint: Fingerprint,
+}
+
+/// Reads a PNG, JPEG or WebP, whatever its ending: turned as its EXIF orientation says, transparency laid on
+/// white, an animation's first frame.
+///
+/// # Errors
+/// Names the file, and says what is wrong with it.
+pub fn picture(path: &Path) -> Result<Decoded> {
+    let context = || format!("cannot use the picture {}", path.display());
+    let bytes = bytes(path).with_context(context)?;
+    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let rgb = decode(&bytes).with_context(context)?;
+    Ok(Decoded { rgb, fingerprint: Fingerprint { whole: hash.clone(), data: hash } })
+}
+
+/// Width and height of a picture file, upright.
+///
+/// # Errors
+/// As [`picture`], except for what only shows in the pixels.
+pub fn dimensions(path: &Path) -> Result<(u32, u32)> {
+    let read = || {
+        let bytes = bytes(path)?;
+        let mut decoder = decoder(&bytes)?;
+        let (width, height) = decoder.dimensions();
+        use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        let turned = matches!(decoder.orientation()?, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+        anyhow::Ok(if turned { (height, width) } else { (width, height) })
+    };
+    read().with_context(|| format!("cannot use the picture {}", path.display()))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= MAX_FILE, "the file is larger than {} MiB", MAX_FILE >> 20);
+    Ok(bytes)
+}
+
+fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    match reader.format() {
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
+        _ => bail!("it is no PNG, JPEG or WebP"),
+    }
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_DECODED);
+    reader.limits(limits);
+    let decoder = reader.into_decoder()?;
+    let (width, height) = decoder.dimensions();
+    ensure!(
+        decoder.total_bytes() <= MAX_DECODED,
+        "{width}x{height} pixels are more than the {} MiB that are decoded",
+        MAX_DECODED >> 20
+    );
+    Ok(decoder)
+}
+
+fn decode(bytes: &[u8]) -> Result<RgbImage> {
+    let mut decoder = decoder(bytes)?;
+    let orientation = decoder.orientation()?;
+    let mut picture = DynamicImage::from_decoder(decoder)?;
+    picture.apply_orientation(orientation);
+    if !picture.color().has_alpha() {
+        return Ok(picture.into_rgb8());
+    }
+    let with_alpha = picture.into_rgba8();
+    let (width, height) = with_alpha.dimensions();
+    Ok(RgbImage::from_fn(width, height, |x, y| {
+        let [rgb @ .., alpha] = with_alpha.get_pixel(x, y).0;
+        Rgb(rgb.map(|value| mix(value, u8::MAX, alpha)))
+    }))
+}
+
+/// `a` where `share` is 255, `b` where it is 0, both exactly; rounded in between.
+pub fn mix(a: u8, b: u8, share: u8) -> u8 {
+    let (a, b, share) = (u32::from(a), u32::from(b), u32::from(share));
+    ((a * share + b * (255 - share) + 127) / 255) as u8
+}
