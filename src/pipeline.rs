@@ -2,6 +2,8 @@
 
 mod given;
 
+pub mod hires;
+
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -17,13 +19,16 @@ use crate::layers::{Backend, Params};
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use crate::networks::strips::Strips;
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
 use crate::picture_in::PictureIn;
+use crate::projection::Projection;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
-use crate::request::{Lora, Precision, Request, UsedFile};
+use crate::request::{Hires, Lora, Precision, Request, UsedFile};
 use crate::samplers::{self, Progress, Run, Trajectory};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
+use crate::tiling::Tile;
 use given::{Given, Start};
 
 /// Where and in which numbers a model runs.
@@ -57,6 +62,8 @@ pub enum Phase {
     Load,
     Encode,
     Denoise,
+    /// The second pass, of enlarged latents.
+    Refine,
     Decode,
 }
 
@@ -65,8 +72,10 @@ pub struct Step<'a> {
     /// 1-based.
     pub index: usize,
     pub total: usize,
-    /// The current estimate of the final latents, `[1, 4, height / 8, width / 8]`.
+    /// The current estimate of the final latents, `[1, channels, height / factor, width / factor]`.
     pub denoised: &'a Tensor,
+    /// Makes a small picture of `denoised`, one pixel for each latent; for observers that asked for previews.
+    pub projection: Option<&'a Projection>,
 }
 
 /// Watches a picture being made and may stop it.
@@ -81,6 +90,11 @@ pub trait Observer {
 
     /// Whether whoever watches wants no further work; asked where there are no steps.
     fn stopped(&self) -> bool {
+        false
+    }
+
+    /// Whether steps are to carry a preview, which takes the decoder before the first of them.
+    fn previews(&self) -> bool {
         false
     }
 
@@ -130,6 +144,8 @@ pub struct Picture {
     pub timings: Timings,
     /// Textual inversions, LoRAs and pictures it was made with.
     pub files: Vec<UsedFile>,
+    /// Whether it was decoded in parts, which rounds differently.
+    pub tiled: bool,
 }
 
 /// The last request's prompts, and what the text encoder made of them.
@@ -159,6 +175,9 @@ pub struct Pipeline<'a> {
     text_encoder: RefCell<Option<Rc<TextEncoder>>>,
     /// The adapters that the networks in memory were loaded with.
     adapted: RefCell<Rc<Adapted>>,
+    tile: Tile,
+    /// Fitted when a preview is first asked for.
+    projection: RefCell<Option<Rc<Projection>>>,
 }
 
 impl<'a> Pipeline<'a> {
@@ -202,13 +221,26 @@ impl<'a> Pipeline<'a> {
             encoded: RefCell::default(),
             text_encoder: RefCell::default(),
             adapted: RefCell::default(),
+            tile: Tile::default(),
+            projection: RefCell::default(),
             backend,
         })
+    }
+
+    /// Chooses whether pictures are decoded in parts.
+    #[must_use]
+    pub fn with_tile(self, tile: Tile) -> Self {
+        Self { tile, ..self }
     }
 
     /// The UNet's config, e.g. for how many channels it takes: 9 make an inpainting model.
     pub fn unet_config(&self) -> &UnetConfig {
         &self.unet_config
+    }
+
+    /// How many pixels one latent is wide.
+    pub fn factor(&self) -> usize {
+        self.vae_config.factor()
     }
 
     /// Names what computes, e.g. `x86_64-avx512vnni` or `candle-cuda`.
@@ -254,9 +286,14 @@ impl<'a> Pipeline<'a> {
         }
         timings.encode += start.elapsed();
 
+        self.prepare_previews(tensors, observer, &mut timings)?;
         observer.phase(Phase::Denoise);
         let start = Instant::now();
-        let latents = self.denoise(request, given.as_ref(), &unet, &context, observer)?;
+        let mut latents = self.denoise(request, given.as_ref(), &unet, &context, observer)?;
+        if let Some(hires) = Hires::of(request) {
+            observer.phase(Phase::Refine);
+            latents = self.refine(request, &hires, &latents, &unet, &context, observer)?;
+        }
         timings.denoise = start.elapsed();
         drop((unet, context, given));
 
@@ -265,14 +302,20 @@ impl<'a> Pipeline<'a> {
         })?;
         observer.phase(Phase::Decode);
         let start = Instant::now();
-        let mut rgb = to_rgb(&decoder.decode(&latents)?)?;
+        let tiled = self.is_tiled(&latents)?;
+        let picture = if tiled {
+            decoder.decode_in_strips(&latents, Strips::default())?
+        } else {
+            decoder.decode(&latents)?
+        };
+        let mut rgb = to_rgb(&picture)?;
         if let Some(picture_in) = &picture_in {
             picture_in.restore(&mut rgb);
         }
         timings.decode = start.elapsed();
         let pictures = picture_in.as_ref().map_or(&[][..], PictureIn::used).to_vec();
         let files = [prompts.used()?, adapted.used()?, pictures].concat();
-        Ok(Picture { rgb, latents, timings, files })
+        Ok(Picture { rgb, latents, timings, files, tiled })
     }
 
     /// Whether a request needs the second pass; a distilled UNet takes the guidance scale as an input instead.
@@ -484,6 +527,34 @@ impl<'a> Pipeline<'a> {
         Ok(embeddings)
     }
 
+    /// Fits what previews need to the decoder, once and only for an observer that wants them.
+    fn prepare_previews(
+        &self,
+        tensors: &TensorSet,
+        observer: &mut dyn Observer,
+        timings: &mut Timings,
+    ) -> Result<()> {
+        if !observer.previews() || self.projection.borrow().is_some() {
+            return Ok(());
+        }
+        let decoder = self.network(&self.decoder, observer, timings, || {
+            LatentDecoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
+        })?;
+        let projection = Projection::fit(&decoder, self.vae_config.latent_channels(), &self.backend.device)?;
+        *self.projection.borrow_mut() = Some(Rc::new(projection));
+        Ok(())
+    }
+
+    /// Whether the picture of `latents` is decoded in parts. Only of the CPU's memory is known how much is left.
+    fn is_tiled(&self, latents: &Tensor) -> Result<bool> {
+        let (_, _, height, width) = latents.dims4()?;
+        let factor = self.vae_config.factor();
+        if self.tile == Tile::Auto && !self.backend.device.is_cpu() {
+            return Ok(false);
+        }
+        Ok(self.tile.applies_here(&self.vae_config, factor * width, factor * height))
+    }
+
     /// Walks from noise, or from what is given, to latents `[1, channels, height / factor, width / factor]`.
     fn denoise(
         &self,
@@ -499,6 +570,42 @@ impl<'a> Pipeline<'a> {
             .with_strength(request.strength.unwrap_or(1.0))?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
         let start = Start::new(given, &trajectory, &shape, &self.backend.device, &mut noise)?;
+        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
+    }
+
+    /// Walks from enlarged latents to refined ones. Its noise is the seed's first of the larger shape, as in
+    /// AUTOMATIC1111.
+    fn refine(
+        &self,
+        request: &Request,
+        hires: &Hires,
+        latents: &Tensor,
+        unet: &Unet,
+        context: &Context,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let factor = self.vae_config.factor();
+        let clean = hires::enlarge(latents, hires.height / factor, hires.width / factor)?;
+        let trajectory = hires::trajectory(&self.schedule, request, hires)?;
+        let mut noise = NoiseSource::new(request.rng, request.seed);
+        let drawn = noise.normal(clean.dims(), &self.backend.device)?;
+        let start = Start::at(trajectory.start_from(&clean, &drawn)?);
+        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
+    }
+
+    /// Walks along a trajectory from `start`.
+    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
+    fn walk(
+        &self,
+        request: &Request,
+        unet: &Unet,
+        context: &Context,
+        observer: &mut dyn Observer,
+        trajectory: &Trajectory,
+        noise: &mut NoiseSource,
+        start: &Start,
+    ) -> Result<Tensor> {
+        let projection = self.projection.borrow().clone().filter(|_| observer.previews());
         let mut model = |latents: &Tensor, timestep: f64| {
             let (input, scale) = (start.input(latents)?, request.guidance_scale);
             if self.guided(request) {
@@ -508,17 +615,18 @@ impl<'a> Pipeline<'a> {
             }
         };
         let mut on_step = |progress: &Progress<'_>| {
-            let step = Step { index: progress.index, total: progress.total, denoised: progress.denoised };
+            let Progress { index, total, denoised, .. } = *progress;
+            let step = Step { index, total, denoised, projection: projection.as_deref() };
             match observer.step(&step) {
                 ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => Err(Interrupted.into()),
             }
         };
         let run = Run {
-            trajectory: &trajectory,
+            trajectory,
             prediction: self.schedule.prediction(),
             model: &mut model,
-            noise: &mut noise,
+            noise,
             on_step: &mut on_step,
         };
         samplers::sample(request.sampler, request.eta, run, start.x.clone())

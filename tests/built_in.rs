@@ -44,6 +44,9 @@ fn request(prompt: &str, seed: u64) -> Request {
         mask: None,
         strength: None,
         resize: None,
+        hires: None,
+        hires_steps: None,
+        hires_strength: None,
     }
 }
 

@@ -166,7 +166,7 @@ fn a_picture_to_repeat_must_carry_parameters() {
     sandbox.write("bare.png", &bare);
     sandbox.write("cut.png", &bare[..bare.len() / 2]);
     sandbox.write("text.png", b"no picture");
-    let newer = r#"{"version":"9.0.0","model":"pocket","precision":"f32","kernel":"k","device":"cpu","request":{"hires":2}}"#;
+    let newer = r#"{"version":"9.0.0","model":"pocket","precision":"f32","kernel":"k","device":"cpu","request":{"sharpness":2}}"#;
     let newer = png::encode(&RgbImage::new(8, 8), &[("pochade", newer.to_owned())]).unwrap();
     sandbox.write("newer.png", &newer);
     for command in [&["--from"][..], &["info"]] {
@@ -193,6 +193,7 @@ fn info_reads_our_own_pictures() {
         kernel: "k".into(),
         device: "cpu".into(),
         files: Vec::new(),
+        tiled: false,
         request: Request {
             prompt: "a red apple\non a table".into(),
             negative_prompt: "猫".into(),
@@ -215,6 +216,9 @@ fn info_reads_our_own_pictures() {
             mask: None,
             strength: None,
             resize: None,
+            hires: None,
+            hires_steps: None,
+            hires_strength: None,
         },
     };
     let bytes = png::encode(&RgbImage::new(64, 72), &record.text_chunks().unwrap()).unwrap();

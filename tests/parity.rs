@@ -165,6 +165,9 @@ fn request(meta: &serde_json::Value, name: &str) -> Request {
         mask: None,
         strength: None,
         resize: None,
+        hires: None,
+        hires_steps: None,
+        hires_strength: None,
     }
 }
 

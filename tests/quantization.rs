@@ -303,6 +303,9 @@ fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
         mask: None,
         strength: None,
         resize: None,
+        hires: None,
+        hires_steps: None,
+        hires_strength: None,
     };
     let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
     let pipeline = Pipeline::load(checkpoint, &options).unwrap();

@@ -122,5 +122,8 @@ fn request(options: &Options, picture: usize) -> Request {
         mask: None,
         strength: None,
         resize: None,
+        hires: None,
+        hires_steps: None,
+        hires_strength: None,
     }
 }

@@ -68,7 +68,7 @@ impl Watch {
             }
             Some(Phase::Decode) => self.decode.push(sample),
             // Its steps have been booked one by one.
-            Some(Phase::Denoise) | None => {}
+            Some(Phase::Denoise | Phase::Refine) | None => {}
         }
     }
 

@@ -11,6 +11,7 @@ use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
 use super::printer::{Printer, Verbosity};
 use crate::request::{self, Draft, Lora, Precision, PromptSyntax, Resize, Rng, Sampler, Schedule};
+use crate::tiling::Tile;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -129,6 +130,18 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "json", help_heading = "Output")]
     pub show: bool,
 
+    /// Draw the current estimate in the terminal while denoising, or into FILE, replaced at each step
+    ///
+    /// A projection of the latents by one matrix that is fitted to the model's decoder: its colors, not its details.
+    #[arg(long, value_name = "FILE.png", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub preview: Option<Option<PathBuf>>,
+
+    /// Keep the estimate of every step as 001.png, 002.png, …: the preview, enlarged to the picture's size
+    ///
+    /// Of several pictures each has a folder of its own in it, named by its seed.
+    #[arg(hide_short_help = true, long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Output")]
+    pub steps_dir: Option<PathBuf>,
+
     /// Print one JSON object per picture instead of its path
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -175,6 +188,32 @@ pub struct PictureArgs {
     /// Width and height together, e.g. 512x768
     #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height"], help_heading = "Picture")]
     pub size: Option<(usize, usize)>,
+
+    /// Make the picture this much wider and higher in a second pass over its enlarged latents, 1 to 4
+    ///
+    /// Width and height are then those of the first pass; the final ones are rounded down to multiples of 8.
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, help_heading = "Picture")]
+    pub hires: Option<f64>,
+
+    /// Steps the second pass takes [default: as many as --steps]
+    #[arg(
+        hide_short_help = true,
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Picture"
+    )]
+    pub hires_steps: Option<usize>,
+
+    /// How much the second pass changes, above 0 up to 1 [default: 0.7]
+    #[arg(
+        hide_short_help = true,
+        long,
+        value_name = "SHARE",
+        allow_negative_numbers = true,
+        help_heading = "Picture"
+    )]
+    pub hires_strength: Option<f64>,
 
     /// Picture to start from (PNG, JPEG, WebP) instead of noise alone; gives the size too, unless one is named
     ///
@@ -263,6 +302,13 @@ pub struct ComputeArgs {
     #[arg(long, value_name = "NAME", value_enum, help_heading = "Model")]
     pub precision: Option<PrecisionChoice>,
 
+    /// Decode large pictures in parts, slower and in less memory [default: auto, when memory is short]
+    ///
+    /// There are no seams, but a few pixels may differ by one level. A picture that says it was decoded so is
+    /// repeated so by --from.
+    #[arg(hide_short_help = true, long, value_name = "WHEN", value_enum, help_heading = "Model")]
+    pub tile: Option<TileChoice>,
+
     /// CPU threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     pub threads: Option<u16>,
@@ -309,6 +355,9 @@ impl PictureArgs {
             mask: self.mask.clone(),
             strength: self.strength,
             resize: self.resize,
+            hires: self.hires,
+            hires_steps: self.hires_steps,
+            hires_strength: self.hires_strength,
         }
     }
 }
@@ -422,6 +471,23 @@ pub enum Geometry {
 pub struct CompletionsArgs {
     #[arg(value_name = "SHELL")]
     pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TileChoice {
+    Auto,
+    On,
+    Off,
+}
+
+impl From<TileChoice> for Tile {
+    fn from(choice: TileChoice) -> Self {
+        match choice {
+            TileChoice::Auto => Self::Auto,
+            TileChoice::On => Self::On,
+            TileChoice::Off => Self::Off,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

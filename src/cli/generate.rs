@@ -11,6 +11,7 @@ use super::args::{GenerateArgs, PrecisionChoice};
 use super::exit::{Exit, Failure, OrExit};
 use super::model::{Choice, Rule};
 use super::output::{self, Target};
+use super::preview::Preview;
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
@@ -19,6 +20,7 @@ use super::{backend, prompt, show};
 use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
 use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
+use crate::tiling::Tile;
 use crate::{memory, png};
 
 /// Draws every picture asked for.
@@ -32,6 +34,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     if args.show && !io::stdout().is_terminal() {
         return Err(Failure::usage("--show draws in a terminal, and stdout is none"));
     }
+    let preview = preview(args)?;
     let embedded = args.from.as_deref().map(read_embedded).transpose()?;
     let draft = draft(args, embedded.as_ref())?;
     let device = backend::device(args.compute.device)?;
@@ -54,14 +57,16 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let options = LoadOptions { device: device.clone(), precision, single: args.count == 1 };
     let pipeline = Pipeline::load(&checkpoint, &options);
     loading.finish();
-    let pipeline = pipeline.or_exit(Exit::Model)?;
+    let pipeline = pipeline.or_exit(Exit::Model)?.with_tile(tile(args, embedded.as_ref()));
     let files = pipeline.check(&request).or_exit(Exit::Usage)?;
     if let Some(Embedded::Record(record)) = &embedded {
         say_which_files_differ(&printer, &record.files, &files);
     }
     signals.exit_at_once(false);
+    let preview = Preview { factor: pipeline.factor() as u32, ..preview };
     let run = Run {
         args,
+        preview,
         printer,
         signals: &signals,
         pipeline: &pipeline,
@@ -83,6 +88,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
 /// Everything the pictures of a run share.
 struct Run<'a> {
     args: &'a GenerateArgs,
+    preview: Preview,
     printer: Printer,
     signals: &'a Signals,
     pipeline: &'a Pipeline<'a>,
@@ -135,11 +141,18 @@ impl Run<'_> {
     ) -> Result<()> {
         let count = self.args.count;
         let prefix = if count > 1 { format!("{}/{count} ", k + 1) } else { String::new() };
-        let mut progress = Progress::new(self.signals, self.printer, prefix);
+        let mut preview = self.preview.clone();
+        if count > 1
+            && let Some(folder) = &mut preview.steps
+        {
+            folder.push(request.seed.to_string());
+            preview.check().map_err(|failure| failure.error)?;
+        }
+        let mut progress = Progress::new(self.signals, self.printer, prefix).with_preview(preview);
         let started = Instant::now();
         let picture = self.pipeline.generate(&request, &mut progress);
         progress.finish();
-        let Picture { rgb, timings, files, .. } = picture?;
+        let Picture { rgb, timings, files, tiled, .. } = picture?;
 
         let record = Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -149,6 +162,7 @@ impl Run<'_> {
             kernel: self.kernel.clone(),
             device: self.device.to_owned(),
             files,
+            tiled,
             request,
         };
         let bytes = png::encode(&rgb, &record.text_chunks()?)?;
@@ -193,6 +207,18 @@ impl Run<'_> {
     }
 }
 
+fn preview(args: &GenerateArgs) -> Result<Preview, Failure> {
+    let terminal = matches!(args.preview, Some(None));
+    if terminal && !io::stderr().is_terminal() {
+        return Err(Failure::usage("--preview draws in a terminal, and stderr is none")
+            .hint("write it to a file, e.g. `--preview=now.png`"));
+    }
+    let preview =
+        Preview { terminal, file: args.preview.clone().flatten(), steps: args.steps_dir.clone(), factor: 1 };
+    preview.check()?;
+    Ok(preview)
+}
+
 /// The components that are not the model's own, as a picture's record names them.
 pub fn components(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
     checkpoint.replaced().iter().map(|(part, file)| (part.name().to_owned(), file.clone())).collect()
@@ -214,6 +240,15 @@ fn draft(args: &GenerateArgs, embedded: Option<&Embedded>) -> Result<Draft, Fail
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
     Ok(Draft { prompt, ..args.picture.draft() }.over(below))
+}
+
+/// The flag, else on where the picture was decoded so.
+fn tile(args: &GenerateArgs, embedded: Option<&Embedded>) -> Tile {
+    match (args.compute.tile, embedded) {
+        (Some(choice), _) => choice.into(),
+        (None, Some(Embedded::Record(record))) if record.tiled => Tile::On,
+        (None, _) => Tile::Auto,
+    }
 }
 
 /// The flag, else the picture's precision if this device has it, else the device's own.

@@ -50,6 +50,7 @@ fn json(path: &str, header: &Header, embedded: &Embedded) -> Value {
             "source": "pochade",
             "version": record.version,
             "components": record.components,
+            "tiled": record.tiled,
             "precision": record.precision,
             "kernel": record.kernel,
             "device": record.device,
@@ -87,6 +88,9 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         mask,
         strength,
         resize,
+        hires,
+        hires_steps,
+        hires_strength,
     } = embedded.draft();
     let size = width.zip(*height).map(|(width, height)| format!("{width}x{height}"));
     let mut rows = vec![("picture", Some(format!("{}x{} pixels", header.width, header.height)))];
@@ -111,6 +115,9 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
         ("mask", mask.as_deref().map(shown)),
         ("strength", text(strength)),
         ("resize", text(resize)),
+        ("hires", text(hires)),
+        ("hires steps", text(hires_steps)),
+        ("hires strength", text(hires_strength)),
         ("model", embedded.model().map(str::to_owned)),
     ]);
     match embedded {
@@ -119,6 +126,7 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
                 ("precision", Some(record.precision.to_string())),
                 ("kernel", Some(record.kernel.clone())),
                 ("device", Some(record.device.clone())),
+                ("decoded", record.tiled.then(|| "in parts".to_owned())),
                 ("made by", Some(format!("pochade {}", record.version))),
             ]),
         ),

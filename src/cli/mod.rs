@@ -16,6 +16,7 @@ mod model_args;
 mod model_info;
 mod models;
 mod output;
+mod preview;
 mod printer;
 mod progress;
 mod prompt;

@@ -167,6 +167,9 @@ mod tests {
             mask: None,
             strength: None,
             resize: None,
+            hires: None,
+            hires_steps: None,
+            hires_strength: None,
         };
         Target::parse(output.map(Path::new)).unwrap().paths(&request, count, "Org/My Model")
     }

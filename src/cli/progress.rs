@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::preview::Preview;
 use super::printer::Printer;
 use super::signals::Signals;
 use crate::pipeline::{Observer, Phase, Step};
@@ -18,6 +19,9 @@ pub struct Progress<'a> {
     bar: ProgressBar,
     denoising_since: Instant,
     patient: bool,
+    preview: Preview,
+    /// Steps of this picture so far, in both of its passes.
+    steps: usize,
 }
 
 impl<'a> Progress<'a> {
@@ -26,13 +30,27 @@ impl<'a> Progress<'a> {
         let target =
             if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target).with_prefix(prefix);
-        Self { signals, printer, bar, denoising_since: Instant::now(), patient: false }
+        Self {
+            signals,
+            printer,
+            bar,
+            denoising_since: Instant::now(),
+            patient: false,
+            preview: Preview::default(),
+            steps: 0,
+        }
     }
 
     /// A signal never ends the process on the spot, because there is something to say before.
     #[must_use]
     pub fn patient(self) -> Self {
         Self { patient: true, ..self }
+    }
+
+    /// Shows previews besides.
+    #[must_use]
+    pub fn with_preview(self, preview: Preview) -> Self {
+        Self { preview, ..self }
     }
 
     /// Shows that something of unknown length goes on.
@@ -63,6 +81,7 @@ impl Observer for Progress<'_> {
             Phase::Load => "loading the model",
             Phase::Encode => "encoding the prompt",
             Phase::Denoise => "denoising",
+            Phase::Refine => "refining",
             Phase::Decode => "decoding",
         };
         self.denoising_since = Instant::now();
@@ -82,9 +101,21 @@ impl Observer for Progress<'_> {
         self.signals.received().is_some()
     }
 
+    fn previews(&self) -> bool {
+        self.preview.is_wanted()
+    }
+
     fn step(&mut self, step: &Step<'_>) -> ControlFlow<()> {
         if self.signals.received().is_some() {
             return ControlFlow::Break(());
+        }
+        self.steps += 1;
+        if self.preview.is_wanted()
+            && let Err(error) = self.bar.suspend(|| self.preview.step(step, self.steps))
+        {
+            // The picture itself is not harmed.
+            self.preview = Preview::default();
+            self.warn(&format!("no further previews: {error:#}"));
         }
         if !self.bar.is_hidden() {
             if step.index == 1 {

@@ -182,10 +182,10 @@ impl Verify<'_> {
         let mut progress = Progress::new(self.signals, self.printer, format!("{} ", item.path.display()));
         let picture = self.pipeline.generate(&item.request, &mut progress);
         progress.finish();
-        let Picture { rgb, files, .. } = picture?;
+        let Picture { rgb, files, tiled, .. } = picture?;
         self.signals.exit_at_once(false);
         let Some(expected) = expected else {
-            let record = self.session.maker(self.pipeline).record(item.request.clone(), files);
+            let record = self.session.maker(self.pipeline).record(item.request.clone(), files, tiled);
             png::save(&png::encode(&rgb, &record.text_chunks()?)?, &item.path, true)?;
             return Ok(Row::new(item, Verdict::Updated));
         };

@@ -30,7 +30,7 @@ pub use gather::{Conv2d, Gather, Padding};
 pub use gemm_f32::PackedF32;
 pub use gemm_i8::PackedI8;
 pub use isa::Isa;
-pub use norm::{GroupNorm, LayerNorm};
+pub use norm::{ChannelMoments, GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
 pub use rows::RowsMut;
 pub use winograd::{PackedWinograd, Workspace};

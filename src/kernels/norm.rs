@@ -42,6 +42,25 @@ impl GroupNorm<'_> {
         for_each_row(isa, images * pixels, channels, &operation, output.into());
     }
 
+    /// Normalises rows of one image, `[pixels, channels]`, by `moments` of all its rows.
+    ///
+    /// # Panics
+    /// If sizes do not divide or fit each other.
+    pub fn apply_measured<'a>(
+        &self,
+        isa: Isa,
+        input: &[f32],
+        moments: &ChannelMoments,
+        output: impl Into<RowsMut<'a>>,
+    ) {
+        let channels = self.weight.len();
+        let pixels = input.len() / channels.max(1);
+        assert!(channels > 0 && input.len() == pixels * channels, "whole rows of {channels} channels");
+        let affine = moments.affine(self);
+        let operation = Affine { input, pixels, affine: &affine, silu: self.silu };
+        for_each_row(isa, pixels, channels, &operation, output.into());
+    }
+
     /// For each image the centers, factors and offsets of its channels, `[images, 3, channels]`, which
     /// normalise x to `(x - center) * factor + offset`.
     fn affine(&self, isa: Isa, input: &[f32], images: usize, pixels: usize) -> Vec<f32> {
@@ -108,6 +127,78 @@ fn combine(parts: &[f32], channels: usize, first: usize, origin: &[f32], pixels:
     let deviations =
         (0..origin.len()).map(channel).map(|(m, d)| d + count * (m - mean) * (m - mean)).sum::<f64>();
     (mean, (deviations / (count * width)).max(0.0))
+}
+
+/// Mean and spread of each channel of one image, over as many of its rows as have been added.
+#[derive(Debug, Clone)]
+pub struct ChannelMoments {
+    count: f64,
+    means: Vec<f64>,
+    /// Sums of squared deviations from the means.
+    deviations: Vec<f64>,
+}
+
+impl ChannelMoments {
+    /// Those of no rows.
+    pub fn new(channels: usize) -> Self {
+        Self { count: 0.0, means: vec![0.0; channels], deviations: vec![0.0; channels] }
+    }
+
+    /// Adds rows `[pixels, channels]`.
+    ///
+    /// # Panics
+    /// If there is no row or it has another width.
+    pub fn add(&mut self, isa: Isa, rows: &[f32]) {
+        const PART: usize = 256;
+        let channels = self.means.len();
+        assert!(!rows.is_empty() && rows.len().is_multiple_of(channels), "whole rows of {channels} channels");
+        let parts = rows.len().div_ceil(PART * channels);
+        let mut sums = vec![0.0; parts * 2 * channels];
+        let shared = Disjoint::new(&mut sums);
+        for_each_index(parts, |index| {
+            let part = &rows[index * PART * channels..((index + 1) * PART * channels).min(rows.len())];
+            // SAFETY: each index has a part of its own.
+            let sums = unsafe { shared.part(index * 2 * channels..(index + 1) * 2 * channels) };
+            let (sums, squares) = sums.split_at_mut(channels);
+            isa.run(Moments { rows: part, origin: &rows[..channels], sums, squares });
+        });
+        let count = (rows.len() / channels) as f64;
+        let channel = |c: usize| combine(&sums, channels, c, &rows[c..=c], count as usize);
+        let (means, variances): (Vec<f64>, Vec<f64>) = (0..channels).map(channel).unzip();
+        let deviations: Vec<f64> = variances.iter().map(|variance| variance * count).collect();
+        self.merge(count, &means, &deviations);
+    }
+
+    /// Adds `count` rows with these means and sums of squared deviations (Chan, Golub and LeVeque 1983).
+    pub fn merge(&mut self, count: f64, means: &[f64], deviations: &[f64]) {
+        let total = self.count + count;
+        for (c, (mean, deviation)) in means.iter().zip(deviations).enumerate() {
+            let apart = mean - self.means[c];
+            self.means[c] += apart * count / total;
+            self.deviations[c] += deviation + apart * apart * self.count * count / total;
+        }
+        self.count = total;
+    }
+
+    /// Centers, factors and offsets, `[3, channels]`, which normalise x to `(x - center) * factor + offset`.
+    pub fn affine(&self, norm: &GroupNorm<'_>) -> Vec<f32> {
+        let channels = self.means.len();
+        let width = channels / norm.groups;
+        let mut affine = vec![0.0; 3 * channels];
+        for c in 0..channels {
+            let group = c / width * width..(c / width + 1) * width;
+            let mean = self.means[group.clone()].iter().sum::<f64>() / width as f64;
+            let deviations: f64 =
+                group.map(|g| self.deviations[g] + self.count * (self.means[g] - mean).powi(2)).sum();
+            let variance = deviations / (self.count * width as f64);
+            let factor = norm.weight[c] as f64 / (variance + norm.epsilon as f64).sqrt();
+            let center = mean as f32;
+            affine[c] = center;
+            affine[channels + c] = factor as f32;
+            affine[2 * channels + c] = (norm.bias[c] as f64 - (mean - center as f64) * factor) as f32;
+        }
+        affine
+    }
 }
 
 /// Sums and sums of squares of each channel over some rows, relative to `origin`.

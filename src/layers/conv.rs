@@ -118,6 +118,10 @@ impl Conv2d {
         Ok(Self { shape, weights })
     }
 
+    pub fn shape(&self) -> ConvShape {
+        self.shape
+    }
+
     /// `[batch, height, width, in_channels]` to `[batch, height', width', out_channels]`.
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<Tensor> {
         self.forward_fused(input, Fused::default())

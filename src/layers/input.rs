@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use super::host;
 use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
-use crate::kernels::{self, Isa, QuantizedRows};
+use crate::kernels::{self, ChannelMoments, Isa, QuantizedRows};
 
 /// Feature maps or rows, or those after a norm that has not been computed yet.
 #[derive(Clone, Copy)]
@@ -15,6 +15,8 @@ pub enum Input<'a> {
     GroupNorm(&'a GroupNorm, &'a Tensor),
     /// SiLU of the norm.
     GroupNormSilu(&'a GroupNorm, &'a Tensor),
+    /// The same of some rows of a map, by the moments of all of them.
+    GroupNormSiluOfPart(&'a GroupNorm, &'a Tensor, &'a ChannelMoments),
     LayerNorm(&'a LayerNorm, &'a Tensor),
 }
 
@@ -31,6 +33,7 @@ impl Input<'_> {
             Self::Plain(tensor)
             | Self::GroupNorm(_, tensor)
             | Self::GroupNormSilu(_, tensor)
+            | Self::GroupNormSiluOfPart(_, tensor, _)
             | Self::LayerNorm(_, tensor) => tensor.dims().to_vec(),
         }
     }
@@ -39,9 +42,7 @@ impl Input<'_> {
     fn metered<R>(&self, work: impl FnOnce() -> R) -> R {
         match self {
             Self::Plain(_) => work(),
-            Self::GroupNorm(..) | Self::GroupNormSilu(..) | Self::LayerNorm(..) => {
-                meter::record(Kind::Norm, 0, work)
-            }
+            _ => meter::record(Kind::Norm, 0, work),
         }
     }
 
@@ -51,6 +52,7 @@ impl Input<'_> {
             Self::Plain(tensor) => Ok(tensor.clone()),
             Self::GroupNorm(norm, tensor) => norm.forward(tensor, false),
             Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
+            Self::GroupNormSiluOfPart(norm, rows, moments) => norm.forward_part(rows, moments),
             Self::LayerNorm(norm, tensor) => norm.forward(tensor),
         })
     }
@@ -67,6 +69,7 @@ impl Input<'_> {
             }),
             Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
             Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),
+            Self::GroupNormSiluOfPart(norm, part, moments) => norm.write_part(part, moments, &mut rows),
             Self::LayerNorm(norm, tensor) => norm.write(tensor, &mut rows),
         })?;
         Ok(rows)

@@ -23,7 +23,7 @@ pub use attention::Attention;
 pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
 pub use linear::Linear;
-pub use norm::{GroupNorm, LayerNorm};
+pub use norm::{GroupNorm, LayerNorm, measure};
 pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::TensorSet;

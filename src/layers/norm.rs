@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 
 use super::{Input, Params, host};
-use crate::kernels::{self, Isa, RowsMut};
+use crate::kernels::{self, ChannelMoments, Isa, RowsMut};
 
 /// Gain and offset of each channel, as the back end reads them.
 enum Affine {
@@ -59,6 +59,50 @@ impl GroupNorm {
         Input::GroupNormSilu(self, input)
     }
 
+    /// SiLU of the norm of some rows of a map by `moments` of all of them, for a layer to read.
+    pub fn silu_of_part<'a>(&'a self, rows: &'a Tensor, moments: &'a ChannelMoments) -> Input<'a> {
+        Input::GroupNormSiluOfPart(self, rows, moments)
+    }
+
+    pub(super) fn forward_part(&self, rows: &Tensor, moments: &ChannelMoments) -> Result<Tensor> {
+        match &self.affine {
+            Affine::Kernels { .. } => {
+                let mut output = vec![0.0; rows.elem_count()];
+                self.write_part(rows, moments, &mut output)?;
+                Ok(Tensor::from_vec(output, rows.dims(), &Device::Cpu)?)
+            }
+            Affine::Candle { gain, offset } => {
+                let host = |tensor: &Tensor| -> Result<Vec<f32>> {
+                    Ok(tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec1()?)
+                };
+                let affine = moments.affine(&self.kernel(&host(gain)?, &host(offset)?, true));
+                let affine = Tensor::from_vec(affine, (3, gain.elem_count()), rows.device())?;
+                let centered = rows.to_dtype(DType::F32)?.broadcast_sub(&affine.get(0)?)?;
+                let normed = centered.broadcast_mul(&affine.get(1)?)?.broadcast_add(&affine.get(2)?)?;
+                Ok(normed.to_dtype(rows.dtype())?.silu()?)
+            }
+        }
+    }
+
+    /// [`Self::write`] for some rows of a map, with SiLU.
+    pub(super) fn write_part<'a>(
+        &self,
+        rows: &Tensor,
+        moments: &ChannelMoments,
+        output: impl Into<RowsMut<'a>>,
+    ) -> Result<()> {
+        let (isa, gain, offset) = self.affine.for_kernels()?;
+        let norm = self.kernel(gain, offset, true);
+        host::with_values(rows, |values| {
+            norm.apply_measured(isa, values, moments, output);
+            Ok(())
+        })
+    }
+
+    fn kernel<'a>(&self, weight: &'a [f32], bias: &'a [f32], silu: bool) -> kernels::GroupNorm<'a> {
+        kernels::GroupNorm { groups: self.groups, epsilon: self.eps as f32, weight, bias, silu }
+    }
+
     pub(super) fn forward(&self, input: &Tensor, silu: bool) -> Result<Tensor> {
         match &self.affine {
             Affine::Kernels { .. } => {
@@ -82,19 +126,34 @@ impl GroupNorm {
     /// Writes the norm's rows in the form `output` takes.
     pub(super) fn write<'a>(&self, input: &Tensor, silu: bool, output: impl Into<RowsMut<'a>>) -> Result<()> {
         let (isa, gain, offset) = self.affine.for_kernels()?;
-        let norm = kernels::GroupNorm {
-            groups: self.groups,
-            epsilon: self.eps as f32,
-            weight: gain,
-            bias: offset,
-            silu,
-        };
+        let norm = self.kernel(gain, offset, silu);
         let images = input.dim(0)?;
         host::with_values(input, |values| {
             norm.apply(isa, values, images, output);
             Ok(())
         })
     }
+}
+
+/// Adds the rows `[batch, height, width, channels]` to `moments`.
+///
+/// # Errors
+/// When the rows can't be read.
+pub fn measure(rows: &Tensor, moments: &mut ChannelMoments) -> Result<()> {
+    if rows.device().is_cpu() && rows.dtype() == DType::F32 {
+        return host::with_values(rows, |values| {
+            moments.add(Isa::best(), values);
+            Ok(())
+        });
+    }
+    let rows = rows.to_dtype(DType::F32)?.flatten_to(2)?;
+    let means = rows.mean_keepdim(0)?;
+    let deviations = rows.broadcast_sub(&means)?.sqr()?.sum(0)?;
+    let host = |tensor: Tensor| -> Result<Vec<f64>> {
+        Ok(tensor.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?)
+    };
+    moments.merge(rows.dim(0)? as f64, &host(means)?, &host(deviations)?);
+    Ok(())
 }
 
 /// Layer normalisation (Ba et al. 2016) over the last dimension.

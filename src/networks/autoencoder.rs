@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::config::VaeConfig;
+use super::strips::Strips;
 use super::{taesd, vae};
 use crate::layers::Params;
 use crate::noise::NoiseSource;
@@ -36,6 +37,15 @@ impl LatentDecoder {
         match &self.decoder {
             Decoder::Kl(decoder) => decoder.forward(&unscaled),
             Decoder::Tiny(decoder) => decoder.forward(&unscaled),
+        }
+    }
+
+    /// The same for one picture in less memory, without seams and almost to the last bit.
+    pub fn decode_in_strips(&self, latents: &Tensor, strips: Strips) -> Result<Tensor> {
+        let unscaled = (latents / self.scaling_factor)?;
+        match &self.decoder {
+            Decoder::Kl(decoder) => decoder.forward_in_strips(&unscaled, strips),
+            Decoder::Tiny(decoder) => decoder.forward_in_strips(&unscaled, strips),
         }
     }
 }

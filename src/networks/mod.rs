@@ -4,6 +4,7 @@ pub mod autoencoder;
 pub mod clip;
 pub mod config;
 mod resnet;
+pub mod strips;
 pub mod taesd;
 mod transformer;
 pub mod unet;

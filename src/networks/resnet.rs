@@ -1,8 +1,9 @@
 //! The residual block that UNet and VAE share.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 
+use super::strips::{Map, Source, Strips, widened, without_margin};
 use crate::layers::{Conv2d, ConvShape, Fused, GroupNorm, Linear, Params, silu};
 
 /// `ResnetBlock2D`: norm, SiLU, convolution, twice, around which the input is added.
@@ -56,5 +57,44 @@ impl Resnet {
         let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
         let added = Fused { residual: Some(shortcut.as_ref().unwrap_or(input)), ..Fused::default() };
         self.conv2.forward_fused(self.norm2.silu_of(&hidden), added)
+    }
+    /// The same without a time embedding, strip by strip.
+    pub fn forward_in_strips(&self, source: Source<'_>, strips: Strips) -> Result<Map> {
+        let (height, width) = (source.height(), source.width());
+        let ConvShape { in_channels, out_channels, .. } = self.conv1.shape();
+        let row = width * in_channels.max(out_channels);
+        let moments = source.moments(in_channels, strips)?;
+        let like = source.rows(0..1)?;
+        let map = || Map::new(height, width, out_channels, &like);
+        let mut hidden = map();
+        // A stored input that nothing changes on its way is the residual itself.
+        let mut residual =
+            if self.shortcut.is_some() || !matches!(source, Source::Stored(_)) { Some(map()) } else { None };
+        for strip in strips.of(height, row) {
+            let wide = widened(&strip, 1, height);
+            let input = source.rows(wide.clone())?.contiguous()?;
+            let output = self.conv1.forward(self.norm1.silu_of_part(&input, &moments))?;
+            hidden.write(strip.start, &without_margin(&output, &wide, &strip)?)?;
+            if let Some(residual) = &mut residual {
+                let input = without_margin(&input, &wide, &strip)?;
+                let input = self.shortcut.as_ref().map_or(Ok(input.clone()), |conv| conv.forward(&input))?;
+                residual.write(strip.start, &input)?;
+            }
+        }
+        let mut output = match (residual, source) {
+            (Some(residual), _) => residual,
+            (None, Source::Stored(input)) => input,
+            (None, _) => bail!("a computed input has no residual"),
+        };
+        output.forget_moments();
+        for strip in strips.of(height, row) {
+            let wide = widened(&strip, 1, height);
+            let input = hidden.rows(wide.clone())?;
+            let change = self.conv2.forward(self.norm2.silu_of_part(&input, &hidden.moments))?;
+            let change = without_margin(&change, &wide, &strip)?;
+            let sum = (output.rows(strip.clone())? + change)?;
+            output.write(strip.start, &sum)?;
+        }
+        Ok(output)
     }
 }

@@ -1,9 +1,12 @@
 //! The tiny autoencoder (TAESD, Bohan 2023), as diffusers' `AutoencoderTiny`: its layers are one numbered sequence.
 
-use anyhow::Result;
+use std::ops::Range;
+
+use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
 use super::config::TinyConfig;
+use super::strips::{Strips, enlarged_rows, widened, without_margin};
 use crate::layers::{Conv2d, ConvShape, Fused, Padding, Params};
 
 /// Three convolutions around which the input is added, ReLU after each.
@@ -31,6 +34,17 @@ impl Block {
 struct Level {
     blocks: Vec<Block>,
     conv: Conv2d,
+}
+
+impl Level {
+    /// As an encoder's: the convolution, then the blocks.
+    fn forward_down(&self, input: &Tensor) -> Result<Tensor> {
+        let mut hidden = self.conv.forward(input)?;
+        for block in &self.blocks {
+            hidden = block.forward(&hidden)?;
+        }
+        Ok(hidden)
+    }
 }
 
 /// Latents to picture.
@@ -69,10 +83,7 @@ impl Decoder {
 
     /// Unscaled latents `[batch, latent, h, w]` to a picture `[batch, 3, H, W]`, about -1 to 1.
     pub fn forward(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-        // A soft clamp to -3..3.
-        let latents = ((latents / 3.0)?.tanh()? * 3.0)?;
-        let mut hidden = self.conv_in.forward_fused(&latents, Fused { relu: true, ..Fused::default() })?;
+        let mut hidden = self.first_map(latents)?;
         for (index, level) in self.levels.iter().enumerate() {
             for block in &level.blocks {
                 hidden = block.forward(&hidden)?;
@@ -81,9 +92,58 @@ impl Decoder {
             let enlarge_to = (index + 1 < self.levels.len()).then_some(double);
             hidden = level.conv.forward_fused(&hidden, Fused { enlarge_to, ..Fused::default() })?;
         }
-        let picture = hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?;
-        Ok(((picture * 2.0)? - 1.0)?)
+        as_picture(&hidden)
     }
+
+    /// The same with the last level, whose maps are the largest, strip by strip; rows next to a strip that its
+    /// convolutions see are computed again.
+    pub fn forward_in_strips(&self, latents: &Tensor, strips: Strips) -> Result<Tensor> {
+        let mut hidden = self.first_map(latents)?;
+        let (last, levels) = self.levels.split_last().context("a decoder has levels")?;
+        for (index, level) in levels.iter().enumerate() {
+            for block in &level.blocks {
+                hidden = block.forward(&hidden)?;
+            }
+            if index + 1 < levels.len() {
+                let enlarge_to = Some((2 * hidden.dim(1)?, 2 * hidden.dim(2)?));
+                hidden = level.conv.forward_fused(&hidden, Fused { enlarge_to, ..Fused::default() })?;
+            }
+        }
+        let (_, small, width, channels) = hidden.dims4()?;
+        let enlarge = levels.last().map(|level| &level.conv);
+        let factor = if enlarge.is_some() { 2 } else { 1 };
+        let height = factor * small;
+        let margin = 3 * last.blocks.len() + 1;
+        let mut picture = Vec::new();
+        for strip in strips.of(height, factor * width * channels) {
+            let wide = widened(&strip, margin, height);
+            let read = |rows: Range<usize>| Ok(hidden.narrow(1, rows.start, rows.len())?);
+            let mut rows = match enlarge {
+                Some(conv) => enlarged_rows(conv, wide.clone(), small, read)?,
+                None => read(wide.clone())?,
+            }
+            .contiguous()?;
+            for block in &last.blocks {
+                rows = block.forward(&rows)?;
+            }
+            let rows = without_margin(&last.conv.forward(&rows)?, &wide, &strip)?;
+            picture.push(as_picture(&rows)?);
+        }
+        Ok(Tensor::cat(&picture, 2)?)
+    }
+
+    fn first_map(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
+        // A soft clamp to -3..3.
+        let latents = ((latents / 3.0)?.tanh()? * 3.0)?;
+        self.conv_in.forward_fused(&latents, Fused { relu: true, ..Fused::default() })
+    }
+}
+
+/// `[batch, H, W, 3]` from 0 to 1 as `[batch, 3, H, W]` from -1 to 1.
+fn as_picture(map: &Tensor) -> Result<Tensor> {
+    let picture = map.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?;
+    Ok(((picture * 2.0)? - 1.0)?)
 }
 
 /// Picture to latents.
@@ -123,12 +183,46 @@ impl Encoder {
         let unit = ((picture + 1.0)? / 2.0)?;
         let mut hidden = unit.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
         for level in &self.levels {
-            hidden = level.conv.forward(&hidden)?;
-            for block in &level.blocks {
-                hidden = block.forward(&hidden)?;
-            }
+            hidden = level.forward_down(&hidden)?;
         }
-        let latents = self.conv_out.forward(&hidden)?;
+        self.latents(&hidden)
+    }
+
+    /// The same with the first level, whose maps are the largest, strip by strip.
+    pub fn forward_in_strips(&self, picture: &Tensor, strips: Strips) -> Result<Tensor> {
+        let unit = ((picture + 1.0)? / 2.0)?;
+        let unit = unit.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let (first, levels) = self.levels.split_first().context("an encoder has levels")?;
+        let Some((second, levels)) = levels.split_first() else {
+            return self.latents(&first.forward_down(&unit)?);
+        };
+        let (_, height, width, _) = unit.dims4()?;
+        // What the first level sees, and the convolution that halves; even, so that the halving keeps its grid.
+        let margin = (3 * first.blocks.len() + 2).next_multiple_of(2);
+        let mut halved = Vec::new();
+        for strip in strips.of(height, width * second.conv.shape().in_channels) {
+            let wide = widened(&strip, margin, height);
+            let rows = first.forward_down(&unit.narrow(1, wide.start, wide.len())?.contiguous()?)?;
+            let rows = second.conv.forward(&rows)?;
+            halved.push(without_margin(
+                &rows,
+                &(wide.start / 2..wide.end.div_ceil(2)),
+                &(strip.start / 2..strip.end.div_ceil(2)),
+            )?);
+        }
+        let mut hidden = Tensor::cat(&halved, 1)?;
+        for block in &second.blocks {
+            hidden = block.forward(&hidden)?;
+        }
+        for level in levels {
+            hidden = level.forward_down(&hidden)?;
+        }
+        self.latents(&hidden)
+    }
+
+    /// The last layer.
+    fn latents(&self, hidden: &Tensor) -> Result<Tensor> {
+        let latents = self.conv_out.forward(hidden)?;
         Ok(latents.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
     }
 }

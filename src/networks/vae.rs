@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 
 use super::config::KlConfig;
 use super::resnet::Resnet;
+use super::strips::{Map, Source, Strips, widened, without_margin};
 use crate::layers::{Attention, Conv2d, ConvShape, Fused, GroupNorm, Linear, Padding, Params};
 
 const EPS: f64 = 1e-6;
@@ -130,11 +131,7 @@ impl Decoder {
 
     /// Unscaled latents `[batch, latent, h, w]` to a picture `[batch, 3, H, W]`, about -1 to 1.
     pub fn forward(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut hidden = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-        if let Some(conv) = &self.post_quant_conv {
-            hidden = conv.forward(&hidden)?;
-        }
-        hidden = self.mid_block.forward(&self.conv_in.forward(&hidden)?)?;
+        let mut hidden = self.smallest_map(latents)?;
         for block in &self.up_blocks {
             for resnet in &block.resnets {
                 hidden = resnet.forward(&hidden, None)?;
@@ -147,6 +144,40 @@ impl Decoder {
         }
         hidden = self.conv_out.forward(self.norm_out.silu_of(&hidden))?;
         Ok(hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
+    }
+
+    /// The same for one picture, in less memory.
+    pub fn forward_in_strips(&self, latents: &Tensor, strips: Strips) -> Result<Tensor> {
+        let mut source = Source::Stored(Map::store(&self.smallest_map(latents)?)?);
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                source = Source::Stored(resnet.forward_in_strips(source, strips)?);
+            }
+            source = match (source, &block.resample) {
+                (Source::Stored(map), Some(upsample)) => Source::Enlarged(upsample, map),
+                (source, _) => source,
+            };
+        }
+        let (height, width, channels) = (source.height(), source.width(), self.conv_out.shape().in_channels);
+        let moments = source.moments(channels, strips)?;
+        let mut picture = Vec::new();
+        for strip in strips.of(height, width * channels) {
+            let wide = widened(&strip, 1, height);
+            let rows = source.rows(wide.clone())?.contiguous()?;
+            let rows = self.conv_out.forward(self.norm_out.silu_of_part(&rows, &moments))?;
+            let rows = without_margin(&rows, &wide, &strip)?;
+            picture.push(rows.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?);
+        }
+        Ok(Tensor::cat(&picture, 2)?)
+    }
+
+    /// Latents to `[batch, h, w, channels]`, after all that is as small as they are.
+    fn smallest_map(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut hidden = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
+        if let Some(conv) = &self.post_quant_conv {
+            hidden = conv.forward(&hidden)?;
+        }
+        self.mid_block.forward(&self.conv_in.forward(&hidden)?)
     }
 }
 
@@ -219,7 +250,36 @@ impl Encoder {
                 hidden = downsample.forward(&hidden)?;
             }
         }
-        hidden = self.mid_block.forward(&hidden)?;
+        self.distribution(&hidden)
+    }
+
+    /// The same for one picture, in less memory.
+    pub fn forward_in_strips(&self, picture: &Tensor, strips: Strips) -> Result<LatentDistribution> {
+        let pixels = picture.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let (_, height, width, _) = pixels.dims4()?;
+        let channels = self.conv_in.shape().out_channels;
+        let mut map = Map::new(height, width, channels, &pixels);
+        for strip in strips.of(height, width * channels) {
+            let wide = widened(&strip, 1, height);
+            let rows = self.conv_in.forward(&pixels.narrow(1, wide.start, wide.len())?.contiguous()?)?;
+            map.write(strip.start, &without_margin(&rows, &wide, &strip)?)?;
+        }
+        let mut source = Source::Stored(map);
+        for block in &self.down_blocks {
+            for resnet in &block.resnets {
+                source = Source::Stored(resnet.forward_in_strips(source, strips)?);
+            }
+            source = match (source, &block.resample) {
+                (Source::Stored(map), Some(downsample)) => Source::Halved(downsample, map),
+                (source, _) => source,
+            };
+        }
+        self.distribution(&source.rows(0..source.height())?)
+    }
+
+    /// From the smallest map on.
+    fn distribution(&self, map: &Tensor) -> Result<LatentDistribution> {
+        let mut hidden = self.mid_block.forward(map)?;
         hidden = self.conv_out.forward(self.norm_out.silu_of(&hidden))?;
         if let Some(conv) = &self.quant_conv {
             hidden = conv.forward(&hidden)?;

@@ -99,11 +99,13 @@ impl Start {
     ) -> Result<Self> {
         match given {
             Some(given) => given.start(trajectory, shape, device, source),
-            None => {
-                let x = trajectory.start(&source.normal(shape, device)?)?;
-                Ok(Self { x, beside: None, known: None })
-            }
+            None => Ok(Self::at(trajectory.start(&source.normal(shape, device)?)?)),
         }
+    }
+
+    /// A run that begins at latents which may all change.
+    pub fn at(x: Tensor) -> Self {
+        Self { x, beside: None, known: None }
     }
 
     /// What the UNet is given for `latents`.

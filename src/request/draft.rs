@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Lora, PromptSyntax, Request, Resize, Rng, Sampler, Schedule};
+use super::{Hires, Lora, PromptSyntax, Request, Resize, Rng, Sampler, Schedule};
 use crate::checkpoint::Defaults;
 use crate::picture_in;
 
@@ -47,6 +47,12 @@ pub struct Draft {
     pub strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize: Option<Resize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hires: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hires_steps: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hires_strength: Option<f64>,
 }
 
 impl Draft {
@@ -80,6 +86,9 @@ impl Draft {
             mask: self.mask.or(below.mask),
             strength: self.strength.or(below.strength),
             resize: self.resize.or(below.resize),
+            hires: self.hires.or(below.hires),
+            hires_steps: self.hires_steps.or(below.hires_steps),
+            hires_strength: self.hires_strength.or(below.hires_strength),
         }
     }
 
@@ -101,7 +110,7 @@ impl Draft {
         };
         let starts = |default: f64| self.init.is_some().then_some(default);
         let strength = starts(if self.mask.is_some() { MASKED_STRENGTH } else { STRENGTH });
-        let request = Request {
+        let mut request = Request {
             prompt: self.prompt.context("the request has no prompt")?,
             negative_prompt: self.negative_prompt.unwrap_or_default(),
             width: self.width.unwrap_or(size.0),
@@ -123,8 +132,15 @@ impl Draft {
             resize: self.resize.or(self.init.is_some().then_some(Resize::Crop)),
             init: self.init,
             mask: self.mask,
+            hires: self.hires,
+            hires_steps: self.hires_steps,
+            hires_strength: self.hires_strength,
         };
         request.validate()?;
+        if let Some(hires) = Hires::of(&request) {
+            request.hires_steps = Some(hires.steps);
+            request.hires_strength = Some(hires.strength);
+        }
         Ok(request)
     }
 }
@@ -153,6 +169,9 @@ impl From<Request> for Draft {
             mask,
             strength,
             resize,
+            hires,
+            hires_steps,
+            hires_strength,
         } = request;
         Self {
             prompt: Some(prompt),
@@ -176,6 +195,9 @@ impl From<Request> for Draft {
             mask,
             strength,
             resize,
+            hires,
+            hires_steps,
+            hires_strength,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod draft;
 mod files;
+mod hires;
 pub mod list;
 mod parameters;
 mod record;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use draft::{Draft, drawn_seed};
 pub use files::{FileKind, Fingerprint, Lora, UsedFile};
+pub use hires::Hires;
 pub use parameters::{Parameters, parse_parameters, print_parameters};
 pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};
 
@@ -205,6 +207,15 @@ pub struct Request {
     /// How `init` and `mask` are brought to size. Present with `init` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize: Option<Resize>,
+    /// How much wider and higher the picture is made in a second pass; `width` and `height` are the first one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hires: Option<f64>,
+    /// Steps of the second pass; without them, as many as in the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hires_steps: Option<usize>,
+    /// How much of the enlarged latents the second pass replaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hires_strength: Option<f64>,
 }
 
 fn weighted() -> PromptSyntax {
@@ -255,6 +266,7 @@ impl Request {
             self.sampler
         );
         ensure!(self.clip_skip >= 1, "clip skip 0 is out of range: 1 uses all layers, 2 leaves out the last");
+        Hires::validate(self)?;
         self.lora.iter().try_for_each(Lora::validate)?;
         self.validate_picture_in()
     }

@@ -42,6 +42,9 @@ const SCHEDULES: [(Schedule, &str); 4] = [
 const PROVENANCE: [&str; 8] =
     ["Model hash", "Model", "VAE hash", "Hashes", "TI hashes", "Lora hashes", "Version", "User"];
 
+/// AUTOMATIC1111's name of enlarging the latents.
+const LATENT_UPSCALER: &str = "Latent";
+
 /// Fewer settings than this in the last line, and it is part of the prompt.
 const MIN_SETTINGS: usize = 3;
 
@@ -74,6 +77,12 @@ pub fn print_parameters(request: &Request, model: &str, files: &[UsedFile]) -> S
     }
     if let Some(strength) = request.strength {
         settings.push(("Denoising strength", strength.to_string()));
+    }
+    if let Some(scale) = request.hires {
+        settings.push(("Hires upscale", scale.to_string()));
+        settings.extend(request.hires_steps.map(|steps| ("Hires steps", steps.to_string())));
+        settings.push(("Hires upscaler", LATENT_UPSCALER.to_owned()));
+        settings.extend(request.hires_strength.map(|strength| ("Denoising strength", strength.to_string())));
     }
     if request.prompt_syntax == PromptSyntax::Plain {
         settings.push(("Emphasis", "None".to_owned()));
@@ -120,9 +129,12 @@ pub fn parse_parameters(text: &str) -> Parameters {
     parameters.draft.clip_skip = Some(1);
     parameters.draft.prompt_syntax = Some(PromptSyntax::Weighted);
     let mut schedule = None;
+    let has_hires = settings.iter().any(|(key, _)| key == "Hires upscale");
     for (key, value) in settings {
         if key == "Schedule type" {
             schedule = Some(value);
+        } else if has_hires && key == "Denoising strength" {
+            set(&mut parameters.draft.hires_strength, &value);
         } else if !apply(&mut parameters, &key, &value) && !PROVENANCE.contains(&key.as_str()) {
             parameters.unknown.push(format!("{key}: {value}"));
         }
@@ -147,6 +159,9 @@ fn apply(parameters: &mut Parameters, key: &str, value: &str) -> bool {
             };
             true
         }
+        "Hires upscale" => set(&mut draft.hires, value),
+        "Hires steps" => set(&mut draft.hires_steps, value),
+        "Hires upscaler" => value == LATENT_UPSCALER,
         "Eta DDIM" => set(&mut draft.eta, value),
         "Size" => value
             .split_once('x')
@@ -300,6 +315,9 @@ mod tests {
             mask: None,
             strength: None,
             resize: None,
+            hires: None,
+            hires_steps: None,
+            hires_strength: None,
         }
     }
 
@@ -334,6 +352,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_second_pass_survives_the_round_trip() {
+        let request =
+            Request { hires: Some(1.5), hires_steps: Some(9), hires_strength: Some(0.55), ..request() };
+        let text = print_parameters(&request, "sd15", &[]);
+        assert!(text.contains(
+            "Hires upscale: 1.5, Hires steps: 9, Hires upscaler: Latent, Denoising strength: 0.55"
+        ));
+        assert!(text.contains("Size: 512x768"));
+        let parsed = parse_parameters(&text);
+        assert_eq!(parsed.draft, request.into());
+        assert!(parsed.unknown.is_empty());
+        let other = parse_parameters(&text.replace("upscaler: Latent", "upscaler: Lanczos"));
+        assert_eq!(other.unknown, ["Hires upscaler: Lanczos"]);
     }
 
     #[test]

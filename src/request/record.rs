@@ -27,6 +27,9 @@ pub struct Record<R> {
     /// The files beside the model that it was made with.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<UsedFile>,
+    /// Whether the picture was decoded part by part, which rounds differently.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tiled: bool,
     pub request: R,
 }
 
@@ -109,6 +112,7 @@ mod tests {
             kernel: "candle".into(),
             device: "cpu".into(),
             files: Vec::new(),
+            tiled: false,
             request: Request {
                 prompt: "  spaces, \"quotes\"\nNegative prompt: not one\n".into(),
                 negative_prompt: String::new(),
@@ -131,6 +135,9 @@ mod tests {
                 mask: None,
                 strength: None,
                 resize: None,
+                hires: None,
+                hires_steps: None,
+                hires_strength: None,
             },
         }
     }
@@ -154,9 +161,9 @@ mod tests {
     #[test]
     fn a_field_from_the_future_is_refused_not_dropped() {
         let chunks = record().text_chunks().unwrap();
-        let newer = chunks[1].1.replace("\"steps\"", "\"hires\":2,\"steps\"");
+        let newer = chunks[1].1.replace("\"steps\"", "\"sharpness\":2,\"steps\"");
         let error = format!("{:#}", Embedded::find([(RECORD_KEYWORD, newer.as_str())]).unwrap_err());
-        assert!(error.contains("newer pochade") && error.contains("hires"));
+        assert!(error.contains("newer pochade") && error.contains("sharpness"));
     }
 
     #[test]

@@ -95,6 +95,17 @@ impl Trajectory {
         Ok(self)
     }
 
+    /// Leaves out all but the last `count` steps.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn with_last(mut self, count: usize) -> Result<Self> {
+        let steps = self.timesteps.len();
+        ensure!(count <= steps, "{count} of {steps} steps can't be taken");
+        self.first = steps - count;
+        Ok(self)
+    }
+
     /// Where a run from nothing starts: `noise`, of variance 1, scaled to the first sigma.
     pub fn start(&self, noise: &Tensor) -> Result<Tensor> {
         Ok((noise * self.noise_scale)?)

@@ -20,7 +20,7 @@ pub struct Maker {
 
 impl Maker {
     /// `files` are those beside the model that the picture was made with.
-    pub fn record(&self, request: Request, files: Vec<UsedFile>) -> Record<Request> {
+    pub fn record(&self, request: Request, files: Vec<UsedFile>, tiled: bool) -> Record<Request> {
         Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.model.clone(),
@@ -29,6 +29,7 @@ impl Maker {
             kernel: self.kernel.clone(),
             device: self.device.to_owned(),
             files,
+            tiled,
             request,
         }
     }

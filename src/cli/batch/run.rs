@@ -178,12 +178,12 @@ impl Run<'_> {
         let mut progress = Progress::new(signals, self.printer, prefix).patient();
         let picture = self.pipeline.generate(&item.request, &mut progress);
         progress.finish();
-        let Picture { rgb, files, .. } = picture?;
+        let Picture { rgb, files, tiled, .. } = picture?;
         if signals.received().is_some() {
             bail!(Interrupted);
         }
         let bytes =
-            png::encode(&rgb, &self.maker.record(item.request.clone(), files.clone()).text_chunks()?)?;
+            png::encode(&rgb, &self.maker.record(item.request.clone(), files.clone(), tiled).text_chunks()?)?;
         if self.args.force {
             png::save(&bytes, &item.path, true)?;
             return Ok(Status::Drawn);

@@ -14,12 +14,14 @@ use crate::cli::slug::slug;
 use crate::cli::{backend, generate};
 use crate::pipeline::{LoadOptions, Pipeline};
 use crate::request::{Draft, Precision};
+use crate::tiling::Tile;
 
 /// A model that is opened; its networks are loaded by the pipeline.
 pub struct Session {
     pub checkpoint: Checkpoint,
     device: Device,
     precision: Precision,
+    tile: Tile,
 }
 
 impl Session {
@@ -35,7 +37,8 @@ impl Session {
         let mut checkpoint = choice.open()?;
         compute.parts.apply(&mut checkpoint)?;
         generate::say_which_model(&printer, &choice, &checkpoint, None);
-        Ok(Self { checkpoint, device, precision })
+        let tile = compute.tile.map_or_else(Tile::default, Tile::from);
+        Ok(Self { checkpoint, device, precision, tile })
     }
 
     pub fn planner<'a>(&self, args: &ListArgs, base_seed: u64, place: Place<'a>) -> Planner<'a> {
@@ -52,7 +55,8 @@ impl Session {
     /// When the model's configs can't be used.
     pub fn pipeline(&self) -> Result<Pipeline<'_>, Failure> {
         let options = LoadOptions { device: self.device.clone(), precision: self.precision, single: false };
-        Pipeline::load(&self.checkpoint, &options).or_exit(Exit::Model)
+        let pipeline = Pipeline::load(&self.checkpoint, &options).or_exit(Exit::Model)?;
+        Ok(pipeline.with_tile(self.tile))
     }
 
     /// What pictures of `pipeline` say about their making.
