@@ -1,6 +1,7 @@
 //! How much memory the process has used and the machine has, where the system tells; nothing is allocated or limited here.
 
 use std::fs;
+use std::path::Path;
 
 /// The most memory this process has had resident so far, in bytes.
 pub fn peak_resident() -> Option<u64> {
@@ -19,6 +20,39 @@ pub struct Memory {
 pub fn machine() -> Option<Memory> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     Some(Memory { total: kib_field(&text, "MemTotal")?, available: kib_field(&text, "MemAvailable")? })
+}
+
+/// What this process can still take without making others swap or exceeding its control group's limit, in bytes.
+pub fn available() -> Option<u64> {
+    let machine = machine().map(|memory| memory.available);
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    groups.lines().filter_map(|line| left_in_group(line, Path::new("/sys/fs/cgroup"))).chain(machine).min()
+}
+
+/// What the memory limits of a group, a line of `/proc/self/cgroup`, and of those around it leave.
+fn left_in_group(line: &str, root: &Path) -> Option<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (fields.next()?, fields.next()?);
+    // The second version has no controllers here; the first has a tree for each.
+    let (root, limit, used) = match controllers {
+        "" => (root.to_owned(), "memory.max", "memory.current"),
+        _ if controllers.split(',').any(|name| name == "memory") => {
+            (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes")
+        }
+        _ => return None,
+    };
+    let number =
+        |folder: &Path, name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+    let left = |folder: &Path| {
+        let (limit, used) = (number(folder, limit)?, number(folder, used)?);
+        // What was read from files and can be read again counts as used.
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let cached = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok());
+        Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))))
+    };
+    let folder = root.join(path.trim_start_matches('/'));
+    // In a container the path may be the host's, and the container's own group is the root.
+    folder.ancestors().take_while(|folder| folder.starts_with(&root)).filter_map(left).min()
 }
 
 /// The bytes of a line such as `VmHWM:     1234 kB`.
@@ -40,9 +74,31 @@ mod tests {
         assert_eq!(kib_field("VmHWM: many kB", "VmHWM"), None);
     }
 
+    #[test]
+    fn a_group_leaves_what_its_tightest_limit_leaves() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "800\n");
+        write("a/memory.stat", "anon 1\ninactive_file 300\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "5\n");
+        assert_eq!(left_in_group("0::/a/b", root.path()), Some(500));
+        assert_eq!(left_in_group("0::/elsewhere", root.path()), None);
+        write("memory/c/memory.limit_in_bytes", "70");
+        write("memory/c/memory.usage_in_bytes", "90");
+        assert_eq!(left_in_group("4:cpu,memory:/c", root.path()), Some(0));
+        assert_eq!(left_in_group("4:cpu:/c", root.path()), None);
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn linux_tells() {
+        assert!(available().unwrap() > 0);
         assert!(peak_resident().unwrap() > 0);
         let machine = machine().unwrap();
         assert!(machine.available <= machine.total);
