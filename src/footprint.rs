@@ -35,6 +35,8 @@ pub struct Footprint {
     text_encoder: u64,
     unet: u64,
     decoder: u64,
+    /// Of the autoencoder, which a picture to start from needs.
+    encoder: u64,
     unet_config: UnetConfig,
     vae_config: VaeConfig,
 }
@@ -63,14 +65,16 @@ impl Footprint {
         unet_config: UnetConfig,
         vae_config: VaeConfig,
     ) -> Self {
-        let mut footprint = Self { text_encoder: 0, unet: 0, decoder: 0, unet_config, vae_config };
+        let mut footprint =
+            Self { text_encoder: 0, unet: 0, decoder: 0, encoder: 0, unet_config, vae_config };
         for (name, values, int8) in tensors {
             let width = if int8 && policy::treatment(name) == Treatment::Computed { 1 } else { 4 };
             let bytes = match Component::of(name) {
                 Some(Component::TextEncoder) => &mut footprint.text_encoder,
                 Some(Component::Unet) => &mut footprint.unet,
-                Some(Component::Vae) if !is_of_encoder(name) => &mut footprint.decoder,
-                _ => continue,
+                Some(Component::Vae) if is_of_encoder(name) => &mut footprint.encoder,
+                Some(Component::Vae) => &mut footprint.decoder,
+                None => continue,
             };
             *bytes += values * width;
         }
@@ -84,10 +88,12 @@ impl Footprint {
             (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
         let denoising = self.denoise_peak_bytes(request);
         let decoding = decode_peak_bytes(&self.vae_config, request.width, request.height);
+        // The encoder's maps are the decoder's in reverse, and fewer.
+        let encoding = if request.init.is_some() { weights(self.encoder) + decoding } else { 0 };
         BASE + match series {
-            Series::One => text_encoder.max(unet + denoising).max(decoder + decoding),
-            Series::SamePrompt => text_encoder.max(unet + decoder + denoising.max(decoding)),
-            Series::Prompts => unet + decoder + text_encoder.max(denoising).max(decoding),
+            Series::One => text_encoder.max(unet + denoising).max(decoder + decoding).max(encoding),
+            Series::SamePrompt => text_encoder.max(unet + decoder + denoising.max(decoding).max(encoding)),
+            Series::Prompts => unet + decoder + text_encoder.max(denoising).max(decoding).max(encoding),
         }
     }
 
@@ -104,9 +110,8 @@ impl Footprint {
     pub fn fitting_size(&self, request: &Request, series: Series, available: u64) -> Option<(usize, usize)> {
         let (width, height) = (request.width, request.height);
         let long = width.max(height).min(MAX_SIZE);
-        let at = |side: usize, long_side: usize| {
-            (side * long_side / long / SIZE_STEP * SIZE_STEP).max(SIZE_STEP)
-        };
+        let at =
+            |side: usize, long_side: usize| (side * long_side / long / SIZE_STEP * SIZE_STEP).max(SIZE_STEP);
         (1..long / SIZE_STEP).rev().map(|steps| steps * SIZE_STEP).find_map(|long_side| {
             let (width, height) = (at(width, long_side), at(height, long_side));
             let smaller = Request { width, height, ..request.clone() };
@@ -125,7 +130,7 @@ pub fn decode_peak_bytes(config: &VaeConfig, width: usize, height: usize) -> u64
     4 * (width * height) as u64 * widest.copied().unwrap_or(0) as u64 * DECODER_MAPS
 }
 
-/// Whether the tensor belongs to the half of an autoencoder that drawing from noise never loads.
+/// Whether the tensor belongs to the half of an autoencoder that reads pictures.
 fn is_of_encoder(name: &str) -> bool {
     name.starts_with("vae.encoder.") || name.starts_with("vae.quant_conv.")
 }
@@ -160,11 +165,13 @@ mod tests {
         let inventory = include_str!("../tests/data/sd15_tensors.txt");
         let tensors: Vec<(String, u64)> = inventory
             .lines()
-            .filter(|line| !line.starts_with('#'))
             .map(|line| {
                 let fields: Vec<&str> = line.split_whitespace().collect();
-                let sizes = fields[3].trim_matches(['[', ']']).split([',', 'x']);
-                (format!("{}.{}", fields[0], fields[1]), sizes.map(|size| size.parse::<u64>().unwrap()).product())
+                let sizes = fields[3].split('x');
+                (
+                    format!("{}.{}", fields[0], fields[1]),
+                    sizes.map(|size| size.parse::<u64>().unwrap()).product(),
+                )
             })
             .collect();
         let int8 = precision == Precision::Int8;
@@ -204,6 +211,7 @@ mod tests {
         let small = request(&checkpoint, 64);
         let peaks = [Series::One, Series::SamePrompt, Series::Prompts].map(|s| footprint.peak(&small, s));
         assert!(peaks.is_sorted() && peaks[2] > peaks[1] + 300 * MB, "{peaks:?}");
+        let (footprint, _) = sd15(Precision::F32);
         let large = request(&checkpoint, 512);
         let unguided = Request { guidance_scale: 1.0, ..large.clone() };
         let saved = footprint.peak(&large, Series::One) - footprint.peak(&unguided, Series::One);

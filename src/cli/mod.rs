@@ -21,6 +21,7 @@ mod progress;
 mod prompt;
 mod quantize;
 mod report;
+mod room;
 mod show;
 mod signals;
 mod slug;
