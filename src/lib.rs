@@ -11,6 +11,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
+pub mod footprint;
 pub mod hub;
 pub mod kernels;
 pub mod layers;

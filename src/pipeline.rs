@@ -14,7 +14,8 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use crate::adapted::Adapted;
-use crate::checkpoint::{Checkpoint, TensorSet};
+use crate::checkpoint::{Checkpoint, Kind, TensorSet};
+use crate::footprint::Footprint;
 use crate::layers::{Backend, Params};
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
@@ -161,6 +162,7 @@ struct Encoded {
 pub struct Pipeline<'a> {
     checkpoint: &'a Checkpoint,
     backend: Backend,
+    precision: Precision,
     single: bool,
     tokenizer: Tokenizer,
     clip_config: ClipConfig,
@@ -210,6 +212,7 @@ impl<'a> Pipeline<'a> {
         );
         Ok(Self {
             checkpoint,
+            precision: options.precision,
             single: options.single,
             tokenizer: Tokenizer::new(checkpoint.vocabulary())?,
             clip_config,
@@ -241,6 +244,23 @@ impl<'a> Pipeline<'a> {
     /// How many pixels one latent is wide.
     pub fn factor(&self) -> usize {
         self.vae_config.factor()
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// What pictures take of the machine's memory; unknown on a GPU and for weights that are in no file.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.footprint_in(self.precision)
+    }
+
+    /// The same in another precision.
+    pub fn footprint_in(&self, precision: Precision) -> Option<Footprint> {
+        (self.backend.device.is_cpu() && self.checkpoint.kind() != Kind::Synthetic).then(|| {
+            let (unet, vae) = (self.unet_config.clone(), self.vae_config.clone());
+            Footprint::new(self.checkpoint, unet, vae, precision)
+        })
     }
 
     /// Names what computes, e.g. `x86_64-avx512vnni` or `candle-cuda`.
@@ -350,8 +370,11 @@ impl<'a> Pipeline<'a> {
     /// # Errors
     /// Names the file, or says what in the prompt is not understood.
     pub fn check(&self, request: &Request) -> Result<Vec<UsedFile>> {
-        let prompts = self.prompts(request)?;
-        let adapted = self.adapt(&prompts.loras)?;
+        // What is in memory for other requests stays; before that, what is read here serves the first picture.
+        let fresh = self.unet.borrow().is_none()
+            && self.encoded.borrow().iter().all(|known| known.embeddings.is_none());
+        let prompts = if fresh { self.prompts(request)? } else { Rc::new(self.unstored_prompts(request)?) };
+        let adapted = if fresh { self.adapt(&prompts.loras)? } else { self.adapters(&prompts.loras)? };
         let pictures =
             self.picture_in(request)?.map_or_else(Vec::new, |picture_in| picture_in.used().to_vec());
         Ok([prompts.used()?, adapted.used()?, pictures].concat())
@@ -407,32 +430,45 @@ impl<'a> Pipeline<'a> {
         self.read_prompts(request)
     }
 
-    /// The request's prompts, read and added to those known.
-    fn read_prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
+    /// The request's prompts, read.
+    fn unstored_prompts(&self, request: &Request) -> Result<Prompts> {
         let layers = self.clip_config.num_hidden_layers;
         ensure!(
             (1..=layers).contains(&request.clip_skip),
             "clip skip {} is out of range: this model's text encoder has {layers} layers",
             request.clip_skip
         );
+        let room =
+            Room { width: self.clip_config.hidden_size, positions: self.clip_config.max_position_embeddings };
+        Prompts::read(&Text::of(request, self.guided(request)), &self.tokenizer, room)
+    }
+
+    /// The request's prompts, read and added to those known.
+    fn read_prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
         let text = Text::of(request, self.guided(request));
         if let Some(known) = self.encoded.borrow().iter().find(|known| known.text == text) {
             return Ok(known.prompts.clone());
         }
-        let room =
-            Room { width: self.clip_config.hidden_size, positions: self.clip_config.max_position_embeddings };
-        let prompts = Rc::new(Prompts::read(&text, &self.tokenizer, room)?);
+        let prompts = Rc::new(self.unstored_prompts(request)?);
         self.encoded.borrow_mut().push(Encoded { text, prompts: prompts.clone(), embeddings: None });
         Ok(prompts)
     }
 
-    /// The model with `loras` merged. Networks that were loaded with others are dropped.
-    fn adapt(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
+    /// The model with `loras` merged, for reading only: the networks in memory stay what they are.
+    fn adapters(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
         let adapted = self.adapted.borrow().clone();
         if adapted.loras() == loras {
             return Ok(adapted);
         }
-        let adapted = Rc::new(Adapted::open(loras, self.checkpoint.tensors())?);
+        Ok(Rc::new(Adapted::open(loras, self.checkpoint.tensors())?))
+    }
+
+    /// The model with `loras` merged. Networks that were loaded with others are dropped.
+    fn adapt(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
+        let adapted = self.adapters(loras)?;
+        if Rc::ptr_eq(&adapted, &self.adapted.borrow()) {
+            return Ok(adapted);
+        }
         *self.unet.borrow_mut() = None;
         for known in self.encoded.borrow_mut().iter_mut() {
             known.embeddings = None;
@@ -664,4 +700,85 @@ fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
         pixels[2]
     );
     RgbImage::from_raw(width as u32, height as u32, pixels).context("the picture has an odd size")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Draft;
+
+    #[test]
+    fn a_picture_without_numbers_or_of_one_color_is_refused() {
+        let picture = |values: [f32; 12]| {
+            // Planes of 2x2 pixels.
+            to_rgb(&Tensor::from_slice(&values, (1, 3, 2, 2), &Device::Cpu).unwrap())
+        };
+        let refused = |values| picture(values).unwrap_err().to_string();
+        let mut values = [0.5; 12];
+        assert!(refused(values).contains("all one color (191, 191, 191)"));
+        values[5] = f32::NAN;
+        assert!(refused(values).contains("no numbers"));
+        // Differences that eight bits don't show are none.
+        values[5] = 0.5001;
+        assert!(refused(values).contains("all one color"));
+        values[5] = -3.0;
+        assert_eq!(picture(values).unwrap().get_pixel(1, 0).0, [191, 0, 191]);
+    }
+
+    /// Counts what is loaded.
+    #[derive(Default)]
+    struct Loads(usize);
+
+    impl Observer for Loads {
+        fn phase(&mut self, phase: Phase) {
+            self.0 += usize::from(phase == Phase::Load);
+        }
+    }
+
+    #[test]
+    fn networks_are_reloaded_only_for_other_loras_and_never_by_a_check() {
+        let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let checkpoint = Checkpoint::open(&data.join("small")).unwrap();
+        let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false };
+        let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
+        let request = |prompt: &str, lora: Option<&str>| {
+            let lora = lora.map(|weight| {
+                let path = data.join("reference/lora_peft.safetensors");
+                vec![Lora { path, weight: weight.parse().unwrap() }]
+            });
+            let draft = Draft {
+                prompt: Some(prompt.into()),
+                width: Some(64),
+                height: Some(64),
+                steps: Some(1),
+                seed: Some(1),
+                lora,
+                ..Draft::default()
+            };
+            draft.resolve(&checkpoint.defaults()).unwrap()
+        };
+        let generate = |request: &Request| {
+            let mut loads = Loads::default();
+            let picture = pipeline.generate(request, &mut loads).unwrap();
+            (picture.rgb, loads.0)
+        };
+        let (plain, other) = (request("a cat", None), request("a dog", None));
+        let adapted = request("a cat", Some("4"));
+        let (picture, loads) = generate(&plain);
+        assert_eq!(loads, 3, "text encoder, unet and decoder");
+        // A check of what is not to be drawn yet costs nothing.
+        assert_eq!(pipeline.check(&adapted).unwrap().len(), 1);
+        pipeline.check(&other).unwrap();
+        assert_eq!(generate(&plain).1, 0);
+
+        // Of a list only what shares the first item's LoRAs is encoded ahead; the rest comes right all the same.
+        let mut loads = Loads::default();
+        pipeline.encode_ahead(&[&adapted, &plain, &other], &mut loads).unwrap();
+        assert_eq!(loads.0, 1);
+        let (changed, loads) = generate(&adapted);
+        assert_eq!(loads, 1, "the unet");
+        assert_ne!(changed, picture);
+        assert_eq!(generate(&plain), (picture, 2), "text encoder and unet");
+        assert_eq!(generate(&other).1, 1, "the text encoder");
+    }
 }

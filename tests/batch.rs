@@ -331,3 +331,30 @@ fn verify_tells_what_differs() {
     sandbox.run(&[&args[..], &["--update"]].concat()).done();
     assert_eq!(tree(&sandbox.join("golden")), golden);
 }
+
+#[test]
+fn a_list_that_changes_while_it_is_drawn_ends_the_run() {
+    // So long that the lines after it are not read while those before it are drawn.
+    let comment = format!("# {}\n", "x".repeat(1 << 19));
+    let whole = format!("{}{comment}{}", list(70), list(230));
+    let (other, shorter) = (whole.replace("apple", "grape"), list(70));
+    for changed in [other, shorter] {
+        let sandbox = Sandbox::new();
+        sandbox.write("list.txt", whole.as_bytes());
+        let args = batch(&["list.txt", "--out-dir", "out", "--seed", "1"]);
+        let mut command = sandbox.command(&args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut drawn = String::new();
+        stdout.read_line(&mut drawn).unwrap();
+        // In place, as an editor or a script might: the run has the file open.
+        sandbox.write("list.txt", changed.as_bytes());
+        std::io::Read::read_to_string(&mut stdout, &mut drawn).unwrap();
+        let left = Left::from(child.wait_with_output().unwrap());
+        assert_eq!(left.code, Some(2), "{left:?}");
+        assert!(left.stderr.contains("the list list.txt has changed while it was drawn"), "{left:?}");
+        let files = tree(&sandbox.join("out"));
+        assert!((1..=70).contains(&files.len()) && files.len() == drawn.lines().count());
+        assert!(files.keys().all(|name| name.ends_with(".png") && name.contains("apple")));
+    }
+}

@@ -312,6 +312,10 @@ pub struct ComputeArgs {
     /// CPU threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     pub threads: Option<u16>,
+
+    /// Draw even where the estimated memory exceeds what is available
+    #[arg(hide_short_help = true, long, help_heading = "Model")]
+    pub ignore_memory: bool,
 }
 
 /// How much is said on stderr.

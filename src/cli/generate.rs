@@ -15,9 +15,11 @@ use super::preview::Preview;
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
+use super::room::Largest;
 use super::signals::Signals;
 use super::{backend, prompt, show};
 use crate::checkpoint::Checkpoint;
+use crate::footprint::Series;
 use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
 use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
 use crate::tiling::Tile;
@@ -62,6 +64,10 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     if let Some(Embedded::Record(record)) = &embedded {
         say_which_files_differ(&printer, &record.files, &files);
     }
+    let mut largest = Largest::default();
+    largest.add(pipeline.footprint().as_ref(), &request, None);
+    let series = if args.count == 1 { Series::One } else { Series::SamePrompt };
+    largest.check(&pipeline, series, &args.compute, printer)?;
     signals.exit_at_once(false);
     let preview = Preview { factor: pipeline.factor() as u32, ..preview };
     let run = Run {

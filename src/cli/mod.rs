@@ -22,6 +22,7 @@ mod progress;
 mod prompt;
 mod quantize;
 mod report;
+mod room;
 mod show;
 mod signals;
 mod slug;

@@ -9,11 +9,12 @@ use serde::Serialize;
 use super::batch::args::VerifyArgs;
 use super::batch::place::{self, Place};
 use super::batch::plan::{self, Planned};
-use super::batch::{Session, Shard, Source};
+use super::batch::{self, Session, Shard, Source};
 use super::exit::{Exit, Failure, OrExit};
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::shown;
+use super::room::Largest;
 use super::signals::Signals;
 use crate::compare::{compare, side_by_side};
 use crate::pipeline::{Interrupted, Picture, Pipeline, Unusable};
@@ -104,15 +105,19 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let seed = args.list.picture.seed;
     let planner = session.planner(&args.list, seed.unwrap_or_default(), place);
     let name = source.name.clone();
+    let footprint = pipeline.footprint();
+    let mut largest = Largest::default();
     let mut items = Vec::new();
     let plan = plan::plan(&name, source.list()?, &planner, Shard::WHOLE, |item| {
         items.push(item.clone());
+        largest.add(footprint.as_ref(), &item.request, Some(item.line));
         pipeline.check(&item.request).map(|_| ()).map_err(|error| format!("{error:#}"))
     })?;
     if let (Some(line), None) = (plan.unseeded, seed) {
         return Err(Failure::usage(format!("{name}: line {line}: it has no seed, so no picture to expect"))
             .hint("give the line a seed, or pass --seed N"));
     }
+    largest.check(&pipeline, batch::series(plan.items), &args.list.compute, printer)?;
     if args.update {
         for folder in &plan.folders {
             place::check_folder(folder, true).or_exit(Exit::Usage)?;

@@ -18,6 +18,8 @@ use anyhow::Context;
 
 use super::exit::{Exit, Failure, OrExit};
 use super::report::shown;
+use super::room::Largest;
+use crate::footprint::Series;
 use crate::pipeline::Pipeline;
 use crate::{png, request};
 use args::BatchArgs;
@@ -52,13 +54,19 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let base_seed = args.list.picture.seed.or(drawn).unwrap_or_default();
     let planner = session.planner(&args.list, base_seed, place);
 
+    let footprint = pipeline.footprint();
+    let mut largest = Largest::default();
     let mut kept = 0u64;
     let mut to_draw = Vec::new();
     let plan = {
         let name = source.name.clone();
         plan::plan(&name, source.list()?, &planner, shard, |planned| {
-            to_draw.push(look(args, &pipeline, &maker, planned)?);
-            kept += u64::from(to_draw.last() == Some(&false));
+            let draw = look(args, &pipeline, &maker, planned)?;
+            to_draw.push(draw);
+            kept += u64::from(!draw);
+            if draw {
+                largest.add(footprint.as_ref(), &planned.request, Some(planned.line));
+            }
             Ok(())
         })?
     };
@@ -89,6 +97,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     if args.dry_run {
         return dry_run(args, &mut source, &planner, shard, &to_draw);
     }
+    largest.check(&pipeline, series(own - kept), &args.list.compute, printer)?;
     for folder in &plan.folders {
         match png::sweep(folder) {
             0 => {}
@@ -101,6 +110,11 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let resume = resume::command(&words, args.skip_existing, drawn);
     Run { args, printer, pipeline: &pipeline, maker, planner: &planner, plan: &plan, shard, results, resume }
         .items(&mut source)
+}
+
+/// What a list of so many items keeps in memory.
+pub fn series(items: u64) -> Series {
+    if items > 1 { Series::Prompts } else { Series::SamePrompt }
 }
 
 /// Whether an item has to be drawn.

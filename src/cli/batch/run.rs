@@ -69,9 +69,7 @@ impl Run<'_> {
             }
             let item = item.ok().filter(|item| own.next() == Some(&item.fingerprint));
             let planned = item.and_then(|item| self.planner.item(index, item).ok());
-            let Some(planned) = planned else {
-                return Err(Failure::usage(format!("the list {name} has changed while it was drawn")));
-            };
+            let Some(planned) = planned else { return Err(changed(&name)) };
             window.push(planned);
             if window.len() == WINDOW {
                 ended = self.window(&window, &signals, &mut tally);
@@ -83,6 +81,9 @@ impl Run<'_> {
         }
         if ended.is_none() {
             ended = self.window(&window, &signals, &mut tally);
+            if ended.is_none() && own.next().is_some() {
+                return Err(changed(&name));
+            }
         }
         Ok(self.end(ended, &tally))
     }
@@ -230,6 +231,10 @@ impl Run<'_> {
             End::Failed(Exit::PictureFailed)
         })
     }
+}
+
+fn changed(list: &str) -> Failure {
+    Failure::usage(format!("the list {list} has changed while it was drawn"))
 }
 
 /// A disk that is full or read-only fails every further item, after all the work of drawing it.

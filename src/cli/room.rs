@@ -1,0 +1,155 @@
+//! Whether a run's largest picture fits into memory, said before weights are loaded; estimating and asking the system is done elsewhere.
+
+use super::args::ComputeArgs;
+use super::exit::{Exit, Failure};
+use super::printer::Printer;
+use crate::footprint::{Footprint, Series};
+use crate::memory;
+use crate::pipeline::Pipeline;
+use crate::request::{Precision, Request};
+
+/// A peak above this share of what is available is worth a warning.
+const CLOSE: f64 = 0.9;
+
+/// The picture of a run that takes the most.
+#[derive(Default)]
+pub struct Largest {
+    peak: u64,
+    picture: Option<(Request, Option<u64>)>,
+}
+
+impl Largest {
+    /// Counts `request`, which stands on `line` of a list.
+    pub fn add(&mut self, footprint: Option<&Footprint>, request: &Request, line: Option<u64>) {
+        let Some(footprint) = footprint else { return };
+        let peak = footprint.peak(request, Series::One);
+        if self.picture.is_none() || peak > self.peak {
+            *self = Self { peak, picture: Some((request.clone(), line)) };
+        }
+    }
+
+    /// Compares what the run needs with what the machine has; on a GPU nothing is known.
+    ///
+    /// # Errors
+    /// When it can't fit, unless the flags say to try.
+    pub fn check(
+        &self,
+        pipeline: &Pipeline<'_>,
+        series: Series,
+        args: &ComputeArgs,
+        printer: Printer,
+    ) -> Result<(), Failure> {
+        let (Some((request, line)), Some(footprint), Some(available)) =
+            (&self.picture, pipeline.footprint(), memory::available())
+        else {
+            return Ok(());
+        };
+        let int8 = match pipeline.precision() {
+            Precision::F32 => pipeline.footprint_in(Precision::Int8),
+            _ => None,
+        };
+        let place = line.map_or_else(String::new, |line| format!("line {line}: "));
+        match judge(&footprint, int8.as_ref(), request, series, available) {
+            Verdict::Fits => Ok(()),
+            Verdict::Close(message) => {
+                printer.note(&format!("{place}{message}"));
+                Ok(())
+            }
+            Verdict::TooLarge(message, _) if args.ignore_memory => {
+                printer.note(&format!("{place}{message}: trying all the same"));
+                Ok(())
+            }
+            Verdict::TooLarge(message, hint) => {
+                Err(Failure::new(Exit::PictureFailed, format!("{place}{message}")).hint(hint))
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Fits,
+    Close(String),
+    /// And what would fit.
+    TooLarge(String, String),
+}
+
+fn judge(
+    footprint: &Footprint,
+    int8: Option<&Footprint>,
+    request: &Request,
+    series: Series,
+    available: u64,
+) -> Verdict {
+    let peak = footprint.peak(request, series);
+    let comfortable = (available as f64 * CLOSE) as u64;
+    if peak <= comfortable {
+        return Verdict::Fits;
+    }
+    let Request { width, height, .. } = request;
+    let needs = format!("a picture of {width}x{height} takes about {} of memory", gigabytes(peak));
+    if peak <= available {
+        return Verdict::Close(format!("{needs}, nearly all of the {} available", gigabytes(available)));
+    }
+    let mut ways = Vec::new();
+    if let Some((width, height)) = footprint.fitting_size(request, series, comfortable) {
+        ways.push(format!("--size {width}x{height}"));
+    }
+    if let Some(int8) = int8 {
+        if int8.peak(request, series) <= available {
+            ways.push("--precision int8".to_owned());
+        } else if let (true, Some((width, height))) =
+            (ways.is_empty(), int8.fitting_size(request, series, comfortable))
+        {
+            ways.push(format!("--precision int8 --size {width}x{height}"));
+        }
+    }
+    let hint = if ways.is_empty() {
+        "no size of this model fits; --ignore-memory tries all the same".to_owned()
+    } else {
+        format!("{} would fit; --ignore-memory tries all the same", ways.join(" or "))
+    };
+    Verdict::TooLarge(format!("{needs}, and {} are available", gigabytes(available)), hint)
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::pipeline::LoadOptions;
+    use crate::request::Draft;
+
+    #[test]
+    fn what_can_not_fit_is_refused_with_what_would() {
+        let checkpoint = Checkpoint::built_in().unwrap();
+        let device = candle_core::Device::Cpu;
+        let options = LoadOptions { device, precision: Precision::F32, single: true };
+        let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
+        let (f32, int8) = (pipeline.footprint().unwrap(), pipeline.footprint_in(Precision::Int8).unwrap());
+        let draft = Draft {
+            prompt: Some("x".into()),
+            width: Some(512),
+            height: Some(256),
+            seed: Some(1),
+            ..Draft::default()
+        };
+        let request = draft.resolve(&checkpoint.defaults()).unwrap();
+        let judge = |available| judge(&f32, Some(&int8), &request, Series::One, available);
+        let peak = f32.peak(&request, Series::One);
+        assert_eq!(judge(2 * peak), Verdict::Fits);
+        let Verdict::Close(message) = judge(peak) else { panic!("{:?}", judge(peak)) };
+        assert!(message.starts_with("a picture of 512x256 takes about 0."), "{message}");
+        let Verdict::TooLarge(message, hint) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
+        assert!(message.contains(" and 0."), "{message}");
+        assert!(hint.starts_with("--size 4") && hint.contains(" or --precision int8 would fit"), "{hint}");
+        // The float weights alone take this much.
+        let Verdict::TooLarge(_, hint) = judge(60_000_000) else { panic!("{:?}", judge(60_000_000)) };
+        assert!(hint.starts_with("--precision int8 --size "), "{hint}");
+        let Verdict::TooLarge(_, hint) = judge(1) else { panic!("{:?}", judge(1)) };
+        assert!(hint.starts_with("no size of this model fits"), "{hint}");
+    }
+}
