@@ -6,12 +6,10 @@
 //! [`hub`] can fetch, feeds them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and
 //! printed.
 
-pub mod adapted;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
-pub mod footprint;
 pub mod hub;
 pub mod kernels;
 pub mod layers;
@@ -21,11 +19,9 @@ pub mod noise;
 pub mod picture_in;
 pub mod pipeline;
 pub mod png;
-pub mod projection;
 pub mod prompt;
 pub mod quantize;
 pub mod request;
 pub mod samplers;
 pub mod schedule;
 pub mod sensitivity;
-pub mod tiling;

@@ -9,18 +9,18 @@ use binary::Sandbox;
 use candle_core::{Device, Tensor};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
+use pochade::memory::tiling::{Tile, decode_peak_bytes};
 use pochade::networks::autoencoder::LatentDecoder;
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use pochade::networks::unet::Unet;
 use pochade::noise::NoiseSource;
+use pochade::pipeline::projection::Projection;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline, Step};
-use pochade::projection::Projection;
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Hires, Precision, Request};
 use pochade::samplers::{self, Run, Trajectory};
 use pochade::schedule::NoiseSchedule;
-use pochade::tiling::{Tile, decode_peak_bytes};
 
 /// The shapes of each step's estimate.
 #[derive(Default)]

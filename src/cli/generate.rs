@@ -19,10 +19,10 @@ use super::room::Largest;
 use super::signals::Signals;
 use super::{backend, prompt, show};
 use crate::checkpoint::Checkpoint;
-use crate::footprint::Series;
+use crate::memory::footprint::Series;
+use crate::memory::tiling::Tile;
 use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
 use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
-use crate::tiling::Tile;
 use crate::{memory, png};
 
 /// Draws every picture asked for.

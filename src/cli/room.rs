@@ -3,8 +3,8 @@
 use super::args::ComputeArgs;
 use super::exit::{Exit, Failure};
 use super::printer::Printer;
-use crate::footprint::{Footprint, Series};
-use crate::memory;
+use crate::memory::footprint::{Footprint, Series};
+use crate::memory::{self, tiling::Tile};
 use crate::pipeline::Pipeline;
 use crate::request::{Precision, Request};
 
@@ -94,6 +94,11 @@ fn judge(
     let mut ways = Vec::new();
     if let Some((width, height)) = footprint.fitting_size(request, series, comfortable) {
         ways.push(format!("--size {width}x{height}"));
+    }
+    if footprint.tile() == Tile::Off
+        && footprint.clone().with_tile(Tile::On).peak(request, series) <= available
+    {
+        ways.push("--tile on".to_owned());
     }
     if let Some(int8) = int8 {
         if int8.peak(request, series) <= available {

@@ -81,15 +81,24 @@ impl LatentEncoder {
     }
 
     /// `[batch, 3, h * factor, w * factor]`, -1 to 1, to latents `[batch, latent, h, w]`.
-    pub fn encode(&self, picture: &Tensor) -> Result<Posterior> {
+    /// In strips where some are given, which takes less memory and rounds differently.
+    pub fn encode(&self, picture: &Tensor, strips: Option<Strips>) -> Result<Posterior> {
         match &self.encoder {
             Encoder::Kl(encoder) => {
-                let vae::LatentDistribution { mean, log_variance } = encoder.forward(picture)?;
+                let distribution = match strips {
+                    Some(strips) => encoder.forward_in_strips(picture, strips)?,
+                    None => encoder.forward(picture)?,
+                };
+                let vae::LatentDistribution { mean, log_variance } = distribution;
                 let deviation = ((log_variance * 0.5)?.exp()? * self.scaling_factor)?;
                 Ok(Posterior { mean: (mean * self.scaling_factor)?, deviation: Some(deviation) })
             }
             Encoder::Tiny(encoder) => {
-                let mean = (encoder.forward(picture)? * self.scaling_factor)?;
+                let mean = match strips {
+                    Some(strips) => encoder.forward_in_strips(picture, strips)?,
+                    None => encoder.forward(picture)?,
+                };
+                let mean = (mean * self.scaling_factor)?;
                 Ok(Posterior { mean, deviation: None })
             }
         }

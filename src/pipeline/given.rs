@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 
 use crate::networks::autoencoder::{LatentEncoder, Posterior};
+use crate::networks::strips::Strips;
 use crate::noise::NoiseSource;
 use crate::picture_in::PictureIn;
 use crate::samplers::{Progress, Trajectory};
@@ -17,6 +18,7 @@ pub(super) struct Given {
     /// The picture without the part to repaint, for an inpainting UNet.
     kept: Option<Posterior>,
     strength: f64,
+    pub in_strips: bool,
 }
 
 /// Where a walk starts and what it is held to.
@@ -41,12 +43,14 @@ impl Given {
         strength: f64,
         native: bool,
         factor: usize,
+        strips: Option<Strips>,
         encoder: &LatentEncoder,
         device: &Device,
     ) -> Result<Self> {
         let (width, height) = picture.picture.dimensions();
         let (width, height) = (width as usize, height as usize);
-        let encode = |values| encoder.encode(&Tensor::from_vec(values, (1, 3, height, width), device)?);
+        let encode =
+            |values| encoder.encode(&Tensor::from_vec(values, (1, 3, height, width), device)?, strips);
         let mask = picture.latent_mask(factor);
         Ok(Self {
             clean: (!native || strength < 1.0).then(|| encode(picture.values())).transpose()?,
@@ -55,6 +59,7 @@ impl Given {
                 .transpose()?,
             kept: native.then(|| encode(picture.values_to_keep())).transpose()?,
             strength,
+            in_strips: strips.is_some(),
         })
     }
 

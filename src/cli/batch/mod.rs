@@ -19,7 +19,7 @@ use anyhow::Context;
 use super::exit::{Exit, Failure, OrExit};
 use super::report::shown;
 use super::room::Largest;
-use crate::footprint::Series;
+use crate::memory::footprint::Series;
 use crate::pipeline::Pipeline;
 use crate::{png, request};
 use args::BatchArgs;

@@ -12,9 +12,9 @@ use crate::cli::model::Choice;
 use crate::cli::printer::Printer;
 use crate::cli::slug::slug;
 use crate::cli::{backend, generate};
+use crate::memory::tiling::Tile;
 use crate::pipeline::{LoadOptions, Pipeline};
 use crate::request::{Draft, Precision};
-use crate::tiling::Tile;
 
 /// A model that is opened; its networks are loaded by the pipeline.
 pub struct Session {

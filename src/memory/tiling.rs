@@ -2,6 +2,7 @@
 
 use crate::memory;
 use crate::networks::config::VaeConfig;
+use crate::networks::strips::Strips;
 
 /// Whether a picture is decoded in parts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,19 +38,31 @@ impl Tile {
 /// The largest maps are those of the last level. A convolution there has its input, the input after norm and
 /// SiLU, its output and what is added to it at the same time.
 pub fn decode_peak_bytes(config: &VaeConfig, width: usize, height: usize) -> u64 {
-    let (input, output, fixed) = match config {
-        VaeConfig::Kl(config) => {
-            let output = config.channels[0];
-            (*config.channels.get(1).unwrap_or(&output), output, TRANSFORMED_WEIGHTS)
-        }
+    transformed_weights(config) + 4 * 2 * widest_maps(config) * (width * height) as u64
+}
+
+/// The same for a picture decoded in strips: an input and an output in half precision, and what a strip takes.
+pub fn strips_peak_bytes(config: &VaeConfig, width: usize, height: usize) -> u64 {
+    let strip = STRIP_MAPS * Strips::default().bytes as u64;
+    transformed_weights(config) + strip + 2 * widest_maps(config) * (width * height) as u64
+}
+
+/// Channels of the input and the output of the last level's first convolution.
+fn widest_maps(config: &VaeConfig) -> u64 {
+    let (input, output) = match config {
+        VaeConfig::Kl(config) => (*config.channels.get(1).unwrap_or(&config.channels[0]), config.channels[0]),
         VaeConfig::Tiny(config) => {
             let width = config.decoder_block_out_channels[0];
-            (width, width, 0)
+            (width, width)
         }
     };
-    let values = 2 * (input + output) as u64;
-    fixed + 4 * values * width as u64 * height as u64
+    (input + output) as u64
 }
 
 /// What convolutions over large maps make of their weights while they run: measured, and little beside the maps.
-const TRANSFORMED_WEIGHTS: u64 = 96 << 20;
+fn transformed_weights(config: &VaeConfig) -> u64 {
+    if matches!(config, VaeConfig::Kl(_)) { 96 << 20 } else { 0 }
+}
+
+/// Maps of a strip's size that are in memory at once, measured.
+const STRIP_MAPS: u64 = 3;

@@ -1,9 +1,10 @@
 //! How much memory pictures will take at the most, estimated before a network is loaded; what the machine has is asked elsewhere.
 
 use crate::checkpoint::{Checkpoint, Component};
+use crate::memory::tiling::{Tile, decode_peak_bytes, strips_peak_bytes};
 use crate::networks::config::{UnetConfig, VaeConfig};
 use crate::quantize::{Treatment, policy};
-use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
+use crate::request::{Hires, MAX_SIZE, Precision, Request, SIZE_STEP};
 
 /// The program itself, its vocabulary and what the allocator keeps.
 const BASE: u64 = 40 << 20;
@@ -15,8 +16,8 @@ const WEIGHT_SLACK: f64 = 1.1;
 /// and 23 in the built-in model, and more after many steps.
 const UNET_MAPS: u64 = 28;
 
-/// The same for a decoder, in its widest maps of the picture's size: 4 in SD 1.5's.
-const DECODER_MAPS: u64 = 4;
+/// What the allocator has not given back when the autoencoder runs, beside its maps: measured in whole runs.
+const HEAP_SLACK: f64 = 1.1;
 
 /// Which networks are in memory together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub struct Footprint {
     encoder: u64,
     unet_config: UnetConfig,
     vae_config: VaeConfig,
+    tile: Tile,
 }
 
 impl Footprint {
@@ -65,8 +67,15 @@ impl Footprint {
         unet_config: UnetConfig,
         vae_config: VaeConfig,
     ) -> Self {
-        let mut footprint =
-            Self { text_encoder: 0, unet: 0, decoder: 0, encoder: 0, unet_config, vae_config };
+        let mut footprint = Self {
+            text_encoder: 0,
+            unet: 0,
+            decoder: 0,
+            encoder: 0,
+            unet_config,
+            vae_config,
+            tile: Tile::Off,
+        };
         for (name, values, int8) in tensors {
             let width = if int8 && policy::treatment(name) == Treatment::Computed { 1 } else { 4 };
             let bytes = match Component::of(name) {
@@ -81,13 +90,26 @@ impl Footprint {
         footprint
     }
 
+    /// Of the same model, decoding as `tile` says; whole pictures otherwise.
+    #[must_use]
+    pub fn with_tile(self, tile: Tile) -> Self {
+        Self { tile, ..self }
+    }
+
+    /// How pictures are decoded.
+    pub fn tile(&self) -> Tile {
+        self.tile
+    }
+
     /// Bytes that drawing `request` takes at its peak.
     pub fn peak(&self, request: &Request, series: Series) -> u64 {
         let weights = |values: u64| (values as f64 * WEIGHT_SLACK) as u64;
         let (text_encoder, unet, decoder) =
             (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
-        let denoising = self.denoise_peak_bytes(request);
-        let decoding = decode_peak_bytes(&self.vae_config, request.width, request.height);
+        let (width, height) =
+            Hires::of(request).map_or((request.width, request.height), |hires| (hires.width, hires.height));
+        let denoising = self.denoise_peak_bytes(request, width, height);
+        let decoding = self.decode_peak_bytes(width, height);
         // The encoder's maps are the decoder's in reverse, and fewer.
         let encoding = if request.init.is_some() { weights(self.encoder) + decoding } else { 0 };
         BASE + match series {
@@ -98,12 +120,24 @@ impl Footprint {
     }
 
     /// Bytes of the UNet's activations: they grow with the latents and, under guidance, are two pictures'.
-    fn denoise_peak_bytes(&self, request: &Request) -> u64 {
+    fn denoise_peak_bytes(&self, request: &Request, width: usize, height: usize) -> u64 {
         let factor = self.vae_config.factor();
-        let latents = (request.width / factor * (request.height / factor)) as u64;
+        let latents = (width / factor * (height / factor)) as u64;
         let guided = request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none();
         let passes = if guided { 2 } else { 1 };
         4 * passes * latents * self.unet_config.channels[0] as u64 * UNET_MAPS
+    }
+
+    /// Bytes of the autoencoder's activations; where it may choose, it takes strips when there is no room.
+    fn decode_peak_bytes(&self, width: usize, height: usize) -> u64 {
+        let whole = decode_peak_bytes(&self.vae_config, width, height);
+        let strips = strips_peak_bytes(&self.vae_config, width, height);
+        let maps = match self.tile {
+            Tile::Off => whole,
+            Tile::On => strips,
+            Tile::Auto => whole.min(strips),
+        };
+        (maps as f64 * HEAP_SLACK) as u64
     }
 
     /// The largest picture of the request's shape, or nearly, that takes at most `available` bytes and is smaller.
@@ -118,16 +152,6 @@ impl Footprint {
             (self.peak(&smaller, series) <= available).then_some((width, height))
         })
     }
-}
-
-/// Bytes of the decoder's activations for a picture of `width` times `height` pixels.
-pub fn decode_peak_bytes(config: &VaeConfig, width: usize, height: usize) -> u64 {
-    let widest = match config {
-        // The last level's first maps still have the channels of the level before.
-        VaeConfig::Kl(config) => config.channels.iter().take(2).max(),
-        VaeConfig::Tiny(config) => config.decoder_block_out_channels.iter().max(),
-    };
-    4 * (width * height) as u64 * widest.copied().unwrap_or(0) as u64 * DECODER_MAPS
 }
 
 /// Whether the tensor belongs to the half of an autoencoder that reads pictures.
@@ -162,7 +186,7 @@ mod tests {
     fn sd15(precision: Precision) -> (Footprint, Checkpoint) {
         let checkpoint = Checkpoint::synthetic_sd15();
         let (unet, vae) = configs(&checkpoint);
-        let inventory = include_str!("../tests/data/sd15_tensors.txt");
+        let inventory = include_str!("../../tests/data/sd15_tensors.txt");
         let tensors: Vec<(String, u64)> = inventory
             .lines()
             .map(|line| {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+use super::Observer;
 use crate::checkpoint::lora::{Adapter, Merge, Summary};
 use crate::checkpoint::{Checkpoint, TensorSet};
-use crate::pipeline::Observer;
 use crate::request::{FileKind, Lora, UsedFile};
 
 /// Keys that a message names; an adapter for another model has hundreds.

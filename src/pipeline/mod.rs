@@ -1,11 +1,15 @@
 //! Loading a model and running one request through it: prompt -> context, noise or a picture -> latents -> picture; no files are written here.
 
+mod adapted;
+mod decode;
+mod denoise;
 mod given;
-
 pub mod hires;
+mod observer;
+pub mod projection;
+mod prompts;
 
 use std::cell::RefCell;
-use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -13,24 +17,23 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use crate::adapted::Adapted;
 use crate::checkpoint::{Checkpoint, Kind, TensorSet};
-use crate::footprint::Footprint;
 use crate::layers::{Backend, Params};
+use crate::memory::footprint::Footprint;
+use crate::memory::tiling::Tile;
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
-use crate::networks::strips::Strips;
-use crate::networks::unet::{Context, Unet};
-use crate::noise::NoiseSource;
+use crate::networks::unet::Unet;
 use crate::picture_in::PictureIn;
-use crate::projection::Projection;
-use crate::prompt::{Prompts, Room, Text, Tokenizer};
-use crate::request::{Hires, Lora, Precision, Request, UsedFile};
-use crate::samplers::{self, Progress, Run, Trajectory};
+use crate::prompt::Tokenizer;
+use crate::request::{Hires, Precision, Request, UsedFile};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
-use crate::tiling::Tile;
-use given::{Given, Start};
+use adapted::Adapted;
+use given::Given;
+pub use observer::{Interrupted, Observer, Phase, Step, Unusable};
+use projection::Projection;
+use prompts::Encoded;
 
 /// Where and in which numbers a model runs.
 #[derive(Debug, Clone)]
@@ -56,77 +59,6 @@ impl LoadOptions {
     }
 }
 
-/// What a pipeline is doing, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Reading a network; comes again before the phase that runs it.
-    Load,
-    Encode,
-    Denoise,
-    /// The second pass, of enlarged latents.
-    Refine,
-    Decode,
-}
-
-/// One finished denoising step.
-pub struct Step<'a> {
-    /// 1-based.
-    pub index: usize,
-    pub total: usize,
-    /// The current estimate of the final latents, `[1, channels, height / factor, width / factor]`.
-    pub denoised: &'a Tensor,
-    /// Makes a small picture of `denoised`, one pixel for each latent; for observers that asked for previews.
-    pub projection: Option<&'a Projection>,
-}
-
-/// Watches a picture being made and may stop it.
-pub trait Observer {
-    fn phase(&mut self, _phase: Phase) {}
-
-    /// Something the user should know that does not stop the run.
-    fn warn(&mut self, _message: &str) {}
-
-    /// Something that was done besides, e.g. to how many layers an adapter was applied.
-    fn inform(&mut self, _message: &str) {}
-
-    /// Whether whoever watches wants no further work; asked where there are no steps.
-    fn stopped(&self) -> bool {
-        false
-    }
-
-    /// Whether steps are to carry a preview, which takes the decoder before the first of them.
-    fn previews(&self) -> bool {
-        false
-    }
-
-    /// `Break` ends the run within this step; `generate` then returns [`Interrupted`].
-    fn step(&mut self, _step: &Step<'_>) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-}
-
-/// The error of a run that its observer stopped.
-#[derive(Debug)]
-pub struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-/// The error of a model whose damage shows only when a network is loaded for a picture.
-#[derive(Debug)]
-pub struct Unusable;
-
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the model is not usable")
-    }
-}
-
 /// Time by phase.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {
@@ -145,16 +77,8 @@ pub struct Picture {
     pub timings: Timings,
     /// Textual inversions, LoRAs and pictures it was made with.
     pub files: Vec<UsedFile>,
-    /// Whether it was decoded in parts, which rounds differently.
+    /// Whether the autoencoder took it in strips, which rounds differently.
     pub tiled: bool,
-}
-
-/// The last request's prompts, and what the text encoder made of them.
-struct Encoded {
-    text: Text,
-    prompts: Rc<Prompts>,
-    /// `[1 or 2, tokens, channels]`, the negative prompt first; absent until the encoder has run.
-    embeddings: Option<Tensor>,
 }
 
 /// A model ready to make pictures. Networks are loaded when they are first of use: the text encoder for every
@@ -259,7 +183,7 @@ impl<'a> Pipeline<'a> {
     pub fn footprint_in(&self, precision: Precision) -> Option<Footprint> {
         (self.backend.device.is_cpu() && self.checkpoint.kind() != Kind::Synthetic).then(|| {
             let (unet, vae) = (self.unet_config.clone(), self.vae_config.clone());
-            Footprint::new(self.checkpoint, unet, vae, precision)
+            Footprint::new(self.checkpoint, unet, vae, precision).with_tile(self.tile)
         })
     }
 
@@ -315,6 +239,7 @@ impl<'a> Pipeline<'a> {
             latents = self.refine(request, &hires, &latents, &unet, &context, observer)?;
         }
         timings.denoise = start.elapsed();
+        let encoded_in_strips = given.as_ref().is_some_and(|given| given.in_strips);
         drop((unet, context, given));
 
         let decoder = self.network(&self.decoder, observer, &mut timings, || {
@@ -322,19 +247,14 @@ impl<'a> Pipeline<'a> {
         })?;
         observer.phase(Phase::Decode);
         let start = Instant::now();
-        let tiled = self.is_tiled(&latents)?;
-        let picture = if tiled {
-            decoder.decode_in_strips(&latents, Strips::default())?
-        } else {
-            decoder.decode(&latents)?
-        };
-        let mut rgb = to_rgb(&picture)?;
+        let (mut rgb, decoded_in_strips) = self.decode(&decoder, &latents)?;
         if let Some(picture_in) = &picture_in {
             picture_in.restore(&mut rgb);
         }
         timings.decode = start.elapsed();
         let pictures = picture_in.as_ref().map_or(&[][..], PictureIn::used).to_vec();
         let files = [prompts.used()?, adapted.used()?, pictures].concat();
+        let tiled = encoded_in_strips || decoded_in_strips;
         Ok(Picture { rgb, latents, timings, files, tiled })
     }
 
@@ -415,152 +335,11 @@ impl<'a> Pipeline<'a> {
         let start = Instant::now();
         let factor = self.vae_config.factor();
         let device = &self.backend.device;
-        let given = Given::encode(picture, strength, self.inpaints(), factor, &encoder, device)?;
+        let (width, height) = picture.picture.dimensions();
+        let strips = self.strips(width as usize, height as usize);
+        let given = Given::encode(picture, strength, self.inpaints(), factor, strips, &encoder, device)?;
         timings.encode += start.elapsed();
         Ok(given)
-    }
-
-    /// The request's prompts, read; unless they are known already, all others are forgotten.
-    fn prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
-        let text = Text::of(request, self.guided(request));
-        let known = self.encoded.borrow().iter().any(|known| known.text == text);
-        if !known {
-            self.encoded.borrow_mut().clear();
-        }
-        self.read_prompts(request)
-    }
-
-    /// The request's prompts, read.
-    fn unstored_prompts(&self, request: &Request) -> Result<Prompts> {
-        let layers = self.clip_config.num_hidden_layers;
-        ensure!(
-            (1..=layers).contains(&request.clip_skip),
-            "clip skip {} is out of range: this model's text encoder has {layers} layers",
-            request.clip_skip
-        );
-        let room =
-            Room { width: self.clip_config.hidden_size, positions: self.clip_config.max_position_embeddings };
-        Prompts::read(&Text::of(request, self.guided(request)), &self.tokenizer, room)
-    }
-
-    /// The request's prompts, read and added to those known.
-    fn read_prompts(&self, request: &Request) -> Result<Rc<Prompts>> {
-        let text = Text::of(request, self.guided(request));
-        if let Some(known) = self.encoded.borrow().iter().find(|known| known.text == text) {
-            return Ok(known.prompts.clone());
-        }
-        let prompts = Rc::new(self.unstored_prompts(request)?);
-        self.encoded.borrow_mut().push(Encoded { text, prompts: prompts.clone(), embeddings: None });
-        Ok(prompts)
-    }
-
-    /// The model with `loras` merged, for reading only: the networks in memory stay what they are.
-    fn adapters(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
-        let adapted = self.adapted.borrow().clone();
-        if adapted.loras() == loras {
-            return Ok(adapted);
-        }
-        Ok(Rc::new(Adapted::open(loras, self.checkpoint.tensors())?))
-    }
-
-    /// The model with `loras` merged. Networks that were loaded with others are dropped.
-    fn adapt(&self, loras: &[Lora]) -> Result<Rc<Adapted>> {
-        let adapted = self.adapters(loras)?;
-        if Rc::ptr_eq(&adapted, &self.adapted.borrow()) {
-            return Ok(adapted);
-        }
-        *self.unet.borrow_mut() = None;
-        for known in self.encoded.borrow_mut().iter_mut() {
-            known.embeddings = None;
-        }
-        *self.adapted.borrow_mut() = adapted.clone();
-        Ok(adapted)
-    }
-
-    /// Encodes the prompts of `requests`, equal ones once, so that the text encoder is loaded once for all that
-    /// use the same LoRAs and the same of its layers as the first; what was encoded before and is not among
-    /// them is forgotten. Ends early when the observer has stopped. What can't be encoded is left to
-    /// [`Self::generate`], which says why.
-    ///
-    /// # Errors
-    /// With [`Unusable`] in its chain when the text encoder can't be loaded.
-    pub fn encode_ahead(&self, requests: &[&Request], observer: &mut dyn Observer) -> Result<()> {
-        let texts: Vec<Text> =
-            requests.iter().map(|request| Text::of(request, self.guided(request))).collect();
-        self.encoded.borrow_mut().retain(|known| texts.contains(&known.text));
-        let is_encoded = |text: &Text| {
-            self.encoded.borrow().iter().any(|known| known.text == *text && known.embeddings.is_some())
-        };
-        if texts.iter().all(is_encoded) {
-            return Ok(());
-        }
-        let Some(first) = requests.first() else { return Ok(()) };
-        let Ok(adapted) = self.read_prompts(first).and_then(|prompts| self.adapt(&prompts.loras)) else {
-            return Ok(());
-        };
-        let tensors = adapted.tensors(self.checkpoint);
-        observer.phase(Phase::Load);
-        *self.text_encoder.borrow_mut() = Some(Rc::new(self.load_text_encoder(first, tensors)?));
-        for request in requests.iter().filter(|request| request.clip_skip == first.clip_skip) {
-            if observer.stopped() {
-                break;
-            }
-            if let Ok(prompts) = self.read_prompts(request)
-                && prompts.loras == adapted.loras()
-            {
-                let _ = self.encode(request, &prompts, tensors, observer, &mut Timings::default());
-            }
-        }
-        *self.text_encoder.borrow_mut() = None;
-        Ok(())
-    }
-
-    /// The text encoder without the layers that `request` skips.
-    fn load_text_encoder(&self, request: &Request, tensors: &TensorSet) -> Result<TextEncoder> {
-        let mut config = self.clip_config.clone();
-        config.num_hidden_layers -= request.clip_skip - 1;
-        TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config).context(Unusable)
-    }
-
-    /// Loads, runs and drops the text encoder, unless the last request had the same prompts.
-    fn encode(
-        &self,
-        request: &Request,
-        prompts: &Prompts,
-        tensors: &TensorSet,
-        observer: &mut dyn Observer,
-        timings: &mut Timings,
-    ) -> Result<Tensor> {
-        let text = Text::of(request, self.guided(request));
-        let known = self
-            .encoded
-            .borrow()
-            .iter()
-            .find(|known| known.text == text)
-            .and_then(|known| known.embeddings.clone());
-        if let Some(embeddings) = known {
-            return Ok(embeddings);
-        }
-        let ahead = self.text_encoder.borrow().clone();
-        let text_encoder = match ahead {
-            Some(text_encoder) => text_encoder,
-            None => {
-                observer.phase(Phase::Load);
-                let start = Instant::now();
-                let loaded = self.load_text_encoder(request, tensors)?;
-                timings.load += start.elapsed();
-                Rc::new(loaded)
-            }
-        };
-
-        observer.phase(Phase::Encode);
-        let start = Instant::now();
-        let embeddings = prompts.encode(&text_encoder, &self.tokenizer)?;
-        timings.encode = start.elapsed();
-        if let Some(known) = self.encoded.borrow_mut().iter_mut().find(|known| known.text == text) {
-            known.embeddings = Some(embeddings.clone());
-        }
-        Ok(embeddings)
     }
 
     /// Fits what previews need to the decoder, once and only for an observer that wants them.
@@ -580,150 +359,12 @@ impl<'a> Pipeline<'a> {
         *self.projection.borrow_mut() = Some(Rc::new(projection));
         Ok(())
     }
-
-    /// Whether the picture of `latents` is decoded in parts. Only of the CPU's memory is known how much is left.
-    fn is_tiled(&self, latents: &Tensor) -> Result<bool> {
-        let (_, _, height, width) = latents.dims4()?;
-        let factor = self.vae_config.factor();
-        if self.tile == Tile::Auto && !self.backend.device.is_cpu() {
-            return Ok(false);
-        }
-        Ok(self.tile.applies_here(&self.vae_config, factor * width, factor * height))
-    }
-
-    /// Walks from noise, or from what is given, to latents `[1, channels, height / factor, width / factor]`.
-    fn denoise(
-        &self,
-        request: &Request,
-        given: Option<&Given>,
-        unet: &Unet,
-        context: &Context,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        let factor = self.vae_config.factor();
-        let shape = [1, self.vae_config.latent_channels(), request.height / factor, request.width / factor];
-        let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?
-            .with_strength(request.strength.unwrap_or(1.0))?;
-        let mut noise = NoiseSource::new(request.rng, request.seed);
-        let start = Start::new(given, &trajectory, &shape, &self.backend.device, &mut noise)?;
-        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
-    }
-
-    /// Walks from enlarged latents to refined ones. Its noise is the seed's first of the larger shape, as in
-    /// AUTOMATIC1111.
-    fn refine(
-        &self,
-        request: &Request,
-        hires: &Hires,
-        latents: &Tensor,
-        unet: &Unet,
-        context: &Context,
-        observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        let factor = self.vae_config.factor();
-        let clean = hires::enlarge(latents, hires.height / factor, hires.width / factor)?;
-        let trajectory = hires::trajectory(&self.schedule, request, hires)?;
-        let mut noise = NoiseSource::new(request.rng, request.seed);
-        let drawn = noise.normal(clean.dims(), &self.backend.device)?;
-        let start = Start::at(trajectory.start_from(&clean, &drawn)?);
-        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
-    }
-
-    /// Walks along a trajectory from `start`.
-    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
-    fn walk(
-        &self,
-        request: &Request,
-        unet: &Unet,
-        context: &Context,
-        observer: &mut dyn Observer,
-        trajectory: &Trajectory,
-        noise: &mut NoiseSource,
-        start: &Start,
-    ) -> Result<Tensor> {
-        let projection = self.projection.borrow().clone().filter(|_| observer.previews());
-        let mut model = |latents: &Tensor, timestep: f64| {
-            let (input, scale) = (start.input(latents)?, request.guidance_scale);
-            if self.guided(request) {
-                guided_output(unet, scale, &input, timestep, context)
-            } else {
-                unet.forward(&input, timestep, context)
-            }
-        };
-        let mut on_step = |progress: &Progress<'_>| {
-            let Progress { index, total, denoised, .. } = *progress;
-            let step = Step { index, total, denoised, projection: projection.as_deref() };
-            match observer.step(&step) {
-                ControlFlow::Continue(()) => start.hold(progress),
-                ControlFlow::Break(()) => Err(Interrupted.into()),
-            }
-        };
-        let run = Run {
-            trajectory,
-            prediction: self.schedule.prediction(),
-            model: &mut model,
-            noise,
-            on_step: &mut on_step,
-        };
-        samplers::sample(request.sampler, request.eta, run, start.x.clone())
-    }
-}
-
-/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch.
-fn guided_output(
-    unet: &Unet,
-    scale: f64,
-    latents: &Tensor,
-    timestep: f64,
-    context: &Context,
-) -> Result<Tensor> {
-    let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
-    let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
-    Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
-}
-
-/// `[1, 3, height, width]` from -1 to 1 as 8-bit pixels.
-fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
-    let (_, _, height, width) = picture.dims4()?;
-    let values = picture.permute((0, 2, 3, 1))?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
-    ensure!(
-        values.iter().all(|value| value.is_finite()),
-        "the picture holds values that are no numbers: the model or its precision is unsuited to these settings"
-    );
-    let pixels: Vec<u8> =
-        values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
-    ensure!(
-        pixels.chunks_exact(3).any(|pixel| *pixel != pixels[..3]),
-        "the picture is all one color ({}, {}, {}): the model or its precision is unsuited to these settings",
-        pixels[0],
-        pixels[1],
-        pixels[2]
-    );
-    RgbImage::from_raw(width as u32, height as u32, pixels).context("the picture has an odd size")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Draft;
-
-    #[test]
-    fn a_picture_without_numbers_or_of_one_color_is_refused() {
-        let picture = |values: [f32; 12]| {
-            // Planes of 2x2 pixels.
-            to_rgb(&Tensor::from_slice(&values, (1, 3, 2, 2), &Device::Cpu).unwrap())
-        };
-        let refused = |values| picture(values).unwrap_err().to_string();
-        let mut values = [0.5; 12];
-        assert!(refused(values).contains("all one color (191, 191, 191)"));
-        values[5] = f32::NAN;
-        assert!(refused(values).contains("no numbers"));
-        // Differences that eight bits don't show are none.
-        values[5] = 0.5001;
-        assert!(refused(values).contains("all one color"));
-        values[5] = -3.0;
-        assert_eq!(picture(values).unwrap().get_pixel(1, 0).0, [191, 0, 191]);
-    }
+    use crate::request::{Draft, Lora};
 
     /// Counts what is loaded.
     #[derive(Default)]
