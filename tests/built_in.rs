@@ -7,7 +7,7 @@ use candle_core::Device;
 use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
-use pochade::request::{Precision, PromptSyntax, Request, Rng};
+use pochade::request::{Precision, Request};
 
 struct Quiet;
 
@@ -22,32 +22,7 @@ fn pipeline(precision: Precision) -> Pipeline<'static> {
 
 fn request(prompt: &str, seed: u64) -> Request {
     let defaults = MODEL.defaults();
-    Request {
-        prompt: prompt.to_owned(),
-        negative_prompt: String::new(),
-        width: defaults.width,
-        height: defaults.height,
-        steps: defaults.steps,
-        guidance_scale: defaults.guidance_scale,
-        sampler: defaults.sampler,
-        schedule: defaults.schedule,
-        eta: 0.0,
-        seed,
-        rng: Rng::Torch,
-        prompt_syntax: PromptSyntax::Weighted,
-        clip_skip: 1,
-        lora: Vec::new(),
-        lora_dir: None,
-        embedding: Vec::new(),
-        embedding_dir: None,
-        init: None,
-        mask: None,
-        strength: None,
-        resize: None,
-        hires: None,
-        hires_steps: None,
-        hires_strength: None,
-    }
+    Request::new(prompt, seed, &defaults)
 }
 
 /// Peak signal-to-noise ratio in dB; infinite for equal pictures.

@@ -4,10 +4,9 @@ mod binary;
 
 use binary::Sandbox;
 use image::RgbImage;
+use pochade::checkpoint::Defaults;
 use pochade::png;
-use pochade::request::{
-    PARAMETERS_KEYWORD, Precision, PromptSyntax, Record, Request, Rng, Sampler, Schedule,
-};
+use pochade::request::{PARAMETERS_KEYWORD, Precision, Record, Request, Rng, Sampler, Schedule};
 use serde_json::Value;
 
 #[test]
@@ -195,30 +194,22 @@ fn info_reads_our_own_pictures() {
         files: Vec::new(),
         tiled: false,
         request: Request {
-            prompt: "a red apple\non a table".into(),
             negative_prompt: "猫".into(),
-            width: 64,
-            height: 72,
-            steps: 12,
-            guidance_scale: 3.5,
-            sampler: Sampler::Heun,
-            schedule: Schedule::Trailing,
-            eta: 0.0,
-            seed: u64::MAX,
             rng: Rng::Philox,
-            prompt_syntax: PromptSyntax::Weighted,
             clip_skip: 2,
             lora: vec!["a.safetensors:0.5".parse().unwrap()],
-            lora_dir: None,
-            embedding: Vec::new(),
-            embedding_dir: None,
-            init: None,
-            mask: None,
-            strength: None,
-            resize: None,
-            hires: None,
-            hires_steps: None,
-            hires_strength: None,
+            ..Request::new(
+                "a red apple\non a table",
+                u64::MAX,
+                &Defaults {
+                    width: 64,
+                    height: 72,
+                    steps: 12,
+                    guidance_scale: 3.5,
+                    sampler: Sampler::Heun,
+                    schedule: Schedule::Trailing,
+                },
+            )
         },
     };
     let bytes = png::encode(&RgbImage::new(64, 72), &record.text_chunks().unwrap()).unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use pochade::checkpoint::{Checkpoint, TensorFile, TensorSet};
+use pochade::checkpoint::{Checkpoint, Defaults, TensorFile, TensorSet};
 use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
@@ -12,7 +12,7 @@ use pochade::networks::unet::Unet;
 use pochade::networks::{taesd, vae};
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::Tokenizer;
-use pochade::request::{Precision, PromptSyntax, Request, Rng, Schedule};
+use pochade::request::{Precision, Request, Schedule};
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
@@ -144,30 +144,20 @@ fn request(meta: &serde_json::Value, name: &str) -> Request {
     };
     let integer = |value: &serde_json::Value| value.as_u64().unwrap();
     Request {
-        prompt: meta["prompt"].as_str().unwrap().to_owned(),
         negative_prompt: meta["negative_prompt"].as_str().unwrap().to_owned(),
-        width: integer(&meta["width"]) as usize,
-        height: integer(&meta["height"]) as usize,
-        steps: integer(&run["steps"]) as usize,
-        guidance_scale: run["guidance_scale"].as_f64().unwrap(),
-        sampler: sampler.parse().unwrap(),
-        schedule,
         eta: run["eta"].as_f64().unwrap_or(0.0),
-        seed: integer(&meta["seed"]),
-        rng: Rng::Torch,
-        prompt_syntax: PromptSyntax::Weighted,
-        clip_skip: 1,
-        lora: Vec::new(),
-        lora_dir: None,
-        embedding: Vec::new(),
-        embedding_dir: None,
-        init: None,
-        mask: None,
-        strength: None,
-        resize: None,
-        hires: None,
-        hires_steps: None,
-        hires_strength: None,
+        ..Request::new(
+            meta["prompt"].as_str().unwrap(),
+            integer(&meta["seed"]),
+            &Defaults {
+                width: integer(&meta["width"]) as usize,
+                height: integer(&meta["height"]) as usize,
+                steps: integer(&run["steps"]) as usize,
+                guidance_scale: run["guidance_scale"].as_f64().unwrap(),
+                sampler: sampler.parse().unwrap(),
+                schedule,
+            },
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use pochade::checkpoint::{Checkpoint, FloatType, Storage, TensorFile, TensorSet};
+use pochade::checkpoint::{Checkpoint, Defaults, FloatType, Storage, TensorFile, TensorSet};
 use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig};
@@ -13,7 +13,7 @@ use pochade::networks::unet::Unet;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, policy, sqnr};
-use pochade::request::{Precision, PromptSyntax, Request, Rng};
+use pochade::request::{Precision, Request};
 use pochade::sensitivity::{self, Settings};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -281,32 +281,18 @@ impl Observer for Quiet {}
 /// One picture in f32.
 fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
     let defaults = checkpoint.defaults();
-    let request = Request {
-        prompt: "a blue fish on a white background".to_owned(),
-        negative_prompt: String::new(),
-        width: 64,
-        height: 64,
-        steps: 4,
-        guidance_scale: 3.0,
-        sampler: defaults.sampler,
-        schedule: defaults.schedule,
-        eta: 0.0,
-        seed: 7,
-        rng: Rng::Torch,
-        prompt_syntax: PromptSyntax::Weighted,
-        clip_skip: 1,
-        lora: Vec::new(),
-        lora_dir: None,
-        embedding: Vec::new(),
-        embedding_dir: None,
-        init: None,
-        mask: None,
-        strength: None,
-        resize: None,
-        hires: None,
-        hires_steps: None,
-        hires_strength: None,
-    };
+    let request = Request::new(
+        "a blue fish on a white background",
+        7,
+        &Defaults {
+            width: 64,
+            height: 64,
+            steps: 4,
+            guidance_scale: 3.0,
+            sampler: defaults.sampler,
+            schedule: defaults.schedule,
+        },
+    );
     let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
     let pipeline = Pipeline::load(checkpoint, &options).unwrap();
     pipeline.generate(&request, &mut Quiet).unwrap().rgb.into_raw()

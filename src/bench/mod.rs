@@ -11,10 +11,10 @@ use candle_core::Device;
 
 pub use report::{Operation, Part, Report};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Defaults};
 use crate::memory;
 use crate::pipeline::{LoadOptions, Pipeline};
-use crate::request::{Precision, PromptSyntax, Request, Rng, Sampler, Schedule};
+use crate::request::{Precision, Request, Sampler, Schedule};
 use watch::{Watch, median};
 use yardstick::Yardstick;
 
@@ -101,29 +101,18 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
 /// Each picture has a prompt of its own, because a pipeline remembers the last one's encoding.
 fn request(options: &Options, picture: usize) -> Request {
     Request {
-        prompt: format!("a red apple on a yellow background, {picture}"),
         negative_prompt: "blurry".to_owned(),
-        width: options.width,
-        height: options.height,
-        steps: options.steps,
-        guidance_scale: 7.0,
-        sampler: Sampler::Euler,
-        schedule: Schedule::Linspace,
-        eta: 0.0,
-        seed: picture as u64,
-        rng: Rng::Torch,
-        prompt_syntax: PromptSyntax::Weighted,
-        clip_skip: 1,
-        lora: Vec::new(),
-        lora_dir: None,
-        embedding: Vec::new(),
-        embedding_dir: None,
-        init: None,
-        mask: None,
-        strength: None,
-        resize: None,
-        hires: None,
-        hires_steps: None,
-        hires_strength: None,
+        ..Request::new(
+            format!("a red apple on a yellow background, {picture}"),
+            picture as u64,
+            &Defaults {
+                width: options.width,
+                height: options.height,
+                steps: options.steps,
+                guidance_scale: 7.0,
+                sampler: Sampler::Euler,
+                schedule: Schedule::Linspace,
+            },
+        )
     }
 }

@@ -142,35 +142,22 @@ pub fn check_format(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{PromptSyntax, Rng, Sampler, Schedule};
+    use crate::checkpoint::Defaults;
+    use crate::request::{Sampler, Schedule};
 
     fn paths(output: Option<&str>, count: u32) -> Vec<PathBuf> {
-        let request = Request {
-            prompt: "A cat".into(),
-            negative_prompt: String::new(),
-            width: 64,
-            height: 64,
-            steps: 1,
-            guidance_scale: 1.0,
-            sampler: Sampler::Euler,
-            schedule: Schedule::Linspace,
-            eta: 0.0,
-            seed: 42,
-            rng: Rng::Torch,
-            prompt_syntax: PromptSyntax::Weighted,
-            clip_skip: 1,
-            lora: Vec::new(),
-            lora_dir: None,
-            embedding: Vec::new(),
-            embedding_dir: None,
-            init: None,
-            mask: None,
-            strength: None,
-            resize: None,
-            hires: None,
-            hires_steps: None,
-            hires_strength: None,
-        };
+        let request = Request::new(
+            "A cat",
+            42,
+            &Defaults {
+                width: 64,
+                height: 64,
+                steps: 1,
+                guidance_scale: 1.0,
+                sampler: Sampler::Euler,
+                schedule: Schedule::Linspace,
+            },
+        );
         Target::parse(output.map(Path::new)).unwrap().paths(&request, count, "Org/My Model")
     }
 

@@ -303,10 +303,8 @@ fn wrong_field(field: &str, error: &serde_json::Error) -> String {
     if !message.starts_with("unknown field") {
         return format!("key '{}': {message}", flag(field));
     }
-    let known: Vec<String> = serde_json::to_value(Draft::default())
-        .ok()
-        .and_then(|draft| Some(draft.as_object()?.keys().map(|key| flag(key)).collect()))
-        .unwrap_or_default();
+    // serde names the accepted fields in the order they are declared.
+    let known: Vec<String> = message.split('`').skip(3).step_by(2).map(flag).collect();
     format!("unknown key '{}' (one of: {}, size, id, output)", flag(field), known.join(", "))
 }
 

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Defaults;
+
 pub use draft::{Draft, drawn_seed};
 pub use files::{FileKind, Fingerprint, Lora, UsedFile};
 pub use hires::Hires;
@@ -227,6 +229,37 @@ fn all_layers() -> usize {
 }
 
 impl Request {
+    /// A prompt and a seed, and for the rest what a model draws best with.
+    pub fn new(prompt: impl Into<String>, seed: u64, defaults: &Defaults) -> Self {
+        let Defaults { width, height, steps, guidance_scale, sampler, schedule } = *defaults;
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: String::new(),
+            width,
+            height,
+            steps,
+            guidance_scale,
+            sampler,
+            schedule,
+            eta: 0.0,
+            seed,
+            rng: Rng::Torch,
+            prompt_syntax: PromptSyntax::Weighted,
+            clip_skip: 1,
+            lora: Vec::new(),
+            lora_dir: None,
+            embedding: Vec::new(),
+            embedding_dir: None,
+            init: None,
+            mask: None,
+            strength: None,
+            resize: None,
+            hires: None,
+            hires_steps: None,
+            hires_strength: None,
+        }
+    }
+
     /// Checks every limit.
     ///
     /// # Errors

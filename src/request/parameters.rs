@@ -291,33 +291,23 @@ fn unquoted(value: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Defaults;
 
     fn request() -> Request {
         Request {
-            prompt: "a red apple, on a (yellow:1.3) background".into(),
             negative_prompt: "blurry".into(),
-            width: 512,
-            height: 768,
-            steps: 20,
-            guidance_scale: 7.0,
-            sampler: Sampler::Dpmpp2m,
-            schedule: Schedule::Karras,
-            eta: 0.0,
-            seed: 965_400_086,
-            rng: Rng::Torch,
-            prompt_syntax: PromptSyntax::Weighted,
-            clip_skip: 1,
-            lora: Vec::new(),
-            lora_dir: None,
-            embedding: Vec::new(),
-            embedding_dir: None,
-            init: None,
-            mask: None,
-            strength: None,
-            resize: None,
-            hires: None,
-            hires_steps: None,
-            hires_strength: None,
+            ..Request::new(
+                "a red apple, on a (yellow:1.3) background",
+                965_400_086,
+                &Defaults {
+                    width: 512,
+                    height: 768,
+                    steps: 20,
+                    guidance_scale: 7.0,
+                    sampler: Sampler::Dpmpp2m,
+                    schedule: Schedule::Karras,
+                },
+            )
         }
     }
 

@@ -101,7 +101,8 @@ impl Embedded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{PromptSyntax, Rng, Sampler, Schedule};
+    use crate::checkpoint::Defaults;
+    use crate::request::{Rng, Sampler, Schedule};
 
     fn record() -> Record<Request> {
         Record {
@@ -114,30 +115,20 @@ mod tests {
             files: Vec::new(),
             tiled: false,
             request: Request {
-                prompt: "  spaces, \"quotes\"\nNegative prompt: not one\n".into(),
-                negative_prompt: String::new(),
-                width: 64,
-                height: 72,
-                steps: 3,
-                guidance_scale: 0.1 + 0.2,
-                sampler: Sampler::Ddim,
-                schedule: Schedule::Trailing,
                 eta: 1.0 / 3.0,
-                seed: u64::MAX,
                 rng: Rng::Philox,
-                prompt_syntax: PromptSyntax::Weighted,
-                clip_skip: 1,
-                lora: Vec::new(),
-                lora_dir: None,
-                embedding: Vec::new(),
-                embedding_dir: None,
-                init: None,
-                mask: None,
-                strength: None,
-                resize: None,
-                hires: None,
-                hires_steps: None,
-                hires_strength: None,
+                ..Request::new(
+                    "  spaces, \"quotes\"\nNegative prompt: not one\n",
+                    u64::MAX,
+                    &Defaults {
+                        width: 64,
+                        height: 72,
+                        steps: 3,
+                        guidance_scale: 0.1 + 0.2,
+                        sampler: Sampler::Ddim,
+                        schedule: Schedule::Trailing,
+                    },
+                )
             },
         }
     }
