@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use candle_core::Device;
-use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
+use pochade::compare::compare;
 use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::request::{Precision, Request};
 
@@ -25,14 +25,6 @@ fn request(prompt: &str, seed: u64) -> Request {
     Request::new(prompt, seed, &defaults)
 }
 
-/// Peak signal-to-noise ratio in dB; infinite for equal pictures.
-fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
-    assert_eq!(a.dimensions(), b.dimensions());
-    let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-    let mean = squares.sum::<f64>() / a.as_raw().len() as f64;
-    10.0 * (255.0f64.powi(2) / mean).log10()
-}
-
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
@@ -49,7 +41,7 @@ fn pictures_equal_diffusers() {
             let request = request(prompt, sample["seed"].as_u64().unwrap());
             let picture = pipeline.generate(&request, &mut Quiet).unwrap().rgb;
             let file = data("golden").join(sample["file"].as_str().unwrap());
-            let psnr = psnr(&picture, &image::open(file).unwrap().to_rgb8());
+            let psnr = compare(&image::open(file).unwrap().to_rgb8(), &picture).unwrap().psnr;
             assert!(psnr >= 40.0, "{prompt} in {precision}: {psnr:.1} dB");
         }
     }
@@ -91,7 +83,7 @@ fn int8_keeps_the_picture() {
         let request = request(&format!("{thing}{}", backgrounds[index % 4]), index as u64);
         let [expected, got] =
             [&float, &int8].map(|pipeline| pipeline.generate(&request, &mut Quiet).unwrap().rgb);
-        let psnr = psnr(&got, &expected);
+        let psnr = compare(&expected, &got).unwrap().psnr;
         assert!(psnr >= 28.0, "{}: {psnr:.1} dB", request.prompt);
         all.push(psnr);
     }

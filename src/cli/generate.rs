@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::args::{GenerateArgs, PrecisionChoice};
 use super::exit::{Exit, Failure, OrExit};
+use super::maker::Maker;
 use super::model::{Choice, Rule};
 use super::output::{self, Target};
 use super::preview::Preview;
@@ -22,7 +23,7 @@ use crate::checkpoint::Checkpoint;
 use crate::memory::footprint::Series;
 use crate::memory::tiling::Tile;
 use crate::pipeline::{Interrupted, LoadOptions, Picture, Pipeline, Unusable};
-use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
+use crate::request::{Draft, Embedded, Precision, Request, UsedFile};
 use crate::{memory, png};
 
 /// Draws every picture asked for.
@@ -77,13 +78,15 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
         signals: &signals,
         pipeline: &pipeline,
         load: started.elapsed(),
-        model: checkpoint.name(),
-        components: components(&checkpoint),
-        precision,
-        kernel: pipeline.kernel(),
-        device: backend::name(&device),
+        maker: Maker {
+            model: checkpoint.name().to_owned(),
+            components: components(&checkpoint),
+            precision,
+            kernel: pipeline.kernel(),
+            device: backend::name(&device),
+        },
     };
-    let (kernel, device) = (&run.kernel, run.device);
+    let Maker { kernel, device, .. } = &run.maker;
     printer.detail(&format!(
         "{precision} on {device}, kernel {kernel}, {} threads",
         rayon::current_num_threads()
@@ -99,12 +102,7 @@ struct Run<'a> {
     signals: &'a Signals,
     pipeline: &'a Pipeline<'a>,
     load: Duration,
-    model: &'a str,
-    /// Those that are not the model's own: part and file name.
-    components: BTreeMap<String, String>,
-    precision: Precision,
-    kernel: String,
-    device: &'static str,
+    maker: Maker,
 }
 
 impl Run<'_> {
@@ -160,17 +158,7 @@ impl Run<'_> {
         progress.finish();
         let Picture { rgb, timings, files, tiled, .. } = picture?;
 
-        let record = Record {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: self.model.to_owned(),
-            components: self.components.clone(),
-            precision: self.precision,
-            kernel: self.kernel.clone(),
-            device: self.device.to_owned(),
-            files,
-            tiled,
-            request,
-        };
+        let record = self.maker.record(request, files, tiled);
         let bytes = png::encode(&rgb, &record.text_chunks()?)?;
         self.signals.exit_at_once(false);
         let path = match path {
@@ -185,10 +173,10 @@ impl Run<'_> {
         let report = Report {
             path: shown(&path),
             request: &record.request,
-            model: self.model,
-            precision: self.precision,
-            kernel: &self.kernel,
-            device: self.device,
+            model: &self.maker.model,
+            precision: self.maker.precision,
+            kernel: &self.maker.kernel,
+            device: self.maker.device,
             seconds: Seconds::new(load, &timings, started.elapsed()),
             peak_rss_bytes: memory::peak_resident(),
             version: env!("CARGO_PKG_VERSION"),

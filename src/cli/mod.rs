@@ -10,6 +10,7 @@ mod doctor;
 mod exit;
 mod generate;
 mod info;
+mod maker;
 mod man;
 mod model;
 mod model_args;

@@ -1,39 +1,11 @@
 //! Whether a picture on disk is the one an item asks for.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::cli::maker::Maker;
 use crate::png;
-use crate::request::{Draft, Embedded, Precision, Record, Request, UsedFile};
-
-/// What pictures of a run are made by. Kernel and device are part of the record but not of the comparison: a
-/// run that is resumed on another machine keeps what the first one finished.
-pub struct Maker {
-    pub model: String,
-    /// Those that are not the model's own.
-    pub components: BTreeMap<String, String>,
-    pub precision: Precision,
-    pub kernel: String,
-    pub device: &'static str,
-}
-
-impl Maker {
-    /// `files` are those beside the model that the picture was made with.
-    pub fn record(&self, request: Request, files: Vec<UsedFile>, tiled: bool) -> Record<Request> {
-        Record {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            model: self.model.clone(),
-            components: self.components.clone(),
-            precision: self.precision,
-            kernel: self.kernel.clone(),
-            device: self.device.to_owned(),
-            files,
-            tiled,
-            request,
-        }
-    }
-}
+use crate::request::{Draft, Embedded, Request, UsedFile};
 
 /// What is where a picture goes.
 #[derive(Debug, PartialEq, Eq)]

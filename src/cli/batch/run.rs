@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::args::BatchArgs;
-use super::existing::{self, Existing, Maker};
+use super::existing::{self, Existing};
 use super::plan::{Plan, Planned, Planner};
 use super::results::{Outcome, Results, Status};
 use super::shard::Shard;
 use super::source::Source;
 use crate::cli::exit::{Exit, Failure, OrExit};
+use crate::cli::maker::Maker;
 use crate::cli::printer::{self, Printer};
 use crate::cli::progress::{Progress, human};
 use crate::cli::report::shown;

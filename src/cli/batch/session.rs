@@ -3,11 +3,11 @@
 use candle_core::Device;
 
 use super::args::ListArgs;
-use super::existing::Maker;
 use super::place::Place;
 use super::plan::Planner;
 use crate::checkpoint::Checkpoint;
 use crate::cli::exit::{Exit, Failure, OrExit};
+use crate::cli::maker::Maker;
 use crate::cli::model::Choice;
 use crate::cli::printer::Printer;
 use crate::cli::slug::slug;
