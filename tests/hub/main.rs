@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use binary::{Left, Sandbox};
+use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
 use server::{COMMIT, Hub, ID, etag, is_large};
 
@@ -277,8 +278,11 @@ fn a_mirror_may_tell_sizes_and_hashes_with_the_files() {
 #[test]
 fn a_single_file_is_chosen_by_name() {
     let sandbox = Sandbox::new();
-    let native =
-        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pocket/pocket.safetensors")).unwrap();
+    let native = {
+        let path = sandbox.join("float.safetensors");
+        Checkpoint::built_in().unwrap().write_native(&path, Storage::Float(FloatType::F16)).unwrap();
+        fs::read(path).unwrap()
+    };
     let file = |name: &str| (name.to_owned(), native.clone());
     let card = ("README.md".to_owned(), b"---\nlicense: mit\n---\nA model.\n".to_vec());
     let hub = Hub::with(BTreeMap::from([file("a v1.safetensors"), file("b.safetensors"), card]));

@@ -14,7 +14,7 @@ from autoencoder import edges, shuffled
 from convolution import quicken
 from data import WORK, on_background, palette, sprites
 
-BATCH, RATE, NOISE = 8, 6e-4, 0.03
+BATCH, RATE, NOISE = 8, 6e-4, 0.05
 
 
 def main():

@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--limit", type=int, help="only this many pictures, drawn at random")
-    parser.add_argument("--list", action="store_true", help="print the pictures as JSON lines and stop")
+    parser.add_argument("--list", action="store_true", help="print the pictures as a list for `pochade batch` and stop")
     parser.add_argument("--folder", help="judge pictures of this folder")
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -97,8 +97,8 @@ def main():
     if options.limit:
         todo = [todo[i] for i in np.random.default_rng(1).permutation(len(todo))[: options.limit]]
     if options.list:
-        for job in todo:
-            print(json.dumps(job))
+        for index, job in enumerate(todo):
+            print(json.dumps(dict(id=str(index), prompt=job["prompt"], seed=job["seed"])))
         return
     judge = classifier.load()
     if not options.folder:

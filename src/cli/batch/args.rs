@@ -13,7 +13,7 @@ pub const DEFAULT_NAME: &str = "{index:05}-{slug}.png";
 pub const BATCH_NOTES: &str = "\
 A FILE.txt has a prompt on each line; blank lines and lines that begin with # are left out. A FILE.jsonl has \
 a JSON object on each line, whose keys are the long flags of `pochade generate`, prompt, id and output:
-  {\"prompt\": \"a red apple\", \"seed\": 7, \"size\": \"64x64\", \"id\": \"apple\"}
+  {\"prompt\": \"a red apple\", \"seed\": 7, \"size\": \"128x128\", \"id\": \"apple\"}
 What a line leaves open is taken from the flags, else from the model. An item without a seed has --seed plus \
 its index in the whole list, counting from 0.
 

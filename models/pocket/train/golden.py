@@ -1,0 +1,31 @@
+"""Draw the list of `FOLDER/meta.json` with diffusers' own pipeline in float32, beside it; `python golden.py FOLDER`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from data import WORK
+
+
+def main():
+    folder = Path(sys.argv[1])
+    pipeline = StableDiffusionPipeline.from_pretrained(WORK / "diffusers")
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
+    for picture in json.loads((folder / "meta.json").read_text()):
+        width, height = map(int, picture["size"].split("x"))
+        drawn = pipeline(
+            picture["prompt"],
+            width=width,
+            height=height,
+            num_inference_steps=picture["steps"],
+            guidance_scale=picture["cfg"],
+            generator=torch.Generator().manual_seed(picture["seed"]),
+        )
+        drawn.images[0].save(folder / picture["file"], optimize=True)
+
+
+if __name__ == "__main__":
+    main()
