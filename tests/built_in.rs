@@ -119,7 +119,7 @@ fn int8_keeps_the_picture() {
     ];
     let backgrounds = ["", " on a blue background", " on yellow", ", green background"];
     let request = |(index, thing): (usize, &&str)| {
-        Request::new(&format!("{thing}{}", backgrounds[index % 4]), index as u64, &MODEL.defaults())
+        Request::new(format!("{thing}{}", backgrounds[index % 4]), index as u64, &MODEL.defaults())
     };
     let requests: Vec<_> = things.iter().enumerate().map(request).collect();
     let (expected, got) = (draw(Precision::F32, &requests), draw(Precision::Int8, &requests));
