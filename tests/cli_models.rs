@@ -24,16 +24,14 @@ fn an_int8_file_draws_and_becomes_floats_again() {
     let pocket = pocket(&folder);
     let left = sandbox.run(&["quantize", &pocket, "int8.safetensors", "--keep", "unet.mid_block.*"]);
     assert_eq!(left.done(), "");
-    assert!(left.stderr.contains("int8.safetensors: "), "{}", left.stderr);
+    assert!(left.stderr.contains("int8.safetensors: 1"), "{}", left.stderr);
     let picture = sandbox.run(&["-q", "-m", "int8.safetensors", "x", "-s", "1", "--steps", "1"]);
     assert_eq!(picture.done(), "x-1.png\n");
     sandbox.run(&["convert", "int8.safetensors", "f16.safetensors"]).done();
     sandbox.run(&["convert", "int8.safetensors", "folder", "--format", "diffusers"]).done();
     assert!(sandbox.join("folder/unet/diffusion_pytorch_model.safetensors").exists());
     let bytes = |path: &Path| fs::metadata(path).unwrap().len();
-    let (f16, int8) = (sandbox.join("f16.safetensors"), sandbox.join("int8.safetensors"));
-    assert_eq!(bytes(&f16) / 100_000, bytes(Path::new(&pocket)) / 100_000);
-    assert!(bytes(&int8) * 100 < bytes(&f16) * 65, "{} of {} bytes", bytes(&int8), bytes(&f16));
+    assert_eq!(bytes(&sandbox.join("f16.safetensors")) / 100_000, bytes(Path::new(&pocket)) / 100_000);
     // The folder is a model, and is not replaced.
     let again = ["convert", "int8.safetensors", "folder", "--format", "diffusers", "--force"];
     sandbox.run(&again).refused(3, &["folder exists already"]);

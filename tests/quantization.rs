@@ -136,7 +136,7 @@ fn int8_files_hold_the_weights_within_half_a_step() {
     let names: Vec<_> = source.tensors().names().collect();
     assert_eq!(quantized.tensors().parameters().collect::<Vec<_>>(), names);
 
-    let mut int8 = 0;
+    let (mut int8, mut size) = (0, 0);
     for name in names {
         let shape = source.tensors().view(name).unwrap().shape;
         let expected = source.tensors().f32(name, shape).unwrap();
@@ -147,9 +147,11 @@ fn int8_files_hold_the_weights_within_half_a_step() {
             assert_eq!(view.dtype, Dtype::F16, "{name}");
             assert_eq!(found, expected, "{name}");
             assert!(!quantized.tensors().contains(&format!("{name}_scale")), "{name}");
+            size += 2 * expected.len();
             continue;
         }
         int8 += 1;
+        size += expected.len() + 4 * shape[0];
         assert_eq!(view.dtype, Dtype::I8, "{name}");
         let scale = quantized.tensors().view(&format!("{name}_scale")).unwrap();
         assert_eq!((scale.dtype, scale.shape), (Dtype::F32, &shape[..1]), "{name}");
@@ -166,6 +168,10 @@ fn int8_files_hold_the_weights_within_half_a_step() {
         assert!(sqnr(&expected, &found) > 38.0, "{name}");
     }
     assert!(int8 > 130, "{int8} int8 tensors");
+
+    let bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    assert_eq!(bytes.len() - 8 - header, size);
 
     let file = TensorFile::open(&path).unwrap();
     let header: serde_json::Value = serde_json::from_str(&file.metadata()["pochade"]).unwrap();
