@@ -1,6 +1,7 @@
 //! The benchmark's report: complete, adding up, and counting the work that the published geometry implies.
 
 mod counts;
+mod kernels;
 mod peer;
 
 use std::path::Path;

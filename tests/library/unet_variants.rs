@@ -1,18 +1,16 @@
 //! Relatives of SD 1.5's UNet against diffusers: fewer blocks, more input channels, guidance as an input.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use binary::Sandbox;
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::{TensorFile, TensorSet};
 use pochade::layers::{Backend, Params};
 use pochade::networks::config::UnetConfig;
 use pochade::networks::unet::Unet;
 use serde_json::Value;
+
+use crate::support::sandbox::Sandbox;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

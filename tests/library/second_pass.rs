@@ -1,11 +1,7 @@
 //! The second pass, previews and decoding in parts through the library and the program.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod binary;
-
 use std::ops::ControlFlow;
 
-use binary::Sandbox;
 use candle_core::{Device, Tensor};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
@@ -21,6 +17,8 @@ use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Hires, Precision, Request};
 use pochade::samplers::{self, Run, Trajectory};
 use pochade::schedule::NoiseSchedule;
+
+use crate::support::sandbox::Sandbox;
 
 /// The shapes of each step's estimate.
 #[derive(Default)]

@@ -1,13 +1,11 @@
 //! What `--init`, `--mask`, `--strength` and `--resize` take, write down and refuse, through the binary.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-
 use std::io::Cursor;
 
-use binary::Sandbox;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use serde_json::Value;
+
+use crate::support::sandbox::Sandbox;
 
 /// Red at the left, green at the right.
 fn two_colours(width: u32, height: u32) -> RgbImage {

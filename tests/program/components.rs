@@ -1,16 +1,12 @@
 //! `--vae`, `--taesd` and `--text-encoder` in every form these components come in, and what a picture says of them.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-#[allow(dead_code)]
-mod model_files;
-
 use std::collections::BTreeMap;
 
-use binary::Sandbox;
 use candle_core::Tensor;
-use model_files as files;
 use serde_json::{Value, json};
+
+use crate::support::model_files as files;
+use crate::support::sandbox::Sandbox;
 
 fn small() -> String {
     files::small().to_str().unwrap().to_owned()

@@ -1,11 +1,7 @@
 //! Malformed inputs for the readers of requests and configs: every one is an error or a harmless value, never a panic or an allocation on a file's word; models have their own tests.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-
 use std::path::PathBuf;
 
-use binary::Sandbox;
 use pochade::checkpoint::{Checkpoint, check_header};
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use pochade::png::read_header;
@@ -20,6 +16,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
+
+use crate::support::sandbox::Sandbox;
 
 /// CRC-32 as PNG has it.
 fn crc(bytes: &[u8]) -> u32 {

@@ -1,15 +1,14 @@
 //! Lists drawn by the binary: the same files whatever the parts, the interruptions and the company.
 
-mod binary;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use binary::{Left, Sandbox};
 use serde_json::Value;
+
+use crate::support::sandbox::{Left, Sandbox};
 
 /// As little work per picture as there can be.
 const SMALL: [&str; 8] = ["--size", "16x16", "--steps", "1", "--cfg", "1", "--sampler", "euler"];

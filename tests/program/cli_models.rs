@@ -1,15 +1,13 @@
 //! `quantize` and `convert` on the command line: files, the report, and what is refused before anything is written.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-
 use std::fs;
 use std::path::Path;
 
-use binary::Sandbox;
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::support::sandbox::Sandbox;
 
 /// The built-in model, whose weights are int8, as a float file outside the sandbox.
 fn pocket(folder: &TempDir) -> String {

@@ -1,8 +1,5 @@
 //! Pulling from a Hub on this machine: the cache it leaves, cuts, refusals, damage, and two pulls at once.
 
-#[allow(dead_code)] // Not every part of it is needed here.
-#[path = "../binary/mod.rs"]
-mod binary;
 mod server;
 
 use std::collections::BTreeMap;
@@ -10,10 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use binary::{Left, Sandbox};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
 use server::{COMMIT, Hub, ID, etag, is_large};
+
+use crate::support::sandbox::{Left, Sandbox};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 

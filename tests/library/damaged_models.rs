@@ -1,20 +1,16 @@
 //! Model files that are cut, altered or of another purpose: one line names what is wrong, exit code 3, and nothing is allocated on a header's word.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-#[allow(dead_code)]
-mod model_files;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use binary::Sandbox;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use model_files as files;
 use pochade::checkpoint::{Checkpoint, FloatType, Storage, check_header};
 use serde_json::json;
+
+use crate::support::model_files as files;
+use crate::support::sandbox::Sandbox;
 
 /// Asserts that a run with `model` ends with one line that says each of `parts`, and code 3.
 #[track_caller]

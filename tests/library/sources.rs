@@ -1,22 +1,18 @@
 //! One model in every form it comes in: LDM and GGUF files give the tensors, configs and pictures of the folder.
 
-#[allow(dead_code)] // Nothing here reads from stdin.
-mod binary;
-#[allow(dead_code)]
-mod model_files;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use binary::Sandbox;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use model_files as files;
 use pochade::checkpoint::{Checkpoint, Kind, Layout};
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::support::model_files as files;
+use crate::support::sandbox::Sandbox;
 
 /// Asserts that `found` has the tensors of `expected`, whose values differ by at most `tolerance` of the
 /// tensor's root mean square, in the root mean square.

@@ -1,6 +1,6 @@
 //! Rates of the kernels on SD 1.5's shapes, beside an f32 product of the `gemm` crate and `rten-gemm`'s products.
 //!
-//! `cargo test --release --test kernel_bench -- --ignored --nocapture --test-threads 1`
+//! `cargo test --release --test bench -- --ignored --nocapture --test-threads 1 kernels`
 //!
 //! `POCHADE_ISA=x86_64-avx2` measures another instruction set than the best (rten-gemm and `gemm` choose theirs).
 //! Candidates of one line take turns, so that a busy machine slows all of them; figures are medians.

@@ -1,13 +1,9 @@
 //! LoRAs, LoHas and LoKrs: diffusers' pictures, each kind's formula computed plainly, int8 models, and what is refused.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod binary;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use binary::Sandbox;
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::lora::{Adapter, Merge, Summary};
 use pochade::checkpoint::{Checkpoint, Storage, TensorSet};
@@ -15,6 +11,8 @@ use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::quantize::{Policy, QuantizedWeight, Weight, sqnr};
 use pochade::request::{Draft, Precision, Request, Sampler, Schedule};
 use tempfile::TempDir;
+
+use crate::support::sandbox::Sandbox;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

@@ -1,11 +1,10 @@
 //! The command line with the built-in model: what lands on stdout, stderr and disk, and how a run ends early.
 
-mod binary;
-
 use std::fs;
 
-use binary::Sandbox;
 use serde_json::Value;
+
+use crate::support::sandbox::Sandbox;
 
 /// Few steps: these tests look at files and streams, not at pictures.
 const QUICK: [&str; 2] = ["--steps", "2"];

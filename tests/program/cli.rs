@@ -1,13 +1,12 @@
 //! The command line on the binary: help, exit codes and every kind of input that is refused.
 
-mod binary;
-
-use binary::Sandbox;
 use image::RgbImage;
 use pochade::checkpoint::Defaults;
 use pochade::png;
 use pochade::request::{PARAMETERS_KEYWORD, Precision, Record, Request, Rng, Sampler, Schedule};
 use serde_json::Value;
+
+use crate::support::sandbox::{Left, Sandbox};
 
 #[test]
 fn help_names_every_exit_code() {
@@ -148,7 +147,7 @@ fn a_model_that_is_missing_or_corrupt_is_exit_3() {
     sandbox.run(&["-m", "gone", "x"]).refused(3, &["'gone'", "--model", "hint: "]);
     sandbox.run(&["-m", "org/name", "x"]).refused(3, &["'org/name'", "`pochade models pull org/name`"]);
     let left = sandbox.command(&["x"]).env("POCHADE_MODEL", "gone").output().unwrap();
-    binary::Left::from(left).refused(3, &["'gone'", "$POCHADE_MODEL"]);
+    Left::from(left).refused(3, &["'gone'", "$POCHADE_MODEL"]);
 
     sandbox.write("garbage.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\x7fnot a model");
     sandbox.write("empty.safetensors", b"");

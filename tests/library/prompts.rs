@@ -1,12 +1,8 @@
 //! What a prompt does beyond its words: weights, chunks, clip skip, textual inversions, and `pochade tokens`.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod binary;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use binary::Sandbox;
 use candle_core::{Device, Tensor};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
@@ -16,6 +12,8 @@ use pochade::pipeline::{LoadOptions, Observer, Pipeline};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Precision, PromptSyntax, Sampler, Schedule};
 use serde_json::{Value, json};
+
+use crate::support::sandbox::Sandbox;
 
 const PROMPT: &str = "a photo of an astronaut riding a horse on mars";
 

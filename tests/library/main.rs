@@ -1,0 +1,24 @@
+//! The library: its networks, samplers and pictures against other implementations, and its readers against bad files.
+//!
+//! `cargo test --release --test library`
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod built_in;
+mod damaged_models;
+mod formats;
+mod hostile;
+mod lora;
+mod noise;
+mod oracle;
+mod parity;
+mod picture_in;
+mod png_metadata;
+mod prompts;
+mod quantization;
+mod samplers;
+mod second_pass;
+mod sources;
+mod tiling;
+mod unet_variants;

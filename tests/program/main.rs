@@ -1,0 +1,14 @@
+//! The program: its commands, what they print and leave on disk, exit codes, and pulling models from a Hub on this machine.
+//!
+//! `cargo test --release --test program`
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod batch;
+mod cli;
+mod cli_models;
+mod cli_picture_in;
+mod cli_pictures;
+mod components;
+mod hub;
