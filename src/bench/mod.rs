@@ -13,7 +13,7 @@ pub use report::{Operation, Part, Report};
 
 use crate::checkpoint::{Checkpoint, Defaults};
 use crate::memory;
-use crate::pipeline::{LoadOptions, Pipeline};
+use crate::pipeline::{Model, Numerics, Pipeline, Residency};
 use crate::request::{Precision, Request, Sampler, Schedule};
 use watch::{Watch, median};
 use yardstick::Yardstick;
@@ -48,7 +48,7 @@ impl Options {
 ///
 /// # Errors
 /// When the options are out of range, or loading or drawing fails.
-pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
+pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     options.validate()?;
     progress("f32 product");
     let yardstick = Yardstick::new()?;
@@ -57,9 +57,10 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
     progress("loading");
     let mut inventing = checkpoint.tensors().time_inventing();
     let start = Instant::now();
-    let single = options.repeats == 1;
-    let load = LoadOptions { device: Device::Cpu, precision: options.precision, single };
-    let pipeline = Pipeline::load(checkpoint, &load)?;
+    let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, options.precision))?;
+    let checkpoint = model.checkpoint();
+    let residency = if options.repeats == 1 { Residency::OneByOne } else { Residency::Kept };
+    let mut pipeline = Pipeline::new(&model, residency);
     let mut loading = start.elapsed().as_secs_f64();
     let mut watch = Watch::start();
     let mut peak = None;
@@ -86,7 +87,7 @@ pub fn run(checkpoint: &Checkpoint, options: &Options, progress: &mut dyn FnMut(
         width: options.width,
         height: options.height,
         threads: rayon::current_num_threads(),
-        kernels: vec![pipeline.kernel()],
+        kernels: vec![model.kernel()],
         f32_gmacs,
         f32_gmacs_rounds: rounds.iter().map(|round| rate(round)).collect(),
         inventing_seconds: inventing.as_secs_f64(),

@@ -30,7 +30,7 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     options.validate().or_exit(Exit::Usage)?;
 
     let printer = Printer::new(Verbosity::Normal, false);
-    let report = bench::run(&checkpoint, &options, &mut |what| printer.status(what));
+    let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
     let report = report.or_exit(Exit::PictureFailed)?;
     let text = if args.json { report.json().to_string() } else { tables(&report) };
     printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;

@@ -8,16 +8,17 @@ use serde::Serialize;
 
 use super::batch::args::VerifyArgs;
 use super::batch::place::{self, Place};
-use super::batch::plan::{self, Planned};
-use super::batch::{self, Session, Shard, Source};
+use super::batch::plan::{self, Planned, Planner};
+use super::batch::{self, Shard, Source};
 use super::exit::{Exit, Failure, OrExit};
+use super::memory_guard::Largest;
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::shown;
-use super::room::Largest;
+use super::session::Session;
 use super::signals::Signals;
 use crate::compare::{compare, side_by_side};
-use crate::pipeline::{Interrupted, Picture, Pipeline, Unusable};
+use crate::pipeline::{DrawError, Pipeline, Residency};
 use crate::png;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -100,12 +101,13 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let place =
         Place::new(&args.against, &args.list.output, false).context("--output").or_exit(Exit::Usage)?;
     let mut source = Source::open(&args.list.list)?;
-    let session = Session::open(&args.list, printer)?;
-    let pipeline = session.pipeline()?;
+    let session = Session::open(&args.list.compute, None, &printer)?;
+    session.announce(&printer, None);
+    let mut pipeline = session.pipeline(Residency::Kept);
     let seed = args.list.picture.seed;
-    let planner = session.planner(&args.list, seed.unwrap_or_default(), place);
+    let planner = Planner::new(&session, &args.list, seed.unwrap_or_default(), place);
     let name = source.name.clone();
-    let footprint = pipeline.footprint();
+    let footprint = session.model.footprint();
     let mut largest = Largest::default();
     let mut items = Vec::new();
     let plan = plan::plan(&name, source.list()?, &planner, Shard::WHOLE, |item| {
@@ -117,7 +119,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage(format!("{name}: line {line}: it has no seed, so no picture to expect"))
             .hint("give the line a seed, or pass --seed N"));
     }
-    largest.check(&pipeline, batch::series(plan.items), &args.list.compute, printer)?;
+    largest.check(&session.model, batch::series(plan.items), &args.list.compute, printer)?;
     if args.update {
         for folder in &plan.folders {
             place::check_folder(folder, true).or_exit(Exit::Usage)?;
@@ -127,8 +129,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
             .hint("store the pictures first, with --update"));
     }
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
-    let verify = Verify { args, printer, signals: &signals, session: &session, pipeline: &pipeline };
-    verify.items(&items)
+    Verify { args, printer, signals: &signals, session: &session, pipeline }.items(&items)
 }
 
 struct Verify<'a> {
@@ -136,20 +137,24 @@ struct Verify<'a> {
     printer: Printer,
     signals: &'a Signals,
     session: &'a Session,
-    pipeline: &'a Pipeline<'a>,
+    pipeline: Pipeline<'a>,
 }
 
 impl Verify<'_> {
-    fn items(&self, items: &[Planned]) -> Result<Exit, Failure> {
+    fn items(mut self, items: &[Planned]) -> Result<Exit, Failure> {
         let mut rows = Vec::new();
         for item in items {
             let row = match self.row(item) {
                 Ok(row) => row,
-                Err(error) if error.is::<Interrupted>() => {
+                Err(DrawError::Interrupted) => {
                     return Ok(self.signals.received().unwrap_or(Exit::Interrupted));
                 }
-                Err(error) if error.is::<Unusable>() => return Err(error).or_exit(Exit::Model),
-                Err(error) => Row { error: Some(format!("{error:#}")), ..Row::new(item, Verdict::Failed) },
+                Err(error @ DrawError::UnusableModel(_)) => {
+                    return Err(error.into_cause()).or_exit(Exit::Model);
+                }
+                Err(DrawError::Failed(error)) => {
+                    Row { error: Some(format!("{error:#}")), ..Row::new(item, Verdict::Failed) }
+                }
             };
             if self.args.list.json {
                 let json = serde_json::to_string(&row).or_exit(Exit::PictureFailed)?;
@@ -178,24 +183,21 @@ impl Verify<'_> {
         .hint("when the change is meant, store the new pictures with --update"))
     }
 
-    fn row(&self, item: &Planned) -> Result<Row> {
+    fn row(&mut self, item: &Planned) -> Result<Row, DrawError> {
         let expected = match self.args.update {
             true => None,
             false if !item.path.exists() => return Ok(Row::new(item, Verdict::Missing)),
             false => Some(read(&item.path)?),
         };
         let mut progress = Progress::new(self.signals, self.printer, format!("{} ", item.path.display()));
-        let picture = self.pipeline.generate(&item.request, &mut progress);
-        progress.finish();
-        let Picture { rgb, files, tiled, .. } = picture?;
+        let drawn = self.session.draw(&mut self.pipeline, &item.request, &mut progress)?;
         self.signals.exit_at_once(false);
         let Some(expected) = expected else {
-            let record = self.session.maker(self.pipeline).record(item.request.clone(), files, tiled);
-            png::save(&png::encode(&rgb, &record.text_chunks()?)?, &item.path, true)?;
+            png::save(&drawn.png()?, &item.path, true)?;
             return Ok(Row::new(item, Verdict::Updated));
         };
         let mut row = Row::new(item, Verdict::OtherSize);
-        if let Some(difference) = compare(&expected, &rgb) {
+        if let Some(difference) = compare(&expected, &drawn.rgb) {
             row.psnr = difference.psnr.is_finite().then_some(difference.psnr);
             row.largest_difference = Some(difference.largest);
             row.verdict = match difference.psnr {
@@ -205,7 +207,7 @@ impl Verify<'_> {
             };
         }
         if !row.verdict.passes() {
-            row.diff = Some(shown(&self.write_difference(item, &expected, &rgb)?));
+            row.diff = Some(shown(&self.write_difference(item, &expected, &drawn.rgb)?));
         }
         Ok(row)
     }

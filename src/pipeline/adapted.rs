@@ -1,6 +1,5 @@
 //! A model with the LoRAs of a request merged: which files, how they fit, and the tensors that result; merging is the checkpoint's business.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -19,7 +18,6 @@ pub struct Adapted {
     loras: Vec<Lora>,
     adapters: Vec<(Arc<Adapter>, Summary)>,
     tensors: Option<TensorSet>,
-    told: Cell<bool>,
 }
 
 impl Adapted {
@@ -38,7 +36,7 @@ impl Adapted {
             adapters.push((adapter, summary));
         }
         let tensors = (!loras.is_empty()).then(|| tensors.merged(merge));
-        Ok(Self { loras: loras.to_vec(), adapters, tensors, told: Cell::new(false) })
+        Ok(Self { loras: loras.to_vec(), adapters, tensors })
     }
 
     pub fn loras(&self) -> &[Lora] {
@@ -59,11 +57,8 @@ impl Adapted {
         self.adapters.iter().map(used).collect()
     }
 
-    /// Says once how the files fit the model.
+    /// Says how the files fit the model.
     pub fn tell(&self, observer: &mut dyn Observer) {
-        if self.told.replace(true) {
-            return;
-        }
         for ((_, Summary { matched, unmatched }), lora) in self.adapters.iter().zip(&self.loras) {
             let (path, weight) = (lora.path.display(), lora.weight);
             observer.inform(&format!("lora {path} at {weight}: merged into {matched} layers"));

@@ -4,17 +4,15 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
-use super::Pipeline;
-use crate::memory::tiling::Tile;
+use super::Model;
+use super::projection::Projection;
 use crate::networks::autoencoder::LatentDecoder;
-use crate::networks::strips::Strips;
 
-impl Pipeline<'_> {
+impl Model {
     /// The picture of `latents`, and whether it was decoded in strips.
     pub(super) fn decode(&self, decoder: &LatentDecoder, latents: &Tensor) -> Result<(RgbImage, bool)> {
         let (_, _, height, width) = latents.dims4()?;
-        let factor = self.vae_config.factor();
-        let strips = self.strips(factor * width, factor * height);
+        let strips = self.strips(self.factor() * width, self.factor() * height);
         let picture = match strips {
             Some(strips) => decoder.decode_in_strips(latents, strips)?,
             None => decoder.decode(latents)?,
@@ -22,13 +20,9 @@ impl Pipeline<'_> {
         Ok((to_rgb(&picture)?, strips.is_some()))
     }
 
-    /// The strips in which the autoencoder takes a picture of these pixels, unless it takes it whole. Only of the
-    /// CPU's memory is known how much is left.
-    pub(super) fn strips(&self, width: usize, height: usize) -> Option<Strips> {
-        if self.tile == Tile::Auto && !self.backend.device.is_cpu() {
-            return None;
-        }
-        self.tile.applies_here(&self.vae_config, width, height).then(Strips::default)
+    /// What previews need of `decoder`.
+    pub(super) fn projection(&self, decoder: &LatentDecoder) -> Result<Projection> {
+        Projection::fit(decoder, self.vae_config.latent_channels(), &self.backend.device)
     }
 }
 
@@ -38,7 +32,7 @@ fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
     let values = picture.permute((0, 2, 3, 1))?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
     ensure!(
         values.iter().all(|value| value.is_finite()),
-        "the picture holds values that are no numbers: the model or its precision is unsuited to these settings"
+        "the picture holds NaN or infinity: the model or its precision is unsuited to these settings"
     );
     let pixels: Vec<u8> =
         values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
@@ -66,7 +60,7 @@ mod tests {
         let mut values = [0.5; 12];
         assert!(refused(values).contains("all one color (191, 191, 191)"));
         values[5] = f32::NAN;
-        assert!(refused(values).contains("no numbers"));
+        assert!(refused(values).contains("NaN"));
         // Differences that eight bits don't show are none.
         values[5] = 0.5001;
         assert!(refused(values).contains("all one color"));

@@ -1,94 +1,117 @@
-//! The walk from noise, or from what is given, to latents; the steps themselves stand in `samplers`.
+//! The walk from noise, or from an encoded picture, to latents; the steps themselves live in `samplers`.
 
 use std::ops::ControlFlow;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 
-use super::given::{Given, Start};
+use super::encoded_picture::{EncodedPicture, Start};
 use super::hires;
-use super::{Interrupted, Observer, Pipeline, Step};
+use super::projection::Projection;
+use super::{DrawError, Model, Observer, Step};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
 use crate::request::{Hires, Request};
-use crate::samplers::{self, Progress, Run, Trajectory};
+use crate::samplers::{self, Progress, Trajectory};
 
-impl Pipeline<'_> {
-    /// Walks from noise, or from what is given, to latents `[1, channels, height / factor, width / factor]`.
-    pub(super) fn denoise(
+impl Model {
+    /// Text embeddings as `unet` reads them for `request`.
+    pub(super) fn context(&self, unet: &Unet, embeddings: &Tensor, request: &Request) -> Result<Context> {
+        let context = unet.context(embeddings)?;
+        Ok(match self.unet_config.guidance_channels {
+            Some(_) => context.guided_by(request.guidance_scale),
+            None => context,
+        })
+    }
+}
+
+/// What the walks of one picture share.
+pub(super) struct Run<'a> {
+    pub model: &'a Model,
+    pub request: &'a Request,
+    pub unet: &'a Unet,
+    pub context: &'a Context,
+    /// For observers that asked for previews.
+    pub projection: Option<&'a Projection>,
+}
+
+impl Run<'_> {
+    /// Walks from noise, or from `picture`, to latents `[1, channels, height / factor, width / factor]`.
+    pub fn denoise(
         &self,
-        request: &Request,
-        given: Option<&Given>,
-        unet: &Unet,
-        context: &Context,
+        picture: Option<&EncodedPicture>,
         observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        let factor = self.vae_config.factor();
-        let shape = [1, self.vae_config.latent_channels(), request.height / factor, request.width / factor];
-        let trajectory = Trajectory::new(&self.schedule, request.sampler, request.schedule, request.steps)?
+    ) -> Result<Tensor, DrawError> {
+        let Self { model, request, .. } = self;
+        let factor = model.factor();
+        let channels = model.vae_config.latent_channels();
+        let shape = [1, channels, request.height / factor, request.width / factor];
+        let trajectory = Trajectory::new(&model.schedule, request.sampler, request.schedule, request.steps)?
             .with_strength(request.strength.unwrap_or(1.0))?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
-        let start = Start::new(given, &trajectory, &shape, &self.backend.device, &mut noise)?;
-        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
+        let start = Start::new(picture, &trajectory, &shape, &model.backend.device, &mut noise)?;
+        self.walk(&trajectory, &mut noise, &start, observer)
     }
 
     /// Walks from enlarged latents to refined ones. Its noise is the seed's first of the larger shape, as in
     /// AUTOMATIC1111.
-    pub(super) fn refine(
+    pub fn refine(
         &self,
-        request: &Request,
         hires: &Hires,
         latents: &Tensor,
-        unet: &Unet,
-        context: &Context,
         observer: &mut dyn Observer,
-    ) -> Result<Tensor> {
-        let factor = self.vae_config.factor();
+    ) -> Result<Tensor, DrawError> {
+        let Self { model, request, .. } = self;
+        let factor = model.factor();
         let clean = hires::enlarge(latents, hires.height / factor, hires.width / factor)?;
-        let trajectory = hires::trajectory(&self.schedule, request, hires)?;
+        let trajectory = hires::trajectory(&model.schedule, request, hires)?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
-        let drawn = noise.normal(clean.dims(), &self.backend.device)?;
+        let drawn = noise.normal(clean.dims(), &model.backend.device)?;
         let start = Start::at(trajectory.start_from(&clean, &drawn)?);
-        self.walk(request, unet, context, observer, &trajectory, &mut noise, &start)
+        self.walk(&trajectory, &mut noise, &start, observer)
     }
 
     /// Walks along a trajectory from `start`.
-    #[expect(clippy::too_many_arguments, reason = "all that a run is made of")]
     fn walk(
         &self,
-        request: &Request,
-        unet: &Unet,
-        context: &Context,
-        observer: &mut dyn Observer,
         trajectory: &Trajectory,
         noise: &mut NoiseSource,
         start: &Start,
-    ) -> Result<Tensor> {
-        let projection = self.projection.borrow().clone().filter(|_| observer.previews());
-        let mut model = |latents: &Tensor, timestep: f64| {
-            let (input, scale) = (start.input(latents)?, request.guidance_scale);
-            if self.guided(request) {
-                guided_output(unet, scale, &input, timestep, context)
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor, DrawError> {
+        let Self { model, request, unet, context, projection } = *self;
+        let is_guided = model.is_guided(request);
+        let mut predict = |latents: &Tensor, timestep: f64| {
+            let input = start.input(latents)?;
+            if is_guided {
+                guided_output(unet, request.guidance_scale, &input, timestep, context)
             } else {
                 unet.forward(&input, timestep, context)
             }
         };
+        let mut interrupted = false;
         let mut on_step = |progress: &Progress<'_>| {
             let Progress { index, total, denoised, .. } = *progress;
-            let step = Step { index, total, denoised, projection: projection.as_deref() };
-            match observer.step(&step) {
+            match observer.step(&Step { index, total, denoised, projection }) {
                 ControlFlow::Continue(()) => start.hold(progress),
-                ControlFlow::Break(()) => Err(Interrupted.into()),
+                ControlFlow::Break(()) => {
+                    interrupted = true;
+                    bail!("interrupted after step {index} of {total}")
+                }
             }
         };
-        let run = Run {
+        let run = samplers::Run {
             trajectory,
-            prediction: self.schedule.prediction(),
-            model: &mut model,
+            prediction: model.schedule.prediction(),
+            model: &mut predict,
             noise,
             on_step: &mut on_step,
         };
-        samplers::sample(request.sampler, request.eta, run, start.x.clone())
+        let latents = samplers::sample(request.sampler, request.eta, run, start.x.clone());
+        if interrupted {
+            return Err(DrawError::Interrupted);
+        }
+        Ok(latents?)
     }
 }
 

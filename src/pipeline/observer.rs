@@ -49,30 +49,9 @@ pub trait Observer {
         false
     }
 
-    /// `Break` ends the run within this step; `generate` then returns [`Interrupted`].
+    /// `Break` ends the run within this step; `generate` then returns
+    /// [`DrawError::Interrupted`](super::DrawError::Interrupted).
     fn step(&mut self, _step: &Step<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
-    }
-}
-
-/// The error of a run that its observer stopped.
-#[derive(Debug)]
-pub struct Interrupted;
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-/// The error of a model whose damage shows only when a network is loaded for a picture.
-#[derive(Debug)]
-pub struct Unusable;
-
-impl std::fmt::Display for Unusable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the model is not usable")
     }
 }

@@ -1,9 +1,9 @@
 //! Textual inversions (Gal et al. 2022): files whose vectors stand for a word, found by that word among a prompt's tokens.
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -20,7 +20,7 @@ struct Vectors {
 struct Embedding {
     path: PathBuf,
     /// Read when the word first occurs.
-    vectors: OnceCell<Vectors>,
+    vectors: OnceLock<Vectors>,
 }
 
 /// The words that are replaced by vectors.
@@ -57,11 +57,11 @@ impl Embeddings {
         let mut embeddings = Self { width, most, named: files.len(), ..Self::default() };
         for path in files {
             let (vectors, name) = read(path, width, most)?;
-            embeddings.add(path.clone(), OnceCell::from(vectors), name.as_deref(), tokenizer)?;
+            embeddings.add(path.clone(), OnceLock::from(vectors), name.as_deref(), tokenizer)?;
         }
         if let Some(folder) = folder {
             for path in listed(folder)? {
-                embeddings.add(path, OnceCell::new(), None, tokenizer)?;
+                embeddings.add(path, OnceLock::new(), None, tokenizer)?;
             }
         }
         for words in embeddings.words.values_mut() {
@@ -74,7 +74,7 @@ impl Embeddings {
     fn add(
         &mut self,
         path: PathBuf,
-        vectors: OnceCell<Vectors>,
+        vectors: OnceLock<Vectors>,
         name: Option<&str>,
         tokenizer: &Tokenizer,
     ) -> Result<()> {

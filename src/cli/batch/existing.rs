@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use crate::cli::maker::Maker;
+use crate::cli::session::Provenance;
 use crate::png;
 use crate::request::{Draft, Embedded, Request, UsedFile};
 
@@ -20,7 +20,7 @@ pub enum Existing {
 }
 
 /// Looks at `path`, where a picture of `request` made with `files` should be.
-pub fn look(path: &Path, request: &Request, files: &[UsedFile], maker: &Maker) -> Existing {
+pub fn look(path: &Path, request: &Request, files: &[UsedFile], provenance: &Provenance) -> Existing {
     match path.symlink_metadata() {
         Err(error) if error.kind() == ErrorKind::NotFound => return Existing::Nothing,
         Err(error) => return Existing::Other(format!("can't be looked at: {error}")),
@@ -36,11 +36,11 @@ pub fn look(path: &Path, request: &Request, files: &[UsedFile], maker: &Maker) -
         Ok(_) => return Existing::Other("does not say how it was made".to_owned()),
         Err(_) => return Existing::Other("was made by another version".to_owned()),
     };
-    if record.model != maker.model || record.precision != maker.precision {
+    if record.model != provenance.model || record.precision != provenance.precision {
         let (model, precision) = (record.model, record.precision);
         return Existing::Other(format!("was made by {model} in {precision}"));
     }
-    if record.components != maker.components {
+    if record.components != provenance.components {
         return Existing::Other("was made with other components".to_owned());
     }
     if record.files != files {

@@ -7,7 +7,6 @@ pub mod plan;
 mod results;
 mod resume;
 mod run;
-mod session;
 mod shard;
 mod source;
 
@@ -17,19 +16,18 @@ use std::io::{BufWriter, Write};
 use anyhow::Context;
 
 use super::exit::{Exit, Failure, OrExit};
+use super::memory_guard::Largest;
 use super::report::shown;
-use super::room::Largest;
-use crate::cli::maker::Maker;
+use super::session::{Provenance, Session};
 use crate::memory::footprint::Series;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Residency};
 use crate::{png, request};
 use args::BatchArgs;
 use existing::Existing;
 use place::Place;
-use plan::Planned;
+use plan::{Planned, Planner};
 use results::Results;
 use run::Run;
-pub use session::Session;
 pub use shard::Shard;
 
 pub use source::Source;
@@ -44,25 +42,25 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let place = Place::new(&args.out_dir, &args.list.output, args.allow_absolute);
     let place = place.context("--output").or_exit(Exit::Usage)?;
     let mut source = Source::open(&args.list.list)?;
-    let session = Session::open(&args.list, printer)?;
-    let pipeline = session.pipeline()?;
-    let maker = session.maker(&pipeline);
+    let session = Session::open(&args.list.compute, None, &printer)?;
+    session.announce(&printer, None);
+    let mut pipeline = session.pipeline(Residency::Kept);
     let drawn = match args.list.picture.seed {
         Some(_) => None,
         // Half of the range, so that no list's last seed leaves 32 bits.
         None => Some(request::drawn_seed().or_exit(Exit::PictureFailed)? >> 1),
     };
     let base_seed = args.list.picture.seed.or(drawn).unwrap_or_default();
-    let planner = session.planner(&args.list, base_seed, place);
+    let planner = Planner::new(&session, &args.list, base_seed, place);
 
-    let footprint = pipeline.footprint();
+    let footprint = session.model.footprint();
     let mut largest = Largest::default();
     let mut kept = 0u64;
     let mut to_draw = Vec::new();
     let plan = {
         let name = source.name.clone();
         plan::plan(&name, source.list()?, &planner, shard, |planned| {
-            let draw = look(args, &pipeline, &maker, planned)?;
+            let draw = look(args, &mut pipeline, &session.provenance, planned)?;
             to_draw.push(draw);
             kept += u64::from(!draw);
             if draw {
@@ -98,7 +96,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     if args.dry_run {
         return dry_run(args, &mut source, &planner, shard, &to_draw);
     }
-    largest.check(&pipeline, series(own - kept), &args.list.compute, printer)?;
+    largest.check(&session.model, series(own - kept), &args.list.compute, printer)?;
     for folder in &plan.folders {
         match png::sweep(folder) {
             0 => {}
@@ -109,7 +107,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let results = args.results.as_deref().map(Results::open).transpose().or_exit(Exit::Usage)?;
     let words: Vec<OsString> = std::env::args_os().collect();
     let resume = resume::command(&words, args.skip_existing, drawn);
-    Run { args, printer, pipeline: &pipeline, maker, planner: &planner, plan: &plan, shard, results, resume }
+    Run { args, printer, session: &session, pipeline, planner: &planner, plan: &plan, shard, results, resume }
         .items(&mut source)
 }
 
@@ -119,10 +117,15 @@ pub fn series(items: u64) -> Series {
 }
 
 /// Whether an item has to be drawn.
-fn look(args: &BatchArgs, pipeline: &Pipeline<'_>, maker: &Maker, planned: &Planned) -> Result<bool, String> {
+fn look(
+    args: &BatchArgs,
+    pipeline: &mut Pipeline<'_>,
+    provenance: &Provenance,
+    planned: &Planned,
+) -> Result<bool, String> {
     let files = pipeline.check(&planned.request).map_err(|error| format!("{error:#}"))?;
     let shown = planned.path.display();
-    match existing::look(&planned.path, &planned.request, &files, maker) {
+    match existing::look(&planned.path, &planned.request, &files, provenance) {
         Existing::Nothing => Ok(true),
         Existing::NoFile => Err(format!("{shown} is not a regular file")),
         Existing::Same if args.skip_existing => Ok(false),
@@ -138,7 +141,7 @@ fn look(args: &BatchArgs, pipeline: &Pipeline<'_>, maker: &Maker, planned: &Plan
 fn dry_run(
     args: &BatchArgs,
     source: &mut Source,
-    planner: &plan::Planner<'_>,
+    planner: &Planner<'_>,
     shard: Shard,
     to_draw: &[bool],
 ) -> Result<Exit, Failure> {

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use super::args::ListArgs;
 use super::place::Place;
 use super::shard::Shard;
 use crate::checkpoint::Defaults;
 use crate::cli::exit::Failure;
+use crate::cli::session::Session;
 use crate::cli::slug::slug;
 use crate::cli::template::Values;
 use crate::png;
@@ -40,7 +42,18 @@ pub struct Planner<'a> {
     pub model: String,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    /// For items drawn with `session`, laid over the flags.
+    pub fn new(session: &Session, args: &ListArgs, base_seed: u64, place: Place<'a>) -> Self {
+        Self {
+            defaults: session.defaults(),
+            flags: Draft { seed: None, ..args.picture.draft() },
+            base_seed,
+            place,
+            model: slug(session.name()),
+        }
+    }
+
     /// The item at `index`, complete.
     ///
     /// # Errors

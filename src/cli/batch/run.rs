@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::args::BatchArgs;
 use super::existing::{self, Existing};
@@ -12,12 +12,12 @@ use super::results::{Outcome, Results, Status};
 use super::shard::Shard;
 use super::source::Source;
 use crate::cli::exit::{Exit, Failure, OrExit};
-use crate::cli::maker::Maker;
 use crate::cli::printer::{self, Printer};
 use crate::cli::progress::{Progress, human};
 use crate::cli::report::shown;
+use crate::cli::session::{Session, exit_code};
 use crate::cli::signals::Signals;
-use crate::pipeline::{Interrupted, Picture, Pipeline, Unusable};
+use crate::pipeline::{DrawError, Pipeline};
 use crate::png;
 
 /// Prompts encoded at a time: the text encoder's loading is shared by so many, and so many embeddings (a quarter
@@ -27,8 +27,8 @@ const WINDOW: usize = 64;
 pub struct Run<'a> {
     pub args: &'a BatchArgs,
     pub printer: Printer,
-    pub pipeline: &'a Pipeline<'a>,
-    pub maker: Maker,
+    pub session: &'a Session,
+    pub pipeline: Pipeline<'a>,
     pub planner: &'a Planner<'a>,
     pub plan: &'a Plan,
     pub shard: Shard,
@@ -115,7 +115,8 @@ impl Run<'_> {
             }
             let kept = self.args.skip_existing
                 && self.pipeline.check(&item.request).is_ok_and(|files| {
-                    existing::look(&item.path, &item.request, &files, &self.maker) == Existing::Same
+                    existing::look(&item.path, &item.request, &files, &self.session.provenance)
+                        == Existing::Same
                 });
             if kept {
                 tally.kept += 1;
@@ -132,8 +133,9 @@ impl Run<'_> {
             let encoded = self.pipeline.encode_ahead(&requests, &mut progress);
             progress.finish();
             if let Err(error) = encoded {
-                printer::failure(&Failure { exit: Exit::Model, error, hint: None });
-                return Some(End::Failed(Exit::Model));
+                let exit = exit_code(&error);
+                printer::failure(&Failure { exit, error: error.into_cause(), hint: None });
+                return Some(End::Failed(exit));
             }
         }
         to_draw.into_iter().find_map(|item| self.item(item, signals, tally))
@@ -148,7 +150,7 @@ impl Run<'_> {
         let took = started.elapsed();
         let status = match &drawn {
             Ok(status) => *status,
-            Err(error) if error.is::<Interrupted>() => {
+            Err(DrawError::Interrupted) => {
                 return Some(End::Signal(signals.received().unwrap_or(Exit::Interrupted)));
             }
             Err(_) => Status::Failed,
@@ -158,7 +160,7 @@ impl Run<'_> {
             Status::Kept => &mut tally.kept,
             Status::Failed => &mut tally.failed,
         } += 1;
-        let message = drawn.as_ref().err().map(|error| format!("{error:#}"));
+        let message = drawn.as_ref().err().map(ToString::to_string);
         if let Err(end) = self.record(item, status, took, message) {
             return Some(end);
         }
@@ -167,7 +169,8 @@ impl Run<'_> {
             self.printer.detail(&format!("{number} {} in {}", item.path.display(), human(took)));
             return None;
         };
-        let exit = if error.is::<Unusable>() { Exit::Model } else { Exit::PictureFailed };
+        let exit = exit_code(&error);
+        let error = error.into_cause();
         let hopeless = exit == Exit::Model || is_hopeless(&error);
         let error = error.context(format!("item {} (line {})", item.index + 1, item.line));
         printer::failure(&Failure { exit, error, hint: None });
@@ -175,17 +178,14 @@ impl Run<'_> {
     }
 
     /// Draws and writes one picture, unless another process was faster with the same one.
-    fn draw(&self, item: &Planned, signals: &Signals) -> Result<Status> {
+    fn draw(&mut self, item: &Planned, signals: &Signals) -> Result<Status, DrawError> {
         let prefix = format!("{}/{} ", item.index + 1, self.plan.items);
         let mut progress = Progress::new(signals, self.printer, prefix).patient();
-        let picture = self.pipeline.generate(&item.request, &mut progress);
-        progress.finish();
-        let Picture { rgb, files, tiled, .. } = picture?;
+        let drawn = self.session.draw(&mut self.pipeline, &item.request, &mut progress)?;
         if signals.received().is_some() {
-            bail!(Interrupted);
+            return Err(DrawError::Interrupted);
         }
-        let bytes =
-            png::encode(&rgb, &self.maker.record(item.request.clone(), files.clone(), tiled).text_chunks()?)?;
+        let bytes = drawn.png()?;
         if self.args.force {
             png::save(&bytes, &item.path, true)?;
             return Ok(Status::Drawn);
@@ -193,9 +193,13 @@ impl Run<'_> {
         if png::save_new(&bytes, &item.path)? {
             return Ok(Status::Drawn);
         }
-        match existing::look(&item.path, &item.request, &files, &self.maker) {
+        let provenance = &self.session.provenance;
+        match existing::look(&item.path, &item.request, &drawn.record.files, provenance) {
             Existing::Same => Ok(Status::Kept),
-            _ => bail!("cannot write {}: another file has come there meanwhile", item.path.display()),
+            _ => Err(DrawError::Failed(anyhow!(
+                "can't write {}: another file has come there meanwhile",
+                item.path.display()
+            ))),
         }
     }
 

@@ -5,7 +5,7 @@ use super::exit::{Exit, Failure};
 use super::printer::Printer;
 use crate::memory::footprint::{Footprint, Series};
 use crate::memory::{self, tiling::Tile};
-use crate::pipeline::Pipeline;
+use crate::pipeline::Model;
 use crate::request::{Precision, Request};
 
 /// A peak above this share of what is available is worth a warning.
@@ -19,7 +19,7 @@ pub struct Largest {
 }
 
 impl Largest {
-    /// Counts `request`, which stands on `line` of a list.
+    /// Counts `request`, which is on `line` of a list.
     pub fn add(&mut self, footprint: Option<&Footprint>, request: &Request, line: Option<u64>) {
         let Some(footprint) = footprint else { return };
         let peak = footprint.peak(request, Series::One);
@@ -34,18 +34,18 @@ impl Largest {
     /// When it can't fit, unless the flags say to try.
     pub fn check(
         &self,
-        pipeline: &Pipeline<'_>,
+        model: &Model,
         series: Series,
         args: &ComputeArgs,
         printer: Printer,
     ) -> Result<(), Failure> {
         let (Some((request, line)), Some(footprint), Some(available)) =
-            (&self.picture, pipeline.footprint(), memory::available())
+            (&self.picture, model.footprint(), memory::available())
         else {
             return Ok(());
         };
-        let int8 = match pipeline.precision() {
-            Precision::F32 => pipeline.footprint_in(Precision::Int8),
+        let int8 = match model.precision() {
+            Precision::F32 => model.footprint_in(Precision::Int8),
             _ => None,
         };
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
@@ -125,16 +125,16 @@ fn gigabytes(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
-    use crate::pipeline::LoadOptions;
+    use crate::pipeline::Numerics;
     use crate::request::Draft;
 
     #[test]
     fn what_can_not_fit_is_refused_with_what_would() {
         let checkpoint = Checkpoint::built_in().unwrap();
-        let device = candle_core::Device::Cpu;
-        let options = LoadOptions { device, precision: Precision::F32, single: true };
-        let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
-        let (f32, int8) = (pipeline.footprint().unwrap(), pipeline.footprint_in(Precision::Int8).unwrap());
+        let defaults = checkpoint.defaults();
+        let numerics = Numerics::new(candle_core::Device::Cpu, Precision::F32);
+        let model = Model::open(checkpoint, &numerics).unwrap();
+        let (f32, int8) = (model.footprint().unwrap(), model.footprint_in(Precision::Int8).unwrap());
         let draft = Draft {
             prompt: Some("x".into()),
             width: Some(256),
@@ -142,7 +142,7 @@ mod tests {
             seed: Some(1),
             ..Draft::default()
         };
-        let request = draft.resolve(&checkpoint.defaults()).unwrap();
+        let request = draft.resolve(&defaults).unwrap();
         let judge = |available| judge(&f32, Some(&int8), &request, Series::One, available);
         let peak = f32.peak(&request, Series::One);
         assert_eq!(judge(2 * peak), Verdict::Fits);

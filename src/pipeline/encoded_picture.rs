@@ -1,16 +1,18 @@
-//! What a run takes from a given picture: its latents, the mask over them, and where the walk starts; pixels are read and put back in `picture_in`.
+//! A picture to start from as latents, the mask over them, and where the walk starts; pixels are `picture_in`'s.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
-use crate::networks::autoencoder::{LatentEncoder, Posterior};
-use crate::networks::strips::Strips;
+use super::stopwatch::Stopwatch;
+use super::{DrawError, Model, Phase};
+use crate::checkpoint::TensorSet;
+use crate::networks::autoencoder::Posterior;
 use crate::noise::NoiseSource;
 use crate::picture_in::PictureIn;
 use crate::samplers::{Progress, Trajectory};
 
 /// A picture as the encoder sees it.
-pub(super) struct Given {
+pub(super) struct EncodedPicture {
     /// Absent where nothing starts from or returns to it: an inpainting UNet at strength 1.
     clean: Option<Posterior>,
     /// 1 is repainted, `[1, 1, h, w]`.
@@ -36,31 +38,36 @@ struct Known {
     mask: Tensor,
 }
 
-impl Given {
-    /// Encodes `picture` for a UNet that is an inpainting one (`native`) or not.
+impl EncodedPicture {
+    /// Loads, runs and drops the autoencoder's encoder.
     pub fn encode(
+        model: &Model,
         picture: &PictureIn,
         strength: f64,
-        native: bool,
-        factor: usize,
-        strips: Option<Strips>,
-        encoder: &LatentEncoder,
-        device: &Device,
-    ) -> Result<Self> {
-        let (width, height) = picture.picture.dimensions();
-        let (width, height) = (width as usize, height as usize);
-        let encode =
-            |values| encoder.encode(&Tensor::from_vec(values, (1, 3, height, width), device)?, strips);
-        let mask = picture.latent_mask(factor);
-        Ok(Self {
-            clean: (!native || strength < 1.0).then(|| encode(picture.values())).transpose()?,
-            mask: mask
-                .map(|mask| Tensor::from_vec(mask, (1, 1, height / factor, width / factor), device))
-                .transpose()?,
-            kept: native.then(|| encode(picture.values_to_keep())).transpose()?,
-            strength,
-            in_strips: strips.is_some(),
-        })
+        tensors: &TensorSet,
+        watch: &mut Stopwatch<'_>,
+    ) -> Result<Self, DrawError> {
+        let encoder = watch.load(|| model.load_encoder(tensors))?;
+        let encoded = watch.time(Phase::Encode, |_| -> Result<Self> {
+            let (width, height) = picture.picture.dimensions();
+            let (width, height) = (width as usize, height as usize);
+            let (factor, device) = (model.factor(), &model.backend.device);
+            let strips = model.strips(width, height);
+            let encode =
+                |values| encoder.encode(&Tensor::from_vec(values, (1, 3, height, width), device)?, strips);
+            let mask = picture.latent_mask(factor);
+            let native = model.inpaints();
+            Ok(Self {
+                clean: (!native || strength < 1.0).then(|| encode(picture.values())).transpose()?,
+                mask: mask
+                    .map(|mask| Tensor::from_vec(mask, (1, 1, height / factor, width / factor), device))
+                    .transpose()?,
+                kept: native.then(|| encode(picture.values_to_keep())).transpose()?,
+                strength,
+                in_strips: strips.is_some(),
+            })
+        })?;
+        Ok(encoded)
     }
 
     /// Draws in diffusers' order: the picture's latents, the noise, the latents of the kept part.
@@ -94,16 +101,16 @@ impl Given {
 }
 
 impl Start {
-    /// Where a run of `shape` on `device` begins: from noise, or from `given`.
+    /// Where a run of `shape` on `device` begins: from noise, or from `picture`.
     pub fn new(
-        given: Option<&Given>,
+        picture: Option<&EncodedPicture>,
         trajectory: &Trajectory,
         shape: &[usize],
         device: &Device,
         source: &mut NoiseSource,
     ) -> Result<Self> {
-        match given {
-            Some(given) => given.start(trajectory, shape, device, source),
+        match picture {
+            Some(picture) => picture.start(trajectory, shape, device, source),
             None => Ok(Self::at(trajectory.start(&source.normal(shape, device)?)?)),
         }
     }

@@ -1,0 +1,235 @@
+//! A model that was opened: configs checked against each other and nothing loaded; what is loaded lives in `Pipeline`.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{DType, Device};
+
+use crate::checkpoint::{Checkpoint, Kind, TensorSet};
+use crate::layers::{Backend, Params};
+use crate::memory::footprint::Footprint;
+use crate::memory::tiling::Tile;
+use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
+use crate::networks::clip::TextEncoder;
+use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use crate::networks::strips::Strips;
+use crate::networks::unet::Unet;
+use crate::picture_in::PictureIn;
+use crate::prompt::{Prompts, Room, Text, Tokenizer};
+use crate::request::{Precision, Request};
+use crate::schedule::{NoiseSchedule, SchedulerConfig};
+
+/// Where and in which numbers a model runs.
+#[derive(Debug, Clone)]
+pub struct Numerics {
+    pub device: Device,
+    pub precision: Precision,
+}
+
+impl Numerics {
+    pub fn new(device: Device, precision: Precision) -> Self {
+        Self { device, precision }
+    }
+
+    /// # Errors
+    /// When the device can't compute in the precision.
+    fn backend(&self) -> Result<Backend> {
+        match (&self.device, self.precision) {
+            (Device::Cpu, Precision::F32) => Ok(Backend::cpu()),
+            (Device::Cpu, Precision::Int8) => Ok(Backend::cpu_int8()),
+            (Device::Cpu, precision) => bail!("precision {precision} is not possible on the cpu"),
+            (device, Precision::F32) => Ok(Backend::candle(device.clone(), DType::F32)),
+            (device, Precision::F16) => Ok(Backend::candle(device.clone(), DType::F16)),
+            (_, Precision::Int8) => bail!("precision int8 is for the cpu"),
+        }
+    }
+}
+
+/// A model ready to be loaded from, which any number of [`Pipeline`](super::Pipeline)s, also on other threads,
+/// can share.
+pub struct Model {
+    checkpoint: Checkpoint,
+    precision: Precision,
+    tokenizer: Tokenizer,
+    clip_config: ClipConfig,
+    tile: Tile,
+    pub(super) backend: Backend,
+    pub(super) unet_config: UnetConfig,
+    pub(super) vae_config: VaeConfig,
+    pub(super) schedule: NoiseSchedule,
+}
+
+impl Model {
+    /// Checks the configs of `checkpoint` against each other.
+    ///
+    /// # Errors
+    /// Names the setting that is not supported.
+    pub fn open(checkpoint: Checkpoint, numerics: &Numerics) -> Result<Self> {
+        let backend = numerics.backend()?;
+        checkpoint.check_complete()?;
+        let configs = checkpoint.configs();
+        let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
+            .context("the scheduler config is not usable")?;
+        let unet_config = UnetConfig::parse(&configs.unet)?;
+        let clip_config = ClipConfig::parse(&configs.text_encoder)?;
+        ensure!(
+            clip_config.hidden_size == unet_config.context_channels,
+            "the text encoder gives {} channels where the unet takes {}",
+            clip_config.hidden_size,
+            unet_config.context_channels
+        );
+        let vae_config = VaeConfig::parse(&configs.vae)?;
+        let latent_channels = vae_config.latent_channels();
+        let UnetConfig { in_channels, out_channels, .. } = unet_config;
+        // An inpainting UNet takes a mask and the masked picture's latents besides.
+        ensure!(
+            (in_channels == latent_channels || in_channels == 2 * latent_channels + 1)
+                && out_channels == latent_channels,
+            "the unet takes {in_channels} channels and gives {out_channels}, the vae has {latent_channels}: only text-to-image and inpainting models are supported",
+        );
+        Ok(Self {
+            precision: numerics.precision,
+            tokenizer: Tokenizer::new(checkpoint.vocabulary())?,
+            clip_config,
+            unet_config,
+            vae_config,
+            schedule: NoiseSchedule::new(&scheduler)?,
+            tile: Tile::default(),
+            backend,
+            checkpoint,
+        })
+    }
+
+    /// Chooses whether pictures are decoded in parts.
+    #[must_use]
+    pub fn with_tile(self, tile: Tile) -> Self {
+        Self { tile, ..self }
+    }
+
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The UNet's config, e.g. for how many channels it takes: 9 make an inpainting model.
+    pub fn unet_config(&self) -> &UnetConfig {
+        &self.unet_config
+    }
+
+    /// How many pixels one latent is wide.
+    pub fn factor(&self) -> usize {
+        self.vae_config.factor()
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Names what computes, e.g. `x86_64-avx512vnni` or `candle-cuda`.
+    pub fn kernel(&self) -> String {
+        self.backend.name()
+    }
+
+    /// What pictures take of the machine's memory; unknown on a GPU and for weights that are in no file.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.footprint_in(self.precision)
+    }
+
+    /// The same in another precision.
+    pub fn footprint_in(&self, precision: Precision) -> Option<Footprint> {
+        (self.backend.device.is_cpu() && self.checkpoint.kind() != Kind::Synthetic).then(|| {
+            let (unet, vae) = (self.unet_config.clone(), self.vae_config.clone());
+            Footprint::new(&self.checkpoint, unet, vae, precision).with_tile(self.tile)
+        })
+    }
+
+    /// Whether a request needs the second pass; a distilled UNet takes the guidance scale as an input instead.
+    pub(super) fn is_guided(&self, request: &Request) -> bool {
+        request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none()
+    }
+
+    /// Whether the UNet is one for inpainting, which sees what a mask keeps.
+    pub(super) fn inpaints(&self) -> bool {
+        self.unet_config.in_channels != self.vae_config.latent_channels()
+    }
+
+    /// Why a negative prompt is of no use, where it is not.
+    pub(super) fn negative_prompt_warning(&self, request: &Request) -> Option<&'static str> {
+        let useless = !self.is_guided(request) && !request.negative_prompt.is_empty();
+        useless.then_some(match self.unet_config.guidance_channels {
+            Some(_) => "the negative prompt has no effect: this model was distilled without one",
+            None => "the negative prompt has no effect without guidance (scale 1)",
+        })
+    }
+
+    /// The request's text as this model reads it.
+    pub(super) fn text(&self, request: &Request) -> Text {
+        Text::of(request, self.is_guided(request))
+    }
+
+    /// The request's prompts, read, with the files they name.
+    pub(super) fn read_prompts(&self, request: &Request) -> Result<Prompts> {
+        let ClipConfig { num_hidden_layers, hidden_size, max_position_embeddings, .. } = self.clip_config;
+        ensure!(
+            (1..=num_hidden_layers).contains(&request.clip_skip),
+            "clip skip {} is out of range: this model's text encoder has {num_hidden_layers} layers",
+            request.clip_skip
+        );
+        let room = Room { width: hidden_size, positions: max_position_embeddings };
+        Prompts::read(&self.text(request), &self.tokenizer, room)
+    }
+
+    pub(super) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The picture a request starts from, read.
+    pub(super) fn picture_in(&self, request: &Request) -> Result<Option<PictureIn>> {
+        ensure!(
+            request.mask.is_some() || !self.inpaints(),
+            "'{}' is an inpainting model (its unet takes {} channels), which needs a picture and a mask",
+            self.checkpoint.name(),
+            self.unet_config.in_channels
+        );
+        PictureIn::read(request)
+    }
+
+    /// The strips in which the autoencoder takes a picture of these pixels, unless it takes it whole. Only of the
+    /// CPU's memory is known how much is left.
+    pub(super) fn strips(&self, width: usize, height: usize) -> Option<Strips> {
+        if self.tile == Tile::Auto && !self.backend.device.is_cpu() {
+            return None;
+        }
+        self.tile.applies_here(&self.vae_config, width, height).then(Strips::default)
+    }
+
+    /// The text encoder without its last `clip_skip - 1` layers.
+    pub(super) fn load_text_encoder(&self, tensors: &TensorSet, clip_skip: usize) -> Result<TextEncoder> {
+        let mut config = self.clip_config.clone();
+        config.num_hidden_layers -= clip_skip - 1;
+        TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config)
+    }
+
+    pub(super) fn load_unet(&self, tensors: &TensorSet) -> Result<Unet> {
+        Unet::load(&Params::new(tensors, &self.backend, "unet"), self.unet_config.clone())
+    }
+
+    pub(super) fn load_decoder(&self, tensors: &TensorSet) -> Result<LatentDecoder> {
+        LatentDecoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
+    }
+
+    pub(super) fn load_encoder(&self, tensors: &TensorSet) -> Result<LatentEncoder> {
+        LatentEncoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pipeline;
+    use super::*;
+
+    #[test]
+    fn a_model_is_shared_between_threads_and_a_pipeline_moves_to_one() {
+        fn shared<T: Send + Sync>() {}
+        fn moved<T: Send>() {}
+        shared::<Model>();
+        moved::<Pipeline<'_>>();
+    }
+}
