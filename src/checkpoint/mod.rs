@@ -132,7 +132,8 @@ impl Vocabulary {
     }
 }
 
-/// An opened model: headers and configs are read and checked, tensors are read when asked for.
+/// An opened model: headers and configs are read and checked, tensors are read when asked for. Clones share the files.
+#[derive(Clone)]
 pub struct Checkpoint {
     name: String,
     kind: Kind,

@@ -236,7 +236,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::Checkpoint;
-    use crate::request::{Draft, Precision};
+    use crate::request::{Draft, Lora, Precision};
 
     /// Counts what is loaded.
     #[derive(Default)]
@@ -270,28 +270,28 @@ mod tests {
             };
             draft.resolve(&model.checkpoint().defaults()).unwrap()
         };
-        let generate = |request: &Request| {
+        let generate = |pipeline: &mut Pipeline<'_>, request: &Request| {
             let mut loads = Loads::default();
             let picture = pipeline.generate(request, &mut loads).unwrap();
             (picture.rgb, loads.0)
         };
         let (plain, other) = (request("a cat", None), request("a dog", None));
         let adapted = request("a cat", Some("4"));
-        let (picture, loads) = generate(&plain);
+        let (picture, loads) = generate(&mut pipeline, &plain);
         assert_eq!(loads, 3, "text encoder, unet and decoder");
         // A check of what is not to be drawn yet costs nothing.
         assert_eq!(pipeline.check(&adapted).unwrap().len(), 1);
         pipeline.check(&other).unwrap();
-        assert_eq!(generate(&plain).1, 0);
+        assert_eq!(generate(&mut pipeline, &plain).1, 0);
 
         // Of a list only what shares the first item's LoRAs is encoded ahead; the rest comes right all the same.
         let mut loads = Loads::default();
         pipeline.encode_ahead(&[&adapted, &plain, &other], &mut loads).unwrap();
         assert_eq!(loads.0, 1);
-        let (changed, loads) = generate(&adapted);
+        let (changed, loads) = generate(&mut pipeline, &adapted);
         assert_eq!(loads, 1, "the unet");
         assert_ne!(changed, picture);
-        assert_eq!(generate(&plain), (picture, 2), "text encoder and unet");
-        assert_eq!(generate(&other).1, 1, "the text encoder");
+        assert_eq!(generate(&mut pipeline, &plain), (picture, 2), "text encoder and unet");
+        assert_eq!(generate(&mut pipeline, &other).1, 1, "the text encoder");
     }
 }

@@ -16,7 +16,7 @@ use pochade::request::Precision;
 fn measure(checkpoint: &Checkpoint, width: usize, height: usize) -> Report {
     let opening = Duration::from_millis(1);
     let options = Options { precision: Precision::F32, width, height, steps: 2, repeats: 2, opening };
-    bench::run(checkpoint, &options, &mut |_| ()).unwrap()
+    bench::run(checkpoint.clone(), &options, &mut |_| ()).unwrap()
 }
 
 fn geometry(checkpoint: &Checkpoint) -> (UnetConfig, KlConfig) {

@@ -7,7 +7,7 @@ use candle_core::Device;
 use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
 use pochade::compare::compare;
-use pochade::pipeline::{LoadOptions, Observer, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::request::{Precision, Request};
 
 struct Quiet;
@@ -31,8 +31,8 @@ const BACKGROUNDS: [(&str, [u8; 3]); 10] = [
 ];
 
 fn draw(precision: Precision, requests: &[Request]) -> Vec<RgbImage> {
-    let options = LoadOptions { device: Device::Cpu, precision, single: false };
-    let pipeline = Pipeline::load(&MODEL, &options).unwrap();
+    let model = Model::open(MODEL.clone(), &Numerics::new(Device::Cpu, precision)).unwrap();
+    let mut pipeline = Pipeline::new(&model, Residency::Kept);
     requests.iter().map(|request| pipeline.generate(request, &mut Quiet).unwrap().rgb).collect()
 }
 

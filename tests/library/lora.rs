@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::lora::{Adapter, Merge, Summary};
 use pochade::checkpoint::{Checkpoint, Storage, TensorSet};
-use pochade::pipeline::{LoadOptions, Observer, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::quantize::{Policy, QuantizedWeight, Weight, sqnr};
 use pochade::request::{Draft, Precision, Request, Sampler, Schedule};
 use tempfile::TempDir;
@@ -70,14 +70,10 @@ fn request(lora: &[&str]) -> Request {
     draft.resolve(&small().defaults()).unwrap()
 }
 
-fn f32_options() -> LoadOptions {
-    LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false }
-}
-
 #[test]
 fn both_spellings_draw_what_diffusers_draws() {
-    let checkpoint = small();
-    let pipeline = Pipeline::load(&checkpoint, &f32_options()).unwrap();
+    let model = Model::open(small(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    let mut pipeline = Pipeline::new(&model, Residency::Kept);
     let plain = pipeline.generate(&request(&[]), &mut Listener::default()).unwrap();
     let expected = &load(&data("reference/lora.safetensors"))["final"];
     // One pipeline, so that each change of adapters reloads the networks; two halves add up to one whole.

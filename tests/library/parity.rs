@@ -10,7 +10,7 @@ use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use pochade::networks::unet::Unet;
 use pochade::networks::{taesd, vae};
-use pochade::pipeline::{LoadOptions, Observer, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::prompt::Tokenizer;
 use pochade::request::{Precision, Request, Schedule};
 
@@ -167,9 +167,8 @@ fn pictures() {
     let meta = std::fs::read_to_string(data("reference/meta.json")).unwrap();
     let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
     let expected = reference("samplers.safetensors");
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false };
-    let checkpoint = small();
-    let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
+    let model = Model::open(small(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    let mut pipeline = Pipeline::new(&model, Residency::Kept);
     let names: Vec<_> = meta["samplers"].as_object().unwrap().keys().collect();
     assert_eq!(names.len(), 18);
     for name in names {

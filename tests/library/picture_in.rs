@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use pochade::checkpoint::Checkpoint;
-use pochade::pipeline::{LoadOptions, Observer, Picture, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Picture, Pipeline, Residency};
 use pochade::request::{Draft, FileKind, Precision, PromptSyntax, Sampler, Schedule};
 
 fn data(name: &str) -> PathBuf {
@@ -45,9 +45,9 @@ fn masked(strength: f64) -> Draft {
 }
 
 fn draw(checkpoint: &Checkpoint, precision: Precision, draft: Draft) -> Picture {
-    let options = LoadOptions { device: Device::Cpu, precision, single: true };
     let request = draft.resolve(&checkpoint.defaults()).unwrap();
-    Pipeline::load(checkpoint, &options).unwrap().generate(&request, &mut Quiet).unwrap()
+    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, precision)).unwrap();
+    Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap()
 }
 
 fn small() -> Checkpoint {

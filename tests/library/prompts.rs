@@ -8,7 +8,7 @@ use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::ClipConfig;
-use pochade::pipeline::{LoadOptions, Observer, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Precision, PromptSyntax, Sampler, Schedule};
 use serde_json::{Value, json};
@@ -127,7 +127,6 @@ fn textual_inversion_is_diffusers() {
     assert_eq!(values(&embed(&folder, 0)), values(&found));
 
     let checkpoint = Checkpoint::open(&data("small")).unwrap();
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
     let draft = Draft {
         prompt: Some("a photo of thing on mars".to_owned()),
         negative_prompt: Some("blurry, low quality".to_owned()),
@@ -142,7 +141,8 @@ fn textual_inversion_is_diffusers() {
         ..Draft::default()
     };
     let request = draft.resolve(&checkpoint.defaults()).unwrap();
-    let picture = Pipeline::load(&checkpoint, &options).unwrap().generate(&request, &mut Quiet).unwrap();
+    let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    let picture = Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap();
     let error = relative_error(&picture.latents, &expected["final"]);
     assert!(error <= 2e-3, "{error}");
     assert_eq!(picture.files[0].name, "thing");

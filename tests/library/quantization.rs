@@ -10,7 +10,7 @@ use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig};
 use pochade::networks::unet::Unet;
-use pochade::pipeline::{LoadOptions, Observer, Pipeline};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, policy, sqnr};
 use pochade::request::{Precision, Request};
@@ -309,9 +309,8 @@ fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
             schedule: defaults.schedule,
         },
     );
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: true };
-    let pipeline = Pipeline::load(checkpoint, &options).unwrap();
-    pipeline.generate(&request, &mut Quiet).unwrap().rgb.into_raw()
+    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap().rgb.into_raw()
 }
 
 #[test]

@@ -12,7 +12,7 @@ use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use pochade::networks::unet::Unet;
 use pochade::noise::NoiseSource;
 use pochade::pipeline::projection::Projection;
-use pochade::pipeline::{LoadOptions, Observer, Pipeline, Step};
+use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency, Step};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Hires, Precision, Request};
 use pochade::samplers::{self, Run, Trajectory};
@@ -49,8 +49,8 @@ fn request(checkpoint: &Checkpoint, hires: Option<f64>) -> Request {
 #[test]
 fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
     let checkpoint = Checkpoint::built_in().unwrap();
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false };
-    let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
+    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    let mut pipeline = Pipeline::new(&model, Residency::Kept);
     let first = pipeline.generate(&request(&checkpoint, None), &mut Shapes::default()).unwrap();
     let both = request(&checkpoint, Some(1.5));
     assert_eq!(Hires::of(&both), Some(Hires { width: 96, height: 72, steps: 7, strength: 0.7 }));
@@ -111,8 +111,8 @@ fn the_projection_resembles_the_decoder() {
     let backend = Backend::cpu();
     let decoder = LatentDecoder::load(&Params::new(checkpoint.tensors(), &backend, "vae"), &config).unwrap();
     let projection = Projection::fit(&decoder, config.latent_channels(), &Device::Cpu).unwrap();
-    let options = LoadOptions { device: Device::Cpu, precision: Precision::F32, single: false };
-    let pipeline = Pipeline::load(&checkpoint, &options).unwrap();
+    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
+    let mut pipeline = Pipeline::new(&model, Residency::Kept);
     let picture = pipeline.generate(&request(&checkpoint, None), &mut Shapes::default()).unwrap();
     let preview = projection.project(&picture.latents).unwrap();
     let (width, height) = preview.dimensions();
