@@ -6,10 +6,14 @@
 //! [`hub`] can fetch, feeds them by name, [`quantize`] makes its weights small, [`cli`] is what is typed and
 //! printed.
 
+// What is wrong is told by an error, and by the printer.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
+
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
+pub mod files;
 pub mod hub;
 pub mod kernels;
 pub mod layers;

@@ -1,10 +1,11 @@
 //! What a file is, by its first bytes: what can't be a model is refused by name.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use super::gguf;
+use crate::files;
 
 /// How far a file is looked at.
 const START: u64 = 512;
@@ -14,23 +15,29 @@ const START: u64 = 512;
 /// # Errors
 /// Says what the file at `path` looks like, and what to do about it.
 pub fn check(path: &Path) -> Result<()> {
-    let shown = path.display();
-    let file = File::open(path).with_context(|| format!("can't open {shown}"))?;
-    let length = file.metadata().with_context(|| format!("can't read {shown}"))?;
-    ensure!(length.is_file(), "{shown} is neither a file nor a folder");
-    let mut start = Vec::new();
-    file.take(START).read_to_end(&mut start).with_context(|| format!("can't read {shown}"))?;
+    let start = start(path)?;
     match refusal(&start) {
-        Some(what) => bail!("{shown} {what}"),
+        Some(what) => bail!("{} {what}", path.display()),
         None => Ok(()),
     }
 }
 
+/// Fails for PyTorch's pickles, which are programs rather than data.
+///
+/// # Errors
+/// When the file at `path` can't be read or is a pickle, bare or in a zip archive, with the way to convert it.
+pub fn refuse_pickle(path: &Path) -> Result<()> {
+    ensure!(!is_pickle(&start(path)?), "{} {PICKLE}", path.display());
+    Ok(())
+}
+
+fn start(path: &Path) -> Result<Vec<u8>> {
+    files::start(path, START).with_context(|| format!("can't open {}", path.display()))
+}
+
 /// Whether the file at `path` begins as safetensors and GGUF files do.
 pub fn is_tensor_file(path: &Path) -> bool {
-    let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
-    read.is_ok() && (start.starts_with(b"GGUF") || is_safetensors(&start))
+    files::start(path, START).is_ok_and(|start| is_gguf(&start) || is_safetensors(&start))
 }
 
 /// Why a file that begins with `start` is no model, if it can be told.
@@ -38,8 +45,11 @@ fn refusal(start: &[u8]) -> Option<&'static str> {
     if start.is_empty() {
         return Some("is empty");
     }
-    if start.starts_with(b"GGUF") || is_safetensors(start) {
+    if is_gguf(start) || is_safetensors(start) {
         return None;
+    }
+    if is_pickle(start) {
+        return Some(PICKLE);
     }
     for (magic, what) in SIGNATURES {
         if start.starts_with(magic) {
@@ -57,18 +67,13 @@ fn refusal(start: &[u8]) -> Option<&'static str> {
     is_text.then_some("is a text file, not a model")
 }
 
-const PICKLE: &str = "is a PyTorch pickle (.ckpt), which could run any code when it is read; convert it first, e.g. \
-    `python3 -c \"import torch; from safetensors.torch import save_file; m = torch.load('IN.ckpt', weights_only=True); \
-    save_file({k: v.contiguous() for k, v in m.get('state_dict', m).items() if hasattr(v, 'contiguous')}, 'OUT.safetensors')\"`";
+const PICKLE: &str = "is a PyTorch pickle, which could run any code when it is read; convert it first, e.g. `python3 -c \
+    \"import torch; from safetensors.torch import save_file; m = torch.load('IN.ckpt', weights_only=True); \
+    save_file({k: v.contiguous() for k, v in m.get('state_dict', m).items() if hasattr(v, 'contiguous')}, \
+    'OUT.safetensors')\"` (of a textual inversion, string_to_param['*'] as 'emb_params')";
 
-const SIGNATURES: [(&[u8], &str); 15] = [
+const SIGNATURES: [(&[u8], &str); 10] = [
     (b"version https://git-lfs", "is a git-lfs pointer: run `git lfs pull` to fetch the weights"),
-    // Newer pickles are zip archives, older ones begin with their protocol.
-    (b"PK\x03\x04", PICKLE),
-    (b"\x80\x02", PICKLE),
-    (b"\x80\x03", PICKLE),
-    (b"\x80\x04", PICKLE),
-    (b"\x80\x05", PICKLE),
     (b"\x89PNG", "is a picture, not a model"),
     (b"\xff\xd8\xff", "is a picture, not a model"),
     (b"RIFF", "is a picture or a sound, not a model"),
@@ -79,6 +84,15 @@ const SIGNATURES: [(&[u8], &str); 15] = [
     (b"tjgg", "is a GGML file, the predecessor of GGUF, which is not supported"),
     (b"\x08\x08\x12", "is an ONNX file, which is not supported"),
 ];
+
+fn is_gguf(start: &[u8]) -> bool {
+    start.starts_with(gguf::MAGIC)
+}
+
+/// Newer pickles are zip archives, older ones begin with their protocol; so may the length of a safetensors header.
+fn is_pickle(start: &[u8]) -> bool {
+    start.starts_with(b"PK\x03\x04") || matches!(start, [0x80, ..=5, ..]) && !is_safetensors(start)
+}
 
 /// Whether a JSON header of a plausible length begins behind the eight bytes of its length.
 fn is_safetensors(start: &[u8]) -> bool {
@@ -95,6 +109,15 @@ mod tests {
         assert_eq!(refusal(b"\x40\0\0\0\0\0\0\0{\"a\":"), None);
         // A length that begins like a pickle is still a length.
         assert_eq!(refusal(b"\x80\x02\0\0\0\0\0\0{\"a\":"), None);
+    }
+
+    #[test]
+    fn pickles_are_told_from_safetensors() {
+        for pickle in [&b"PK\x03\x04\0\0\0\0{"[..], b"\x80\x02}q\0(X\x0f\0", b"\x80\x04."] {
+            assert!(is_pickle(pickle), "{pickle:?}");
+        }
+        assert!(!is_pickle(b"\x80\x02\0\0\0\0\0\0{\"a\""));
+        assert!(!is_pickle(b""));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::{prompt, show};
 use crate::memory::footprint::Series;
 use crate::pipeline::{DrawError, Pipeline, Residency};
 use crate::request::{Draft, Embedded, Request, UsedFile};
-use crate::{memory, png};
+use crate::{files, memory, png};
 
 /// Draws every picture asked for.
 ///
@@ -146,7 +146,7 @@ impl Run<'_> {
             Some(path) => {
                 // Two pictures of one run may share a name; the second never replaces the first.
                 let overwrite = self.args.force && !written.contains(path);
-                png::save(&bytes, path, overwrite)?
+                files::save(&bytes, path, overwrite)?
             }
             None => PathBuf::from("-"),
         };
@@ -168,7 +168,7 @@ impl Run<'_> {
         if path == Path::new("-") {
             printer::stdout(&bytes)?;
         } else if self.args.json {
-            printer::stdout_line(&report.json()?)?;
+            printer::stdout_text(&report.json()?)?;
         } else {
             printer::stdout_path(&path)?;
         }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::exit::Failure;
 use super::slug::slug;
 use super::template::{Template, Values};
-use crate::png;
+use crate::files;
 use crate::request::Request;
 
 const DEFAULT_NAME: &str = "{slug}-{seed}.png";
@@ -92,7 +92,7 @@ impl Target {
         let (slug, model) = (slug(&request.prompt), slug(model));
         let path = |index: u32| match self {
             Self::Stdout => None,
-            Self::File(path) if count > 1 => Some(png::with_suffix(path, index)),
+            Self::File(path) if count > 1 => Some(files::with_suffix(path, index)),
             Self::File(path) => Some(path.clone()),
             Self::Pattern { folder, name } => {
                 let seed = request.seed.saturating_add(u64::from(index - 1));
@@ -114,7 +114,7 @@ pub fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
         return Err(Failure::usage(format!("output '{}' is not a regular file", path.display()))
             .hint("write to stdout with `-o -`, or choose another name"));
     }
-    let mut folders: Vec<&Path> = paths.iter().map(|path| png::folder_of(path)).collect();
+    let mut folders: Vec<&Path> = paths.iter().map(|path| files::folder_of(path)).collect();
     folders.sort_unstable();
     folders.dedup();
     for folder in folders {

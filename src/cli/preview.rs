@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure, OrExit};
 use super::output;
 use super::show;
 use crate::pipeline::Step;
-use crate::png;
+use crate::{files, png};
 
 /// What `--preview`, `--preview-file` and `--steps-dir` ask for.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +67,6 @@ fn enlarged(picture: &RgbImage, factor: u32) -> RgbImage {
 }
 
 fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    png::save(&png::encode(picture, &[])?, path, true)?;
+    files::save(&png::encode(picture, &[])?, path, true)?;
     Ok(())
 }

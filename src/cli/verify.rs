@@ -19,7 +19,7 @@ use super::session::Session;
 use super::signals::Signals;
 use crate::compare::{compare, side_by_side};
 use crate::pipeline::{DrawError, Pipeline, Residency};
-use crate::png;
+use crate::{files, png};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,7 +158,7 @@ impl Verify<'_> {
             };
             if self.args.list.json {
                 let json = serde_json::to_string(&row).or_exit(Exit::PictureFailed)?;
-                printer::stdout_line(&json).or_exit(Exit::PictureFailed)?;
+                printer::stdout_text(&json).or_exit(Exit::PictureFailed)?;
             }
             rows.push(row);
         }
@@ -168,7 +168,7 @@ impl Verify<'_> {
             let head = format!("{:width$}  {:>8}  {:>7}  verdict", "item", "PSNR/dB", "largest");
             let lines: Vec<String> =
                 std::iter::once(head).chain(rows.iter().map(|row| row.text(width))).collect();
-            printer::stdout_line(&lines.join("\n")).or_exit(Exit::PictureFailed)?;
+            printer::stdout_text(&lines.join("\n")).or_exit(Exit::PictureFailed)?;
         }
         if failed == 0 {
             return Ok(Exit::Done);
@@ -193,7 +193,7 @@ impl Verify<'_> {
         let drawn = self.session.draw(&mut self.pipeline, &item.request, &mut progress)?;
         self.signals.exit_at_once(false);
         let Some(expected) = expected else {
-            png::save(&drawn.png()?, &item.path, true)?;
+            files::save(&drawn.png()?, &item.path, true)?;
             return Ok(Row::new(item, Verdict::Updated));
         };
         let mut row = Row::new(item, Verdict::OtherSize);
@@ -216,8 +216,8 @@ impl Verify<'_> {
     fn write_difference(&self, item: &Planned, expected: &RgbImage, got: &RgbImage) -> Result<PathBuf> {
         let name = item.path.strip_prefix(&self.args.against).unwrap_or(&item.path);
         let path = self.args.diff_dir.join(name);
-        place::check_folder(png::folder_of(&path), true)?;
-        png::save(&png::encode(&side_by_side(expected, got), &[])?, &path, true)
+        place::check_folder(files::folder_of(&path), true)?;
+        files::save(&png::encode(&side_by_side(expected, got), &[])?, &path, true)
     }
 }
 

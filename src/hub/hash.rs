@@ -1,16 +1,12 @@
 //! Whether a file is what the Hub promised: size and hash, read once.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
+use sha1::{Digest, Sha1};
 
 use super::info::{Blob, Hash};
-
-/// Bytes read at a time.
-const CHUNK: usize = 1 << 20;
+use crate::files;
 
 /// Whether the file at `path` has this size and hash.
 ///
@@ -29,38 +25,16 @@ pub fn matches(path: &Path, blob: &Blob) -> io::Result<bool> {
 /// When it can't be read.
 pub fn has_hash(path: &Path, hash: &Hash) -> io::Result<bool> {
     Ok(match hash {
-        Hash::Sha256(expected) => sha256(path)? == *expected,
+        Hash::Sha256(expected) => files::sha256(path)? == *expected,
         Hash::Git(expected) => git(path)? == *expected,
     })
 }
 
-/// SHA-256 of a file, in lower-case hexadecimal.
-///
-/// # Errors
-/// When it can't be read.
-pub fn sha256(path: &Path) -> io::Result<String> {
-    digest(Sha256::new(), File::open(path)?)
-}
-
 /// The hash git gives a file's content.
 fn git(path: &Path) -> io::Result<String> {
-    let file = File::open(path)?;
-    let mut hasher = Sha1::new();
-    hasher.update(format!("blob {}\0", file.metadata()?.len()));
-    digest(hasher, file)
-}
-
-fn digest<D: Digest>(mut hasher: D, mut file: File) -> io::Result<String> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(read) => hasher.update(&chunk[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    let file = files::open(path)?;
+    let hasher = Sha1::new_with_prefix(format!("blob {}\0", file.metadata()?.len()));
+    files::digest(hasher, file)
 }
 
 #[cfg(test)]

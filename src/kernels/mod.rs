@@ -4,6 +4,8 @@
 //! row per pixel, a sequence batch `[batch, tokens, channels]` one with a row per token. All `unsafe` code
 //! of the crate is below this module.
 
+#![allow(unsafe_code, reason = "vector instructions and shared output; each block says why it is sound")]
+
 mod aligned;
 mod attention;
 mod blocking;

@@ -1,14 +1,12 @@
 //! Picture files to upright RGB pixels within bounds of memory; sizes are changed in `resize`.
 
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
-use sha2::{Digest, Sha256};
 
-use crate::request::Fingerprint;
+use crate::files::{self, Fingerprint};
 
 /// The largest file, in bytes.
 pub const MAX_FILE: u64 = 256 << 20;
@@ -31,9 +29,8 @@ pub struct Decoded {
 pub fn picture(path: &Path) -> Result<Decoded> {
     let context = || format!("cannot use the picture {}", path.display());
     let bytes = bytes(path).with_context(context)?;
-    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let rgb = decode(&bytes).with_context(context)?;
-    Ok(Decoded { rgb, fingerprint: Fingerprint { whole: hash.clone(), data: hash } })
+    Ok(Decoded { rgb, fingerprint: Fingerprint::of_bytes(&bytes) })
 }
 
 /// Width and height of a picture file, upright.
@@ -54,7 +51,7 @@ pub fn dimensions(path: &Path) -> Result<(u32, u32)> {
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    files::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     ensure!(bytes.len() as u64 <= MAX_FILE, "the file is larger than {} MiB", MAX_FILE >> 20);
     Ok(bytes)
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::tokenizer::Tokenizer;
 use crate::checkpoint::{self, TensorFile};
+use crate::files;
 use crate::request::{FileKind, UsedFile};
 
 /// Vectors of one file, `[count, width]`.
@@ -133,7 +134,7 @@ impl Embeddings {
     /// When the file can't be read any more.
     pub fn used(&self, embedding: usize) -> Result<UsedFile> {
         let path = self.path(embedding);
-        UsedFile::new(FileKind::Embedding, path, &checkpoint::fingerprint(path)?)
+        UsedFile::new(FileKind::Embedding, path, &files::fingerprint(path)?)
     }
 }
 

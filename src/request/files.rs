@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::files::Fingerprint;
+
 /// A LoRA and how strongly it acts, spelled `file:weight`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -70,15 +72,6 @@ pub enum FileKind {
     /// The picture to start from.
     Init,
     Mask,
-}
-
-/// SHA-256 of a file, in hexadecimal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fingerprint {
-    pub whole: String,
-    /// Of a safetensors file what follows the header, which is what AUTOMATIC1111 shows of a LoRA; of any other
-    /// file the whole.
-    pub data: String,
 }
 
 /// A file beside the model that a picture was made with.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Defaults;
 
 pub use draft::{Draft, drawn_seed};
-pub use files::{FileKind, Fingerprint, Lora, UsedFile};
+pub use files::{FileKind, Lora, UsedFile};
 pub use hires::Hires;
 pub use parameters::{Parameters, parse_parameters, print_parameters};
 pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};

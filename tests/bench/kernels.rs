@@ -56,6 +56,7 @@ impl Yardstick {
         Self { a: floats(1 << 20), b: floats(1 << 20), c: vec![0.0; 1 << 20] }
     }
 
+    #[allow(unsafe_code, reason = "the yardstick takes pointers")]
     fn run(&mut self) {
         let n = 1024;
         // SAFETY: three n x n row-major matrices.

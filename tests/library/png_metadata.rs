@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use image::RgbImage;
-use pochade::png::{encode, read_header, save, with_suffix};
+use pochade::files::{save, with_suffix};
+use pochade::png::{encode, read_header};
 
 fn picture() -> RgbImage {
     RgbImage::from_fn(5, 3, |x, y| image::Rgb([x as u8, y as u8, 7]))

@@ -12,7 +12,7 @@ use crate::cli::exit::Failure;
 use crate::cli::session::Session;
 use crate::cli::slug::slug;
 use crate::cli::template::Values;
-use crate::png;
+use crate::files;
 use crate::request::list::{Fault, Item};
 use crate::request::{Draft, Request};
 
@@ -168,7 +168,7 @@ pub fn plan(
         names.push((hash(&planned.path), u32::try_from(line).unwrap_or(u32::MAX)));
         if shard.has(index) {
             plan.own.push(fingerprint);
-            let folder = png::folder_of(&planned.path);
+            let folder = files::folder_of(&planned.path);
             if !plan.folders.contains(folder) {
                 plan.folders.insert(folder.to_owned());
             }

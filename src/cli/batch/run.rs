@@ -17,8 +17,8 @@ use crate::cli::progress::{Progress, human};
 use crate::cli::report::shown;
 use crate::cli::session::{Session, exit_code};
 use crate::cli::signals::Signals;
+use crate::files;
 use crate::pipeline::{DrawError, Pipeline};
-use crate::png;
 
 /// Prompts encoded at a time: the text encoder's loading is shared by so many, and so many embeddings (a quarter
 /// of a megabyte each for SD 1.5) are in memory.
@@ -187,10 +187,10 @@ impl Run<'_> {
         }
         let bytes = drawn.png()?;
         if self.args.force {
-            png::save(&bytes, &item.path, true)?;
+            files::save(&bytes, &item.path, true)?;
             return Ok(Status::Drawn);
         }
-        if png::save_new(&bytes, &item.path)? {
+        if files::save_new(&bytes, &item.path)? {
             return Ok(Status::Drawn);
         }
         let provenance = &self.session.provenance;
@@ -226,7 +226,7 @@ impl Run<'_> {
                 results.append(&json)?;
             }
             match status {
-                _ if self.args.list.json => printer::stdout_line(&json),
+                _ if self.args.list.json => printer::stdout_text(&json),
                 Status::Drawn => printer::stdout_path(&item.path),
                 Status::Kept | Status::Failed => Ok(()),
             }
