@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::file::TensorFile;
 use super::names::{Component, Layout, from_diffusers};
-use super::tensors::{TensorFile, TensorSet};
+use super::tensors::TensorSet;
 use super::{Checkpoint, Kind, family, folder, infer, kind, native, single};
 
 /// A component that can be replaced.

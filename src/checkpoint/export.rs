@@ -2,36 +2,52 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use super::names::{Component, to_diffusers};
 use super::store::{self, FloatType, Pending, Storage};
+use super::write_error::WriteError;
 use super::{Checkpoint, native};
+use crate::files;
 
 /// Writes `checkpoint` to the folder `path`: first to one beside it, which is then renamed.
 ///
 /// # Errors
-/// When something but an empty folder is there, a tensor can't be converted or a file can't be written.
-pub fn write(checkpoint: &Checkpoint, path: &Path, floats: FloatType) -> Result<()> {
-    let empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    ensure!(empty || !path.exists(), "{} exists already, and is not an empty folder", path.display());
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = tempfile::Builder::new()
-        .prefix(".pochade-export-")
-        .tempdir_in(parent)
-        .with_context(|| format!("can't write to {}", parent.display()))?;
-    write_files(checkpoint, folder.path(), floats)?;
-    share(folder.path())?;
-    fs::rename(folder.path(), path).with_context(|| format!("can't write {}", path.display()))?;
-    // It has another name now, so there is nothing left to clean up.
-    let _ = folder.keep();
-    Ok(())
+/// When something but an empty folder is there, a tensor can't be converted, a file can't be written or `stopped` says
+/// so.
+pub fn write(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    floats: FloatType,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), WriteError> {
+    if is_taken(path) {
+        let message = anyhow!("{} exists already, and is not an empty folder", path.display());
+        return Err(WriteError::Disk(message));
+    }
+    let storage = Storage::Float(floats);
+    let bytes = storage.bytes(&checkpoint.tensors, checkpoint.tensors.parameters());
+    let written = store::check_space(files::folder_of(path), bytes)
+        .and_then(|()| files::save_folder(path, |folder| write_files(checkpoint, folder, storage, stopped)));
+    written.map_err(|error| error.of(path))
 }
 
-fn write_files(checkpoint: &Checkpoint, folder: &Path, floats: FloatType) -> Result<()> {
+/// Whether something but an empty folder is at `path`.
+pub fn is_taken(path: &Path) -> bool {
+    let empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    !empty && path.symlink_metadata().is_ok()
+}
+
+fn write_files(
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    storage: Storage<'_>,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), WriteError> {
     let configs = native::without_provenance(&checkpoint.configs);
     let class = |config: &Value, otherwise: &str| match config.get("_class_name") {
         Some(Value::String(name)) => name.clone(),
@@ -61,27 +77,25 @@ fn write_files(checkpoint: &Checkpoint, folder: &Path, floats: FloatType) -> Res
         write_json(&folder.join("config.json"), config)?;
         let names = checkpoint.tensors.parameters().filter(|name| Component::of(name) == Some(component));
         let names = names.map(|name| (name, to_diffusers(component, name)));
-        let mut tensors = store::plan(&checkpoint.tensors, names, Storage::Float(floats))?;
+        let mut tensors = store::plan(&checkpoint.tensors, names, storage, stopped)?;
         if component == Component::Vae {
             tensors.iter_mut().for_each(flatten_attention);
         }
         // transformers refuses a file that doesn't say which framework's tensors it holds.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        store::write(tensors, metadata, &folder.join(format!("{stem}.safetensors")))?;
+        store::write(tensors, metadata, &folder.join(format!("{stem}.safetensors")), stopped)?;
     }
     Ok(())
 }
 
 /// LDM files hold the VAE's attention as 1x1 convolutions, where diffusers has linear layers.
 fn flatten_attention((name, tensor): &mut (String, Pending<'_>)) {
-    use safetensors::tensor::View;
-
     if let (true, &[outputs, inputs, 1, 1]) = (name.contains(".attentions."), tensor.shape()) {
         tensor.reshape(vec![outputs, inputs]);
     }
 }
 
-fn write_tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+fn write_tokenizer(checkpoint: &Checkpoint, folder: &Path) -> io::Result<()> {
     let positions = checkpoint.configs.text_encoder.get("max_position_embeddings");
     let (start, end) = ("<|startoftext|>", "<|endoftext|>");
     let config = json!({
@@ -98,30 +112,16 @@ fn write_tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
     let special = json!({"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end});
     write_json(&folder.join("tokenizer_config.json"), &config)?;
     write_json(&folder.join("special_tokens_map.json"), &special)?;
-    write_text(&folder.join("vocab.json"), &checkpoint.vocabulary.vocab)?;
-    write_text(&folder.join("merges.txt"), &checkpoint.vocabulary.merges)
+    fs::write(folder.join("vocab.json"), checkpoint.vocabulary.vocab.as_bytes())?;
+    fs::write(folder.join("merges.txt"), checkpoint.vocabulary.merges.as_bytes())
 }
 
-fn subfolder(folder: &Path, name: &str) -> Result<std::path::PathBuf> {
+fn subfolder(folder: &Path, name: &str) -> io::Result<PathBuf> {
     let path = folder.join(name);
-    fs::create_dir(&path).with_context(|| format!("can't make {}", path.display()))?;
+    fs::create_dir(&path)?;
     Ok(path)
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_text(path, &format!("{value:#}\n"))
-}
-
-fn write_text(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
-}
-
-/// Gives a folder that was made as private the permissions of any new folder.
-fn share(folder: &Path) -> Result<()> {
-    let ordinary = subfolder(folder, ".permissions")?;
-    let permissions = fs::metadata(&ordinary).and_then(|made| {
-        fs::remove_dir(&ordinary)?;
-        fs::set_permissions(folder, made.permissions())
-    });
-    permissions.with_context(|| format!("can't set the permissions of {}", folder.display()))
+fn write_json(path: &Path, value: &Value) -> io::Result<()> {
+    fs::write(path, format!("{value:#}\n"))
 }

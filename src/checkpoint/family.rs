@@ -2,8 +2,8 @@
 
 use anyhow::{Result, bail};
 
+use super::file::TensorFile;
 use super::names::{Component, Layout};
-use super::tensors::TensorFile;
 
 /// Parts of names that only one family has; a file of several families' parts is the first of them.
 const FAMILIES: [(&str, &str); 20] = [

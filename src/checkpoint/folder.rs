@@ -8,9 +8,14 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::file::TensorFile;
 use super::names::{Component, from_diffusers};
-use super::tensors::{TensorFile, TensorSet};
+use super::tensors::TensorSet;
 use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary, family, sd15};
+use crate::files;
+
+/// The largest config, vocabulary or index that is read; CLIP's vocabulary has 1 MB.
+const LARGEST_TEXT: u64 = 32 << 20;
 
 /// Opens the folder at `path`. Configs that are missing are those of SD 1.5, a missing tokenizer is CLIP's.
 pub fn open(path: &Path) -> Result<Checkpoint> {
@@ -68,7 +73,7 @@ pub(super) fn config(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
+    let text = files::text(path, LARGEST_TEXT)?;
     serde_json::from_str(&text).map(Some).with_context(|| format!("{} is no valid JSON", path.display()))
 }
 
@@ -77,8 +82,7 @@ fn vocabulary(folder: &Path) -> Result<Vocabulary> {
     if !vocab.exists() && !merges.exists() {
         return Ok(Vocabulary::clip());
     }
-    let read =
-        |path: &Path| fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()));
+    let read = |path: &Path| files::text(path, LARGEST_TEXT);
     Ok(Vocabulary { vocab: read(&vocab)?.into(), merges: read(&merges)?.into() })
 }
 
@@ -116,7 +120,7 @@ pub(super) fn weight_files(folder: &Path, component: Component) -> Result<Vec<Pa
 }
 
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = fs::read_to_string(index).with_context(|| format!("can't read {}", index.display()))?;
+    let text = files::text(index, LARGEST_TEXT)?;
     let parsed: ShardIndex =
         serde_json::from_str(&text).with_context(|| format!("{} is no shard index", index.display()))?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();

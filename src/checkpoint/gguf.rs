@@ -1,6 +1,7 @@
 //! GGUF: its header, checked against the file's length before anything is allocated, and its blocks of quantized values as floats.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
@@ -8,7 +9,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::tensors::{Container, Entry, Header};
+use super::header::{Entry, LONGEST};
 
 pub const MAGIC: &[u8] = b"GGUF";
 
@@ -26,12 +27,17 @@ const MIN_ENTRY: usize = 8 + 4 + 1;
 /// Arrays of arrays of arrays hold nothing a model needs.
 const MAX_NESTING: usize = 4;
 
-/// Reads the header of a whole file (the format is ggml's `docs/gguf.md`, versions 2 and 3).
+/// Tensors and texts by name.
+type Found = (BTreeMap<String, Entry>, HashMap<String, String>);
+
+/// Reads the header at the start of a file of `length` bytes (the format is ggml's `docs/gguf.md`, versions 2 and 3).
 ///
 /// # Errors
 /// Names the tensor or the entry that is damaged or does not fit the file.
-pub fn parse(file: &[u8]) -> Result<Header> {
-    let mut cursor = Cursor { bytes: file, at: MAGIC.len() };
+pub fn read(file: &mut impl Read, length: u64) -> Result<Found> {
+    let end = usize::try_from(length).context("it is larger than this machine can address")?;
+    let mut cursor = Cursor { file, at: 0, end: end.min(LONGEST) };
+    cursor.pass_over(MAGIC.len())?;
     let version = cursor.u32()?;
     ensure!(!(2..=3).contains(&version.swap_bytes()), "it is a big-endian GGUF file, which is not supported");
     ensure!((2..=3).contains(&version), "it has GGUF version {version}; this build reads 2 and 3");
@@ -44,7 +50,7 @@ pub fn parse(file: &[u8]) -> Result<Header> {
     for _ in 0..entries {
         let key = cursor.text()?;
         let kind = cursor.u32()?;
-        match (key, kind) {
+        match (key.as_str(), kind) {
             (ALIGNMENT, kind::U32) => {
                 let value = cursor.u32()? as usize;
                 ensure!(
@@ -53,15 +59,15 @@ pub fn parse(file: &[u8]) -> Result<Header> {
                 );
                 alignment = value;
             }
-            (key, kind::STRING) => {
-                metadata.insert(key.to_owned(), cursor.text()?.to_owned());
+            (_, kind::STRING) => {
+                metadata.insert(key, cursor.text()?);
             }
             (key, kind) => {
                 let shape = key.strip_prefix(ORIGINAL_SHAPE).filter(|_| kind == kind::ARRAY);
                 let context = || format!("metadata entry '{key}'");
                 match shape {
                     Some(name) => {
-                        shapes.insert(name, cursor.dimensions().with_context(context)?);
+                        shapes.insert(name.to_owned(), cursor.dimensions().with_context(context)?);
                     }
                     None => cursor.skip(kind, 0).with_context(context)?,
                 }
@@ -76,14 +82,14 @@ pub fn parse(file: &[u8]) -> Result<Header> {
     let data_start = cursor.at.checked_next_multiple_of(alignment).context("its GGUF header is too long")?;
     let mut found = BTreeMap::new();
     for info in infos {
-        let name = info.name;
         let entry = info
-            .entry(data_start, alignment, file.len(), shapes.remove(name))
-            .with_context(|| format!("tensor '{name}'"))?;
-        ensure!(found.insert(name.to_owned(), entry).is_none(), "tensor '{name}' occurs twice");
+            .entry(data_start, alignment, end, shapes.remove(&info.name))
+            .with_context(|| format!("tensor '{}'", info.name))?;
+        ensure!(!found.contains_key(&info.name), "tensor '{}' occurs twice", info.name);
+        found.insert(info.name, entry);
     }
     check_overlaps(&found)?;
-    Ok(Header { entries: found, metadata, container: Container::Gguf })
+    Ok((found, metadata))
 }
 
 /// The header's codes for types of metadata values.
@@ -107,43 +113,59 @@ fn width(kind: u32) -> Option<usize> {
     }
 }
 
-struct Cursor<'a> {
-    bytes: &'a [u8],
+/// The header as far as it has been read.
+struct Cursor<'a, R> {
+    file: &'a mut R,
     at: usize,
+    /// Where the file ends, or where a header does at the latest.
+    end: usize,
 }
 
-impl<'a> Cursor<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(length);
-        let taken = end.and_then(|end| self.bytes.get(self.at..end));
-        let taken =
-            taken.with_context(|| format!("its GGUF header is cut short or damaged at byte {}", self.at))?;
+impl<R: Read> Cursor<'_, R> {
+    /// Goes on by `length` bytes, which `read` takes from the file.
+    fn advance<T>(&mut self, length: usize, read: impl FnOnce(&mut R) -> io::Result<T>) -> Result<T> {
+        let at = self.at;
+        let damaged = || format!("its GGUF header is cut short or damaged at byte {at}");
+        ensure!(length <= self.end - at, damaged());
         self.at += length;
-        Ok(taken)
+        read(self.file).with_context(damaged)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.advance(N, |file| file.read_exact(&mut bytes))?;
+        Ok(bytes)
+    }
+
+    fn pass_over(&mut self, length: usize) -> Result<()> {
+        let passed = |file: &mut R| io::copy(&mut file.take(length as u64), &mut io::sink());
+        let passed = self.advance(length, passed)?;
+        ensure!(passed == length as u64, "its GGUF header is cut short");
+        Ok(())
     }
 
     fn u32(&mut self) -> Result<u32> {
-        let bytes = self.take(4)?;
-        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+        self.array().map(u32::from_le_bytes)
     }
 
     fn u64(&mut self) -> Result<u64> {
-        let bytes = self.take(8)?;
-        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        self.array().map(u64::from_le_bytes)
     }
 
     /// A number of things that take at least `least` bytes each, so that there is room for them in the file.
     fn count(&mut self, what: &str, least: usize) -> Result<usize> {
         let count = self.u64()?;
-        let left = self.bytes.len() - self.at;
+        let left = self.end - self.at;
         let fits = usize::try_from(count).ok().filter(|count| *count <= left / least);
         fits.with_context(|| format!("its GGUF header claims {count} {what}, more than the file can hold"))
     }
 
-    fn text(&mut self) -> Result<&'a str> {
+    fn text(&mut self) -> Result<String> {
         let length = self.count("characters in a text", 1)?;
         let at = self.at;
-        std::str::from_utf8(self.take(length)?)
+        let mut text = vec![0; length];
+        self.advance(length, |file| file.read_exact(&mut text))?;
+        String::from_utf8(text)
             .with_context(|| format!("its GGUF header has a text that is no UTF-8 at byte {at}"))
     }
 
@@ -156,7 +178,7 @@ impl<'a> Cursor<'a> {
                 let kind = self.u32()?;
                 if let Some(width) = width(kind) {
                     let count = self.count("values in an array", width)?;
-                    return self.take(count * width).map(drop);
+                    return self.pass_over(count * width);
                 }
                 for _ in 0..self.count("values in an array", 8)? {
                     self.skip(kind, nesting + 1)?;
@@ -165,7 +187,7 @@ impl<'a> Cursor<'a> {
             }
             kind => {
                 let width = width(kind).with_context(|| format!("has the unknown type {kind}"))?;
-                self.take(width).map(drop)
+                self.pass_over(width)
             }
         }
     }
@@ -185,7 +207,7 @@ impl<'a> Cursor<'a> {
         (0..count).map(|_| Ok(usize::try_from(dimension(self)?)?)).collect()
     }
 
-    fn tensor(&mut self) -> Result<Info<'a>> {
+    fn tensor(&mut self) -> Result<Info> {
         let name = self.text()?;
         ensure!(name.len() <= MAX_NAME, "its GGUF header has a name of {} bytes", name.len());
         let dimensions = self.u32()? as usize;
@@ -201,16 +223,16 @@ impl<'a> Cursor<'a> {
 }
 
 /// A tensor as the header describes it.
-struct Info<'a> {
-    name: &'a str,
+struct Info {
+    name: String,
     shape: Vec<usize>,
     code: u32,
     offset: u64,
 }
 
-impl Info<'_> {
+impl Info {
     fn entry(
-        self,
+        &self,
         start: usize,
         alignment: usize,
         end: usize,
@@ -245,7 +267,7 @@ impl Info<'_> {
                 );
                 original
             }
-            None => self.shape,
+            None => self.shape.clone(),
         };
         Ok(Entry { dtype, blocks, shape, bytes })
     }

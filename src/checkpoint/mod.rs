@@ -3,21 +3,22 @@
 mod component;
 mod export;
 mod family;
-mod fingerprint;
+mod file;
 mod folder;
 mod gguf;
+mod header;
 mod infer;
 mod kind;
 pub mod lora;
 mod names;
 mod native;
-mod pickle;
 mod random;
 mod sd15;
 mod single;
 mod store;
 mod summary;
 mod tensors;
+mod write_error;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -29,13 +30,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use component::Part;
-pub use fingerprint::fingerprint;
+pub use file::{TensorFile, TensorView};
+pub use header::{Container, check_header};
+pub use kind::refuse_pickle;
 pub use names::{Component, Layout};
-pub use pickle::refuse_pickle;
 pub use store::{FloatType, Storage};
 pub use summary::{ComponentSummary, Summary};
-pub use tensors::{Container, TensorFile, TensorSet, TensorView, check_header};
+pub use tensors::{Overlay, TensorSet};
+pub use write_error::WriteError;
 
+use crate::files;
 use crate::request::{SIZE_STEP, Sampler, Schedule};
 
 /// The model that is part of the binary.
@@ -101,6 +105,24 @@ impl fmt::Display for Kind {
             Self::Gguf => "GGUF file",
             Self::Synthetic => "random weights",
         })
+    }
+}
+
+/// What a model is written as.
+#[derive(Debug, Clone, Copy)]
+pub enum Form<'a> {
+    Native(Storage<'a>),
+    /// A folder for diffusers and other programs; int8 weights become floats.
+    Diffusers(FloatType),
+}
+
+impl Form<'_> {
+    /// Whether something is at `path` that is never replaced.
+    pub fn is_taken(self, path: &Path) -> bool {
+        match self {
+            Self::Native(_) => files::check_replaceable(path).is_err(),
+            Self::Diffusers(_) => export::is_taken(path),
+        }
     }
 }
 
@@ -234,22 +256,34 @@ impl Checkpoint {
         }
     }
 
-    /// Writes the model as a native file, through a sibling temporary file.
+    /// Writes the model to `path` in `form`, through a sibling temporary file or folder. `stopped` is asked before
+    /// each tensor whether to give up.
     ///
     /// # Errors
-    /// When a tensor can't be converted, a pattern of layers to keep matches none, or the file can't be written.
-    pub fn write_native(&self, path: &Path, storage: Storage<'_>) -> Result<()> {
+    /// When a tensor can't be converted, a pattern of layers to keep matches none, the file or folder can't be
+    /// written, or something but an empty folder is where a folder is to be.
+    pub fn write(&self, path: &Path, form: Form<'_>, stopped: &dyn Fn() -> bool) -> Result<(), WriteError> {
         self.check_complete()?;
-        native::write(self, path, storage)
+        match form {
+            Form::Native(storage) => native::write(self, path, storage, stopped),
+            Form::Diffusers(floats) => export::write(self, path, floats, stopped),
+        }
     }
 
-    /// Writes the model as a diffusers folder, through a sibling temporary one; int8 weights become floats.
+    /// Writes the model as a native file, come what may.
     ///
     /// # Errors
-    /// When something but an empty folder is at `path`, a tensor can't be converted or a file not be written.
-    pub fn write_diffusers(&self, path: &Path, floats: FloatType) -> Result<()> {
-        self.check_complete()?;
-        export::write(self, path, floats)
+    /// As [`Self::write`].
+    pub fn write_native(&self, path: &Path, storage: Storage<'_>) -> Result<(), WriteError> {
+        self.write(path, Form::Native(storage), &|| false)
+    }
+
+    /// Writes the model as a diffusers folder, come what may.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_diffusers(&self, path: &Path, floats: FloatType) -> Result<(), WriteError> {
+        self.write(path, Form::Diffusers(floats), &|| false)
     }
 
     /// The model's short name, e.g. `pocket`.

@@ -3,13 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::file::TensorFile;
 use super::names::Component;
 use super::store::{self, Storage};
-use super::tensors::{TensorFile, TensorSet};
+use super::tensors::TensorSet;
+use super::write_error::WriteError;
 use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary};
+use crate::files;
 use crate::request::Precision;
 
 /// The header's key whose presence makes a safetensors file a native one.
@@ -85,8 +88,13 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
 /// Writes `checkpoint` to `path`: first to a file beside it, which is then renamed.
 ///
 /// # Errors
-/// When a tensor can't be converted or the file can't be written.
-pub fn write(checkpoint: &Checkpoint, path: &Path, storage: Storage<'_>) -> Result<()> {
+/// When a tensor can't be converted, the file can't be written or `stopped` says so.
+pub fn write(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    storage: Storage<'_>,
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), WriteError> {
     let header = Header {
         version: VERSION,
         name: checkpoint.name.clone(),
@@ -96,11 +104,18 @@ pub fn write(checkpoint: &Checkpoint, path: &Path, storage: Storage<'_>) -> Resu
         configs: without_provenance(&checkpoint.configs),
         vocabulary: (checkpoint.vocabulary != Vocabulary::clip()).then(|| checkpoint.vocabulary.clone()),
     };
-    let metadata = HashMap::from([(KEY.to_owned(), serde_json::to_string(&header)?)]);
+    let header = serde_json::to_string(&header).context("writing the header as JSON")?;
+    let metadata = HashMap::from([(KEY.to_owned(), header)]);
     let names = checkpoint.tensors.parameters().filter(|name| Component::of(name).is_some());
-    let tensors = store::plan(&checkpoint.tensors, names.map(|name| (name, name.to_owned())), storage)?;
-    ensure!(!tensors.is_empty(), "the model '{}' has no tensors that could be written", checkpoint.name);
-    store::write(tensors, metadata, path)
+    let bytes = storage.bytes(&checkpoint.tensors, names.clone());
+    store::check_space(files::folder_of(path), bytes).map_err(|error| error.of(path))?;
+    let names = names.map(|name| (name, name.to_owned()));
+    let tensors = store::plan(&checkpoint.tensors, names, storage, stopped)?;
+    if tensors.is_empty() {
+        let name = &checkpoint.name;
+        return Err(WriteError::Model(anyhow!("the model '{name}' has no tensors that could be written")));
+    }
+    store::write(tensors, metadata, path, stopped)
 }
 
 /// The configs without the notes diffusers leaves in them, such as the path a model was once loaded from.

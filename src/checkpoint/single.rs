@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::file::TensorFile;
+use super::header::Container;
 use super::names::{Component, Layout};
-use super::tensors::{Container, TensorFile, TensorSet};
+use super::tensors::TensorSet;
 use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary, family, infer, sd15};
 
 /// Takes the file opened from `path` as a model.

@@ -1,7 +1,9 @@
 //! Writing tensors to a safetensors file in another type, one in memory at a time; what goes into which file is decided elsewhere.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -9,9 +11,12 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::Dtype;
-use safetensors::tensor::View;
+use safetensors::tensor::{Metadata, TensorInfo};
 
+use super::header::LONGEST;
 use super::tensors::{SCALE, TensorSet};
+use super::write_error::WriteError;
+use crate::files;
 use crate::quantize::{self, Policy, Treatment};
 use crate::request::Precision;
 
@@ -45,6 +50,46 @@ impl Storage<'_> {
             Self::Int8(_) => FloatType::F16,
         }
     }
+
+    /// Whether a tensor is written as int8 values and scales. A vector has no outputs to scale one by one.
+    fn rounds(self, name: &str, shape: &[usize]) -> bool {
+        match self {
+            Self::Float(_) => false,
+            Self::Int8(policy) => shape.len() >= 2 && policy.treatment(name) != Treatment::Float,
+        }
+    }
+
+    /// Bytes that the tensors called `names` will take in a file.
+    pub(super) fn bytes<'a>(self, tensors: &TensorSet, names: impl Iterator<Item = &'a str>) -> u64 {
+        let float = match self.floats() {
+            FloatType::F32 => 4,
+            FloatType::F16 => 2,
+        };
+        let of = |name: &str| {
+            let shape = tensors.view(name).map_or(&[][..], |view| view.shape);
+            let count: usize = shape.iter().product();
+            if self.rounds(name, shape) { count + 4 * shape[0] } else { float * count }
+        };
+        names.map(|name| of(name) as u64).sum()
+    }
+}
+
+/// Fails where `bytes` are more than the disk of `folder` has left; a system that does not tell is no reason to.
+///
+/// # Errors
+/// Says how much is free.
+pub fn check_space(folder: &Path, bytes: u64) -> Result<(), WriteError> {
+    let free = fs4::available_space(folder).unwrap_or(u64::MAX);
+    if bytes <= free {
+        return Ok(());
+    }
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    Err(WriteError::Disk(anyhow::anyhow!(
+        "the model takes {:.0} MB, and {} has {:.0} MB left",
+        megabytes(bytes),
+        folder.display(),
+        megabytes(free)
+    )))
 }
 
 /// A tensor that is converted when it is written.
@@ -67,34 +112,34 @@ enum Form {
 /// once, because writing can't fail half way for a value that has no place in the type.
 ///
 /// # Errors
-/// Names the tensor that is not made of finite numbers the type can hold, or the pattern that matches none.
+/// Names the tensor that is not made of finite numbers the type can hold, or the pattern that matches none; or when
+/// `stopped` says so, which is asked before each tensor.
 pub fn plan<'a>(
     tensors: &'a TensorSet,
     names: impl Iterator<Item = (&'a str, String)>,
     storage: Storage<'_>,
-) -> Result<Vec<(String, Pending<'a>)>> {
+    stopped: &dyn Fn() -> bool,
+) -> Result<Vec<(String, Pending<'a>)>, WriteError> {
     if let Storage::Int8(policy) = storage {
         policy.check(tensors.parameters())?;
     }
     let mut planned = Vec::new();
     for (name, written) in names {
+        if stopped() {
+            return Err(WriteError::Stopped);
+        }
         let shape = tensors.view(name)?.shape.to_vec();
         let pending = |form: Form, shape: Vec<usize>| Pending { tensors, name, shape, form };
         let values = tensors.f32(name, &shape)?;
-        match storage {
-            // A vector has no outputs to scale one by one.
-            Storage::Int8(policy) if shape.len() >= 2 && policy.treatment(name) != Treatment::Float => {
-                let scales =
-                    quantize::scales(&values, shape[0]).with_context(|| format!("tensor '{name}'"))?;
-                let per_output = pending(Form::Scales(scales.clone()), vec![scales.len()]);
-                planned.push((format!("{written}{SCALE}"), per_output));
-                planned.push((written, pending(Form::Int8(scales), shape)));
-            }
-            _ => {
-                let floats = storage.floats();
-                check(&values, floats).with_context(|| format!("tensor '{name}'"))?;
-                planned.push((written, pending(Form::Floats(floats), shape)));
-            }
+        if storage.rounds(name, &shape) {
+            let scales = quantize::scales(&values, shape[0]).with_context(|| format!("tensor '{name}'"))?;
+            let per_output = pending(Form::Scales(scales.clone()), vec![scales.len()]);
+            planned.push((format!("{written}{SCALE}"), per_output));
+            planned.push((written, pending(Form::Int8(scales), shape)));
+        } else {
+            let floats = storage.floats();
+            check(&values, floats).with_context(|| format!("tensor '{name}'"))?;
+            planned.push((written, pending(Form::Floats(floats), shape)));
         }
     }
     Ok(planned)
@@ -102,7 +147,7 @@ pub fn plan<'a>(
 
 fn check(values: &[f32], floats: FloatType) -> Result<()> {
     let largest = values.par_iter().map(|value| value.abs()).reduce(|| 0.0, larger);
-    ensure!(largest.is_finite(), "holds values that are infinite or no numbers");
+    ensure!(largest.is_finite(), "holds values that are infinite or NaN");
     let limit = match floats {
         FloatType::F32 => f32::MAX,
         FloatType::F16 => f16::MAX.to_f32(),
@@ -111,39 +156,54 @@ fn check(values: &[f32], floats: FloatType) -> Result<()> {
     Ok(())
 }
 
-/// The larger number; what is no number counts as the largest.
+/// The larger number; NaN counts as the largest.
 fn larger(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
-/// Writes planned tensors to `path`: first to a file beside it, which is then renamed.
+/// Writes planned tensors to `path`: first to a file beside it, which is then renamed. `stopped` is asked before each
+/// tensor.
 ///
 /// # Errors
-/// When the file can't be written.
+/// When the file can't be written, or a tensor not be read again.
 pub fn write(
-    tensors: Vec<(String, Pending<'_>)>,
+    mut tensors: Vec<(String, Pending<'_>)>,
     metadata: HashMap<String, String>,
     path: &Path,
-) -> Result<()> {
-    safetensors::serialize_to_file(tensors, Some(metadata), path)
-        .map_err(|error| anyhow::anyhow!("can't write {}: {error}", path.display()))?;
-    share(path).with_context(|| format!("can't set the permissions of {}", path.display()))
+    stopped: &dyn Fn() -> bool,
+) -> Result<(), WriteError> {
+    // The widest first, so that all are aligned.
+    tensors.sort_by(|(a, left), (b, right)| (Reverse(left.dtype()), a).cmp(&(Reverse(right.dtype()), b)));
+    let header = header(&tensors, metadata)?;
+    let written = files::replace(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (_, tensor) in &tensors {
+            if stopped() {
+                return Err(WriteError::Stopped);
+            }
+            file.write_all(&tensor.bytes()?)?;
+        }
+        Ok(())
+    });
+    written.map_err(|error| error.of(path))
 }
 
-/// Gives a file that was written as private the permissions of any new file.
-#[cfg(unix)]
-fn share(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let everyone = std::fs::Permissions::from_mode(0o666);
-    let ordinary = tempfile::Builder::new().permissions(everyone).tempfile_in(folder)?;
-    std::fs::set_permissions(path, ordinary.as_file().metadata()?.permissions())
-}
-
-#[cfg(not(unix))]
-fn share(_: &Path) -> std::io::Result<()> {
-    Ok(())
+/// A safetensors header, filled with spaces so that what follows is aligned.
+fn header(tensors: &[(String, Pending<'_>)], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, tensor)| {
+        let start = end;
+        end += tensor.len();
+        let (dtype, shape) = (tensor.dtype(), tensor.shape.clone());
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    let header =
+        Metadata::new(Some(metadata), infos.collect()).context("the tensors make no valid header")?;
+    let mut header = serde_json::to_vec(&header).context("writing the header as JSON")?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    ensure!(header.len() <= LONGEST, "the header would have {} bytes, more than a file may", header.len());
+    Ok(header)
 }
 
 impl Pending<'_> {
@@ -157,15 +217,10 @@ impl Pending<'_> {
         self.shape.iter().product()
     }
 
-    fn values(&self) -> Vec<f32> {
-        let shape = self.tensors.view(self.name).map(|view| view.shape);
-        shape
-            .and_then(|shape| self.tensors.f32(self.name, shape))
-            .expect("a tensor that could be read when it was planned")
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
     }
-}
 
-impl View for Pending<'_> {
     fn dtype(&self) -> Dtype {
         match self.form {
             Form::Floats(FloatType::F32) | Form::Scales(_) => Dtype::F32,
@@ -174,40 +229,35 @@ impl View for Pending<'_> {
         }
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
+    /// Bytes in the file.
+    fn len(&self) -> usize {
+        self.count() * self.dtype().bitsize() / 8
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
+    fn values(&self) -> Result<Vec<f32>> {
+        self.tensors.f32(self.name, self.tensors.view(self.name)?.shape)
+    }
+
+    fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         if let (Form::Floats(_), Ok(view)) = (&self.form, self.tensors.view(self.name))
             && view.dtype == self.dtype()
-            && let Ok(bytes) = view.bytes()
         {
-            return bytes;
+            return view.bytes().with_context(|| format!("tensor '{}'", self.name));
         }
-        Cow::Owned(match &self.form {
-            Form::Floats(FloatType::F32) => f32_bytes(&self.values()),
+        Ok(Cow::Owned(match &self.form {
+            Form::Floats(FloatType::F32) => f32_bytes(&self.values()?),
             Form::Scales(scales) => f32_bytes(scales),
             Form::Floats(FloatType::F16) => {
-                let values = self.values();
+                let values = self.values()?;
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(&values);
                 halves.iter().flat_map(|value| value.to_le_bytes()).collect()
             }
             Form::Int8(scales) => {
-                let values = quantize::round_with_scales(&self.values(), scales);
+                let values = quantize::round_with_scales(&self.values()?, scales);
                 values.into_iter().map(i8::cast_unsigned).collect()
             }
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        let width = match self.dtype() {
-            Dtype::F32 => 4,
-            Dtype::F16 => 2,
-            _ => 1,
-        };
-        self.count() * width
+        }))
     }
 }
 
@@ -229,7 +279,7 @@ mod tests {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for values in [[value, 1.0], [1.0, value]] {
                 let message = refused(&values, FloatType::F32);
-                assert_eq!(message, "holds values that are infinite or no numbers");
+                assert_eq!(message, "holds values that are infinite or NaN");
             }
         }
     }

@@ -6,6 +6,7 @@ mod batch;
 mod bench;
 mod completions;
 mod convert;
+mod destination;
 mod doctor;
 mod exit;
 mod generate;

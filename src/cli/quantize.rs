@@ -1,19 +1,19 @@
 //! `pochade quantize`: a model as a native int8 file, and a table of what each layer's rounding costs.
 
 use std::fmt::Write;
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::{Exit, Failure, OrExit};
 use super::model_args::QuantizeArgs;
 use super::printer::{Printer, Verbosity};
 use super::progress::human;
-use super::{backend, printer};
-use crate::checkpoint::{Checkpoint, Storage};
+use super::signals::Signals;
+use super::{backend, destination, printer};
+use crate::checkpoint::{Checkpoint, Form, Storage};
+use crate::files;
 use crate::quantize::Policy;
 use crate::sensitivity::{self, LayerReport, Report, Settings};
 
@@ -29,17 +29,9 @@ const REPORT_PIXELS: usize = 256;
 /// # Errors
 /// When a destination exists and may not be replaced, a pattern matches nothing, or the source is no usable model.
 pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
+    let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     for path in std::iter::once(&args.destination).chain(&args.report) {
-        if path.exists() && !args.force {
-            return Err(
-                Failure::usage(format!("{} exists already", path.display())).hint("`--force` replaces it")
-            );
-        }
-    }
-    let folder =
-        args.report.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        return Err(Failure::usage(format!("--report: {} is no folder", folder.display())));
+        destination::check_file(path, args.force)?;
     }
     backend::start_threads(args.threads)?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
@@ -52,21 +44,21 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     if args.report.is_some() {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
     }
-    checkpoint.write_native(&args.destination, Storage::Int8(&policy)).or_exit(Exit::Model)?;
+    let form = Form::Native(Storage::Int8(&policy));
+    let written = destination::write(&checkpoint, &args.destination, form, &signals)?;
+    if written != Exit::Done {
+        return Ok(written);
+    }
     let printer = Printer::new(Verbosity::Normal, true);
-    let size = fs::metadata(&args.destination).map_or(0, |file| file.len());
+    let size = args.destination.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
     if let Some(path) = &args.report {
         let report = measure(&checkpoint, &policy, args, printer).or_exit(Exit::Model)?;
-        write_json(&report, path).or_exit(Exit::Usage)?;
-        printer::stdout(table(&report).as_bytes()).or_exit(Exit::Usage)?;
+        let json = serde_json::to_string_pretty(&report).or_exit(Exit::PictureFailed)? + "\n";
+        files::save(json.as_bytes(), path, true).or_exit(Exit::PictureFailed)?;
+        printer::stdout_text(&table(&report)).or_exit(Exit::PictureFailed)?;
     }
     Ok(Exit::Done)
-}
-
-fn write_json(report: &Report, path: &Path) -> Result<()> {
-    let json = serde_json::to_string_pretty(report)? + "\n";
-    fs::write(path, json).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn measure(
@@ -129,8 +121,7 @@ fn table(report: &Report) -> String {
         );
     }
     let all = decibel(report.output_sqnr);
-    let _ = writeln!(text, "{:width$}  {:>8}  {:>11}  {all:>8}", "all of them together", "", "");
-    text
+    text + &format!("{:width$}  {:>8}  {:>11}  {all:>8}", "all of them together", "", "")
 }
 
 fn decibel(sqnr: Option<f64>) -> String {

@@ -22,7 +22,7 @@ impl QuantizedWeight {
     /// scale. Searching a smaller one, which clips, was measured to bring less than 0.1 dB on any layer.
     ///
     /// # Errors
-    /// When a weight is infinite or no number, or `outputs` doesn't divide their count.
+    /// When a weight is infinite or NaN, or `outputs` doesn't divide their count.
     pub fn round(weight: &[f32], outputs: usize) -> Result<Self> {
         let scales = scales(weight, outputs)?;
         Ok(Self { values: round_with_scales(weight, &scales), scales })
@@ -55,7 +55,7 @@ pub fn scales(weight: &[f32], outputs: usize) -> Result<Vec<f32>> {
     let scales: Vec<f32> = weight
         .par_chunks(filter_len(weight.len(), outputs))
         .map(|filter| {
-            // `f32::max` would overlook what is no number.
+            // `f32::max` would overlook NaN.
             let largest = filter.iter().fold(
                 0.0,
                 |largest: f32, value| {
@@ -66,11 +66,7 @@ pub fn scales(weight: &[f32], outputs: usize) -> Result<Vec<f32>> {
         })
         .collect();
     let unusable = scales.iter().position(|scale| !scale.is_finite());
-    ensure!(
-        unusable.is_none(),
-        "weights of output {} are infinite or no numbers",
-        unusable.unwrap_or_default()
-    );
+    ensure!(unusable.is_none(), "weights of output {} are infinite or NaN", unusable.unwrap_or_default());
     Ok(if weight.is_empty() { vec![0.0; outputs] } else { scales })
 }
 

@@ -22,3 +22,4 @@ mod second_pass;
 mod sources;
 mod tiling;
 mod unet_variants;
+mod writing;

@@ -32,7 +32,7 @@ fn an_int8_file_draws_and_becomes_floats_again() {
     assert_eq!(bytes(&sandbox.join("f16.safetensors")) / 100_000, bytes(Path::new(&pocket)) / 100_000);
     // The folder is a model, and is not replaced.
     let again = ["convert", "int8.safetensors", "folder", "--format", "diffusers", "--force"];
-    sandbox.run(&again).refused(3, &["folder exists already"]);
+    sandbox.run(&again).refused(2, &["folder exists already"]);
     let picture = sandbox.run(&["-q", "-m", "folder", "x", "-s", "2", "--steps", "1"]);
     assert_eq!(picture.done(), "x-2.png\n");
 }
@@ -66,6 +66,8 @@ fn mistakes_are_refused_before_anything_is_written() {
     quantize(&["there.safetensors"]).refused(2, &["there.safetensors exists already", "--force"]);
     quantize(&["new.safetensors", "--report", "there.safetensors"]).refused(2, &["exists already"]);
     quantize(&["new.safetensors", "--report", "no/such/report.json"]).refused(2, &["no/such"]);
+    quantize(&["no/such/new.safetensors"]).refused(2, &["no/such"]);
+    sandbox.run(&["convert", &pocket, "no/such/folder", "--format", "diffusers"]).refused(2, &["no/such"]);
     quantize(&["new.safetensors", "--keep", "unet.middle.*"]).refused(2, &["'unet.middle.*'"]);
     quantize(&["new.safetensors", "--report-steps", "2"]).refused(2, &["--report"]);
     quantize(&["new.safetensors", "--report", "r.json", "--report-size", "100"])

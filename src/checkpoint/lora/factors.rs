@@ -8,10 +8,10 @@ use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::super::tensors::TensorFile;
-use super::super::{fingerprint, refuse_pickle};
+use super::super::file::TensorFile;
+use super::super::kind::refuse_pickle;
 use super::keys::{Role, split};
-use crate::request::Fingerprint;
+use crate::files::{Fingerprint, fingerprint};
 
 /// The largest rank: a full layer of SD 1.5 has less.
 const MAX_RANK: usize = 4096;
@@ -182,7 +182,7 @@ struct Product<'a> {
 }
 
 /// One of the two matrices of a Kronecker product.
-enum Part<'a> {
+enum Matrix<'a> {
     Whole(&'a str),
     Product(Product<'a>),
 }
@@ -190,7 +190,7 @@ enum Part<'a> {
 enum Form<'a> {
     Low(Product<'a>),
     Hadamard(Product<'a>, Product<'a>),
-    Kronecker(Part<'a>, Part<'a>),
+    Kronecker(Matrix<'a>, Matrix<'a>),
 }
 
 /// A layer whose factors fit it.
@@ -223,7 +223,7 @@ impl<'a> Layer<'a> {
             product(Role::Hada2A, Role::Hada2B, Role::HadaT2)?,
         );
         let part = |whole: Role, product: Option<Product<'a>>| {
-            key(whole).map(Part::Whole).or(product.map(Part::Product))
+            key(whole).map(Matrix::Whole).or(product.map(Matrix::Product))
         };
         let kron = (
             part(Role::Kron1, product(Role::Kron1A, Role::Kron1B, Role::Mid)?),
@@ -311,7 +311,7 @@ impl Form<'_> {
     }
 }
 
-impl Part<'_> {
+impl Matrix<'_> {
     fn size(&self, adapter: &Adapter) -> Result<(Size, Option<usize>)> {
         match self {
             Self::Whole(key) => Ok((adapter.size(key)?, None)),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use super::super::tensors::TensorSet;
+use super::super::tensors::{Overlay, TensorSet};
 use super::factors::Adapter;
 use super::names::LayerNames;
 use crate::quantize::{QuantizedWeight, Weight};
@@ -55,13 +55,15 @@ impl Merge {
         self.adapters.push((adapter, weight));
         Ok(Summary { matched, unmatched })
     }
+}
 
+impl Overlay for Merge {
     /// The weights of the layer called `name` with everything added that belongs to it; int8 weights come back
     /// as int8 with new scales.
     ///
     /// # Errors
-    /// When a factor can't be read any more or the sum is no number.
-    pub fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> Result<Weight> {
+    /// When a factor can't be read any more or the sum is not finite.
+    fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> Result<Weight> {
         let Some(additions) = self.layers.get(name) else { return Ok(stored) };
         let int8 = matches!(stored, Weight::Int8(_));
         let mut values = stored.into_f32();

@@ -44,7 +44,7 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
             "int8": pulled.native.as_deref().map(shown),
             "bytes": size(&pulled),
         });
-        printer::stdout_line(&json.to_string()).or_exit(Exit::PictureFailed)?;
+        printer::stdout_text(&json.to_string()).or_exit(Exit::PictureFailed)?;
     } else {
         printer::stdout_path(pulled.path()).or_exit(Exit::PictureFailed)?;
     }
@@ -55,7 +55,7 @@ fn fetch(args: &PullArgs, id: &ModelId, printer: Printer) -> Result<Pulled, Fail
     let client = match Client::from_environment() {
         Ok(client) => client,
         // What is in the cache can be used without a connection.
-        Err(error) if error.kind == hub::Kind::Offline => {
+        Err(error) if error.kind == hub::ErrorKind::Offline => {
             return match found(args, id)? {
                 Some(pulled) => Ok(pulled),
                 None => Err(Failure::from(error).hint(format!("{id} is not in the cache"))),
@@ -103,8 +103,7 @@ fn quantize(pulled: Pulled, printer: Printer) -> Result<Pulled, Failure> {
     let written = checkpoint.write_native(&made, Storage::Int8(&Policy::default()));
     if let Err(error) = written {
         hub::remove_folder(&work)?;
-        let failed = Failure { exit: Exit::Model, error, hint: None };
-        return Err(failed.hint(format!("what was fetched is kept in {}", source.display())));
+        return Err(Failure::from(error).hint(format!("what was fetched is kept in {}", source.display())));
     }
     let native = natives.finish(&pulled, &made)?;
     let size = native.metadata().map_or(0, |file| file.len());

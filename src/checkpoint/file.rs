@@ -1,0 +1,196 @@
+//! One safetensors or GGUF file: which tensors are in it, and their values read when they are asked for.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use candle_core::quantized::GgmlDType;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use super::gguf;
+use super::header::{Container, Entry, Header};
+use crate::files;
+
+/// Where the bytes of a weight file are: on disk, or part of the binary.
+enum Storage {
+    File(Mutex<File>),
+    Embedded(&'static [u8]),
+}
+
+impl Storage {
+    /// Reads on demand rather than through a map: mapped pages would count as memory of ours as long as the
+    /// model is open, and a file that is cut meanwhile is an error here, not a signal.
+    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+        match self {
+            Self::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
+            Self::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bytes = Vec::with_capacity(range.len());
+                file.seek(SeekFrom::Start(range.start as u64))?;
+                let read = (&mut *file).take(range.len() as u64).read_to_end(&mut bytes)?;
+                if read < range.len() {
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+}
+
+/// One safetensors or GGUF file whose header has been checked against its length.
+pub struct TensorFile {
+    storage: Storage,
+    entries: BTreeMap<String, Entry>,
+    metadata: HashMap<String, String>,
+    container: Container,
+}
+
+impl TensorFile {
+    /// Opens `path` and reads its header.
+    ///
+    /// # Errors
+    /// Names the file, and what in its header is wrong.
+    pub fn open(path: &Path) -> Result<Self> {
+        let open = || -> std::io::Result<(File, u64)> {
+            let file = files::open(path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        };
+        let (file, length) = open().with_context(|| format!("can't open {}", path.display()))?;
+        let header = Header::read(&mut BufReader::new(&file), length)
+            .with_context(|| format!("{} is not usable", path.display()))?;
+        Ok(Self::new(Storage::File(Mutex::new(file)), header))
+    }
+
+    /// Reads the header of a file that is part of the binary.
+    ///
+    /// # Errors
+    /// Says what in the header is wrong.
+    pub fn embedded(bytes: &'static [u8]) -> Result<Self> {
+        let header = Header::read(&mut Cursor::new(bytes), bytes.len() as u64)
+            .context("the embedded model is not usable")?;
+        Ok(Self::new(Storage::Embedded(bytes), header))
+    }
+
+    fn new(storage: Storage, Header { entries, metadata, container }: Header) -> Self {
+        Self { storage, entries, metadata, container }
+    }
+
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    /// The header's free-form text entries.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// What the tensor called `name` is stored as; U8 for values in blocks.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|entry| entry.dtype)
+    }
+
+    /// The shape of the tensor stored as `name`.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        let Entry { dtype, blocks, shape, bytes } = self.entries.get(name)?;
+        Some(TensorView { dtype: *dtype, blocks: *blocks, shape, file: self, range: bytes.clone() })
+    }
+}
+
+/// A tensor in its file, not read yet.
+#[derive(Clone)]
+pub struct TensorView<'a> {
+    /// U8 for the blocks of a GGUF file.
+    pub dtype: Dtype,
+    blocks: Option<GgmlDType>,
+    pub shape: &'a [usize],
+    file: &'a TensorFile,
+    range: Range<usize>,
+}
+
+impl<'a> TensorView<'a> {
+    /// The values as they are stored: little-endian, row-major.
+    ///
+    /// # Errors
+    /// When the file can't be read any more.
+    pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
+        self.file.storage.read(self.range.clone()).context("can't be read from its file")
+    }
+
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes in the file.
+    pub fn stored_len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// What the values are stored as, e.g. `F16` or `Q4_0`.
+    pub fn type_name(&self) -> String {
+        self.blocks.map_or_else(|| format!("{:?}", self.dtype), gguf::type_name)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All values as f32, converted on every thread of the current pool.
+    ///
+    /// # Errors
+    /// When the type is none of F32, F16, BF16, F64 and GGUF's blocks.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        if let Some(blocks) = self.blocks {
+            return gguf::dequantize(blocks, &self.bytes()?, self.len());
+        }
+        let convert: fn(&[u8], &mut [f32]) = match self.dtype {
+            Dtype::F32 => |bytes, values| {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            },
+            Dtype::F64 => |bytes, values| {
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f64::from_le_bytes(*bytes) as f32;
+                }
+            },
+            Dtype::F16 => |bytes, values| {
+                let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+                halves.convert_to_f32_slice(values);
+            },
+            Dtype::BF16 => |bytes, values| {
+                let halves: Vec<bf16> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+                halves.convert_to_f32_slice(values);
+            },
+            other => bail!("holds {other:?} values where floats are expected"),
+        };
+        let data = self.bytes()?;
+        let width = data.len() / self.len().max(1);
+        let mut values = vec![0.0; self.len()];
+        values
+            .par_chunks_mut(BLOCK)
+            .zip(data.par_chunks(BLOCK * width.max(1)))
+            .for_each(|(values, bytes)| convert(bytes, values));
+        Ok(values)
+    }
+}
+
+/// Values that one thread converts at a time.
+pub(super) const BLOCK: usize = 1 << 16;
