@@ -76,9 +76,10 @@ impl Failure {
 impl From<hub::Error> for Failure {
     fn from(mut error: hub::Error) -> Self {
         let exit = match error.kind {
-            hub::Kind::Network | hub::Kind::Offline => Exit::Network,
-            hub::Kind::Absent | hub::Kind::Unusable => Exit::Model,
-            hub::Kind::Disk => Exit::PictureFailed,
+            hub::ErrorKind::Usage => Exit::Usage,
+            hub::ErrorKind::Network | hub::ErrorKind::Offline => Exit::Network,
+            hub::ErrorKind::Absent | hub::ErrorKind::Unusable => Exit::Model,
+            hub::ErrorKind::Disk => Exit::PictureFailed,
         };
         let hint = error.advice.take();
         Self { exit, error: error.into(), hint }

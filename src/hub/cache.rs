@@ -6,8 +6,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::environment;
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::id::{ModelId, is_commit};
+use crate::files;
+
+/// Bytes of the longest note of which commit a revision stands for, and of a hash beside its file.
+pub const LONGEST_NOTE: u64 = 1 << 12;
 
 /// The folder with every repository's folder.
 #[derive(Debug, Clone)]
@@ -31,7 +35,7 @@ impl Cache {
     /// When there is neither a variable nor a home for it.
     pub fn from_environment() -> Result<Self> {
         let folder = environment::cache_folder()
-            .ok_or_else(|| Error::new(Kind::Disk, "no cache folder: set HF_HUB_CACHE or HOME"))?;
+            .ok_or_else(|| Error::new(ErrorKind::Disk, "no cache folder: set HF_HUB_CACHE or HOME"))?;
         Ok(Self { folder })
     }
 
@@ -91,7 +95,7 @@ impl Repository {
         if is_commit(revision) {
             return Some(revision.to_owned());
         }
-        let text = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        let text = files::text(&self.folder.join("refs").join(revision), LONGEST_NOTE).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
@@ -174,7 +178,7 @@ impl Repository {
         remove_folder(&self.snapshot(commit))?;
         for name in files(&self.folder.join("refs")) {
             let path = self.folder.join("refs").join(name);
-            if fs::read_to_string(&path).is_ok_and(|text| text.trim() == commit) {
+            if files::text(&path, LONGEST_NOTE).is_ok_and(|text| text.trim() == commit) {
                 fs::remove_file(&path).map_err(|error| Error::disk("remove", &path, &error))?;
             }
         }
@@ -226,20 +230,15 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a file that is there whole or not at all.
+/// Writes a file that is there whole or not at all, and its folder if need be.
 ///
 /// # Errors
 /// Names the file.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
-    let write = || -> io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let beside = tempfile::Builder::new().prefix(".new-").tempdir_in(folder)?;
-        let made = beside.path().join("file");
-        File::create(&made)?.write_all(bytes)?;
-        fs::rename(&made, path)
-    };
-    write().map_err(|error| Error::disk("write", path, &error))
+    let written =
+        fs::create_dir_all(folder).and_then(|()| files::replace(path, |file| file.write_all(bytes)));
+    written.map_err(|error| Error::disk("write", path, &error))
 }
 
 /// An exclusive lock on the file `path`; see [`Repository::lock`].
@@ -249,12 +248,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 pub fn lock(path: &Path, waiting: impl FnOnce()) -> Result<Option<File>> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(|error| Error::disk("write", path, &error))?;
+    let file = files::append(path).map_err(|error| Error::disk("write", path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => {

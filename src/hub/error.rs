@@ -5,7 +5,9 @@ use std::io;
 use std::path::Path;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
+    /// What was asked for, or the environment, makes no sense.
+    Usage,
     /// The network or the server failed, or sent bytes that are not the file: another try may help.
     Network,
     /// Connections are forbidden.
@@ -21,7 +23,7 @@ pub enum Kind {
 /// One line, and perhaps what to do about it.
 #[derive(Debug)]
 pub struct Error {
-    pub kind: Kind,
+    pub kind: ErrorKind,
     pub message: String,
     pub advice: Option<String>,
 }
@@ -29,7 +31,7 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), advice: None }
     }
 
@@ -41,7 +43,7 @@ impl Error {
     /// An operation on `path` that the system refused.
     pub fn disk(doing: &str, path: &Path, error: &io::Error) -> Self {
         let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let failed = Self::new(Kind::Disk, format!("can't {doing} {}: {error}", path.display()));
+        let failed = Self::new(ErrorKind::Disk, format!("can't {doing} {}: {error}", path.display()));
         if full { failed.advice("make room; what has been fetched so far is kept") } else { failed }
     }
 }

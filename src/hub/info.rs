@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::id::is_commit;
 
 /// The answer of `GET /api/models/{id}/revision/{revision}?blobs=true`, as far as it matters here.
@@ -87,7 +87,7 @@ impl ModelInfo {
     /// # Errors
     /// Names the commit or the file.
     pub fn check(&self) -> Result<()> {
-        let refuse = |what: String| Err(Error::new(Kind::Unusable, what));
+        let refuse = |what: String| Err(Error::new(ErrorKind::Unusable, what));
         if !is_commit(&self.sha) {
             return refuse(format!(
                 "the server names the commit '{}', which is no hash",

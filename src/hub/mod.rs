@@ -13,7 +13,7 @@ mod pulled;
 mod transfer;
 
 pub use cache::{Cache, Repository, files, remove_folder};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use id::{ALIASES, Alias, DEFAULT, ModelId};
 pub use pull::{Plan, Watcher, pull};
 pub use pulled::{Natives, Pulled, all, commit, find, find_file, licence, verify};

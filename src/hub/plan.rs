@@ -1,6 +1,6 @@
 //! Which of a repository's files make up the model: enough to draw with, no more; nothing is fetched here.
 
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::info::Sibling;
 
 /// The folders with weights and the stem of the weight files in them.
@@ -73,7 +73,7 @@ fn single<'a>(siblings: &'a [Sibling], name: &str) -> Result<&'a Sibling> {
     let is_model = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
     let there: Vec<&str> =
         siblings.iter().map(|file| file.name.as_str()).filter(|name| is_model(name)).collect();
-    let missing = Error::new(Kind::Absent, format!("it has no file '{name}'"));
+    let missing = Error::new(ErrorKind::Absent, format!("it has no file '{name}'"));
     Err(if there.is_empty() { missing } else { missing.advice(format!("it has: {}", there.join(", "))) })
 }
 
@@ -123,7 +123,7 @@ fn pickles(place: &str) -> Error {
 }
 
 fn unusable(what: String) -> Error {
-    Error::new(Kind::Unusable, what)
+    Error::new(ErrorKind::Unusable, what)
 }
 
 #[cfg(test)]

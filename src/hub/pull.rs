@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::cache::{Cache, Repository};
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::hash;
 use super::id::ModelId;
 use super::info::{Blob, Sibling};
@@ -83,7 +83,7 @@ fn missing(repository: &Repository, blob: &Blob) -> u64 {
     if path.metadata().is_ok_and(|file| file.len() == blob.size) {
         return 0;
     }
-    let left = incomplete(&path).metadata().map_or(0, |file| file.len());
+    let left = incomplete(&path).symlink_metadata().map_or(0, |file| file.len());
     blob.size.saturating_sub(left)
 }
 
@@ -105,7 +105,7 @@ fn check_space(folder: &Path, needed: u64) -> Result<()> {
         megabytes(needed),
         megabytes(free)
     );
-    Err(Error::new(Kind::Disk, message)
+    Err(Error::new(ErrorKind::Disk, message)
         .advice("make room, or let HF_HUB_CACHE name a folder on another disk"))
 }
 
@@ -121,10 +121,14 @@ fn fetch(
     let hash = blob.hash.as_str();
     let path = repository.blob(hash);
     let lock = repository.lock(hash, || watcher.waiting(name))?;
-    let is_there = |path: &Path| path.metadata().is_ok_and(|file| file.len() == blob.size);
-    if is_there(&path) {
-        watcher.finished(name);
-        return Ok(());
+    if path.exists() {
+        // Whoever shares the cache could have put it there.
+        if hash::matches(&path, blob).map_err(|error| Error::disk("read", &path, &error))? {
+            watcher.finished(name);
+            return Ok(());
+        }
+        watcher.note(&format!("{name}: what the cache holds is damaged; fetching it anew"));
+        fs::remove_file(&path).map_err(|error| Error::disk("remove", &path, &error))?;
     }
     let folder = path.parent().unwrap_or(&path);
     fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
@@ -133,7 +137,7 @@ fn fetch(
         Some(_) => incomplete(&path),
         None => path.with_extension(format!("{}.incomplete", std::process::id())),
     };
-    let left = partial.metadata().map_or(0, |file| file.len());
+    let left = partial.symlink_metadata().map_or(0, |file| if file.is_file() { file.len() } else { 0 });
     watcher.begun(name, blob.size, left.min(blob.size));
     let place = (repository.id(), commit, name);
     client.fetch(place, blob, &partial, &mut |have| watcher.moved(have))?;
@@ -152,7 +156,7 @@ fn fetch(
         let message = format!(
             "{name}: the bytes received do not have the hash {hash} that is listed; they were deleted"
         );
-        return Err(Error::new(Kind::Network, message)
+        return Err(Error::new(ErrorKind::Network, message)
             .advice("try again; if it stays so, the server or a proxy is broken"));
     }
     fs::rename(&partial, &path).map_err(|error| Error::disk("write", &path, &error))?;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{self, Cache, Repository};
 use super::environment;
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::hash;
 use super::id::{ModelId, is_commit};
 use super::info::Hash;
+use crate::files;
 
 /// The folders a diffusers model can't do without.
 const COMPONENTS: [&str; 3] = ["unet", "vae", "text_encoder"];
@@ -42,6 +43,9 @@ pub struct Natives {
 
 const SUFFIX: &str = "-int8.safetensors";
 
+/// Bytes of the longest model card that is read.
+const LARGEST_CARD: u64 = 1 << 20;
+
 impl Natives {
     /// The folder the environment names.
     ///
@@ -49,7 +53,7 @@ impl Natives {
     /// When there is neither a variable nor a home for it.
     pub fn from_environment() -> Result<Self> {
         let folder = environment::native_folder()
-            .ok_or_else(|| Error::new(Kind::Disk, "no cache folder: set POCHADE_CACHE or HOME"))?;
+            .ok_or_else(|| Error::new(ErrorKind::Disk, "no cache folder: set POCHADE_CACHE or HOME"))?;
         Ok(Self { folder })
     }
 
@@ -82,7 +86,7 @@ impl Natives {
     /// When the disk fails.
     pub fn finish(&self, pulled: &Pulled, made: &Path) -> Result<PathBuf> {
         let path = self.path(pulled);
-        let sum = hash::sha256(made).map_err(|error| Error::disk("read", made, &error))?;
+        let sum = files::sha256(made).map_err(|error| Error::disk("read", made, &error))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         cache::write_whole(&sum_path(&path), format!("{sum}  {name}\n").as_bytes())?;
         fs::rename(made, &path).map_err(|error| Error::disk("write", &path, &error))?;
@@ -105,7 +109,8 @@ impl Natives {
         if is_commit(id.revision()) {
             return Some(id.revision().to_owned());
         }
-        let text = fs::read_to_string(self.repository(id).join("refs").join(id.revision())).ok()?;
+        let note = self.repository(id).join("refs").join(id.revision());
+        let text = files::text(&note, cache::LONGEST_NOTE).ok()?;
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
@@ -127,7 +132,7 @@ impl Natives {
         cache::remove_folder(&folder)?;
         for name in cache::files(&repository.join("refs")) {
             let path = repository.join("refs").join(name);
-            if fs::read_to_string(&path).is_ok_and(|text| text.trim() == commit) {
+            if files::text(&path, cache::LONGEST_NOTE).is_ok_and(|text| text.trim() == commit) {
                 fs::remove_file(&path).map_err(|error| Error::disk("remove", &path, &error))?;
             }
         }
@@ -154,7 +159,7 @@ pub fn find(id: &ModelId) -> Result<Option<Pulled>> {
         let mut found = at(&repository, &natives, &commit);
         if found.len() > 1 {
             let paths: Vec<String> = found.iter().map(|pulled| pulled.path().display().to_string()).collect();
-            return Err(Error::new(Kind::Unusable, format!("{id} holds {} models", paths.len()))
+            return Err(Error::new(ErrorKind::Unusable, format!("{id} holds {} models", paths.len()))
                 .advice(format!("pass the path of one of them: {}", paths.join(", "))));
         }
         if let Some(pulled) = found.pop() {
@@ -274,7 +279,7 @@ fn is_diffusers(folder: &Path) -> bool {
 /// The licence stated at the head of the model card that came with the model.
 pub fn licence(pulled: &Pulled) -> Option<String> {
     let repository = Cache::from_environment().ok()?.repository(&pulled.id);
-    let card = fs::read_to_string(repository.snapshot(&pulled.commit).join("README.md")).ok()?;
+    let card = files::text(&repository.snapshot(&pulled.commit).join("README.md"), LARGEST_CARD).ok()?;
     let head = card.trim_start_matches('\u{feff}').strip_prefix("---")?;
     let head = head.split_once("\n---").map(|(head, _)| head)?;
     let entry = |key: &str| {
@@ -316,7 +321,7 @@ pub fn verify(pulled: &Pulled, reading: &mut dyn FnMut(&Path)) -> Result<(Vec<Pa
         }
     }
     if let Some(native) = &pulled.native {
-        let sum = fs::read_to_string(sum_path(native)).ok();
+        let sum = files::text(&sum_path(native), cache::LONGEST_NOTE).ok();
         let hash = sum.and_then(|text| Hash::parse(text.split_whitespace().next()?));
         check(native.clone(), hash)?;
     }

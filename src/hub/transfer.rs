@@ -5,13 +5,16 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Uri};
+use http::uri::{Parts, Scheme};
+use http::{HeaderMap, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::{Agent, Body};
 
 use super::environment;
-use super::error::{Error, Kind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::id::ModelId;
 use super::info::{Blob, Hash, ModelInfo};
+use crate::files;
 
 /// Failures in a row, without a byte in between, that end a transfer.
 const ATTEMPTS: u32 = 5;
@@ -26,13 +29,19 @@ const REDIRECTS: usize = 10;
 const LARGEST_ANSWER: u64 = 32 << 20;
 const CHUNK: usize = 1 << 18;
 
-type Response = ureq::http::Response<Body>;
+/// What is escaped in one part of a URL's path, and in all of it.
+const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const PATH: &AsciiSet = &PART.remove(b'/');
+
+type Response = http::Response<Body>;
 
 /// A connection to the Hub or a mirror of it.
 pub struct Client {
     agent: Agent,
     endpoint: String,
     token: Option<String>,
+    /// What no message may tell.
+    secrets: Vec<String>,
 }
 
 /// Why an attempt failed.
@@ -52,10 +61,10 @@ impl Client {
     /// A client for the endpoint and with the token that the environment names. Opens no connection yet.
     ///
     /// # Errors
-    /// When connections are forbidden.
+    /// When connections are forbidden, or the environment names an endpoint or a token that can be none.
     pub fn from_environment() -> Result<Self> {
         if let Some(what) = environment::offline() {
-            return Err(Error::new(Kind::Offline, format!("{what} forbids to connect to the Hub")));
+            return Err(Error::new(ErrorKind::Offline, format!("{what} forbids connecting to the Hub")));
         }
         let config = Agent::config_builder()
             .max_redirects(0)
@@ -66,11 +75,17 @@ impl Client {
             .timeout_per_read(Some(SILENCE))
             .user_agent(concat!("pochade/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(Self {
-            agent: config.new_agent(),
-            endpoint: environment::endpoint()?,
-            token: environment::token(),
-        })
+        let token = environment::token()?;
+        let secrets = environment::credentials().into_iter().chain(token.clone()).collect();
+        Ok(Self { agent: config.new_agent(), endpoint: environment::endpoint()?, token, secrets })
+    }
+
+    /// An error that tells no password and no token, whatever it was made of.
+    fn discreet(&self, mut error: Error) -> Error {
+        for secret in &self.secrets {
+            error.message = error.message.replace(secret, "***");
+        }
+        error
     }
 
     /// Asks what a repository holds.
@@ -78,20 +93,19 @@ impl Client {
     /// # Errors
     /// When the server can't be reached, or has no such model for this user.
     pub fn model_info(&self, id: &ModelId) -> Result<ModelInfo> {
-        let revision = id.revision().replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.endpoint, id.repository());
-        persist(|| {
+        let revision = utf8_percent_encode(id.revision(), PART);
+        let url = self.url(&format!("api/models/{}/revision/{revision}?blobs=true", id.repository()))?;
+        let answer = persist(|| {
             let response = accepted(self.follow(&url, None)?.1, &id.to_string())?;
             let text = response.into_body().with_config().limit(LARGEST_ANSWER).read_to_vec();
-            let text = text.map_err(|error| passing(&url, &error))?;
+            let text = text.map_err(|error| passing(&shown(&url), &error))?;
             serde_json::from_slice(&text).map_err(|error| {
-                Error::new(
-                    Kind::Network,
-                    format!("{url}: the answer is not what the Hub's API sends: {error}"),
-                )
-                .into()
+                let url = shown(&url);
+                let message = format!("{url}: the answer is not what the Hub's API sends: {error}");
+                Error::new(ErrorKind::Network, message).into()
             })
-        })
+        });
+        answer.map_err(|error| self.discreet(error))
     }
 
     /// Asks for size and hash of a file that [`Self::model_info`] didn't describe, as some mirrors don't.
@@ -99,8 +113,8 @@ impl Client {
     /// # Errors
     /// When the answer names no hash that could be checked.
     pub fn describe(&self, id: &ModelId, commit: &str, name: &str) -> Result<Blob> {
-        let url = self.file_url(id, commit, name);
-        persist(|| {
+        let url = self.file_url(id, commit, name)?;
+        let answer = persist(|| {
             let (headers, response) = self.follow(&url, Some(0))?;
             let response = accepted(response, name)?;
             let total = header(response.headers(), "content-range")
@@ -112,13 +126,14 @@ impl Client {
                 .or_else(length);
             match (size, promised(&headers)) {
                 (Some(size), Some(hash)) => Ok(Blob { size, hash }),
-                _ => Err(Error::new(
-                    Kind::Network,
-                    format!("{url}: the server names no size and hash to check the file by"),
-                )
-                .into()),
+                _ => {
+                    let url = shown(&url);
+                    let message = format!("{url}: the server names no size and hash to check the file by");
+                    Err(Error::new(ErrorKind::Network, message).into())
+                }
             }
-        })
+        });
+        answer.map_err(|error| self.discreet(error))
     }
 
     /// Appends what is missing of a file to `path`, from where it ends. `moved` is told how much is there.
@@ -127,17 +142,23 @@ impl Client {
     /// When the server fails several times in a row, or the disk does.
     pub fn fetch(
         &self,
+        place: (&ModelId, &str, &str),
+        blob: &Blob,
+        path: &Path,
+        moved: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        self.fetch_rest(place, blob, path, moved).map_err(|error| self.discreet(error))
+    }
+
+    fn fetch_rest(
+        &self,
         (id, commit, name): (&ModelId, &str, &str),
         blob: &Blob,
         path: &Path,
         moved: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        let url = self.file_url(id, commit, name);
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|error| Error::disk("write", path, &error))?;
+        let url = self.file_url(id, commit, name)?;
+        let mut file = files::append(path).map_err(|error| Error::disk("write", path, &error))?;
         let length = |file: &File| file.metadata().map_or(0, |file| file.len());
         let mut failures = 0;
         loop {
@@ -154,14 +175,14 @@ impl Client {
             if failures >= ATTEMPTS {
                 return Err(gave_up(error));
             }
-            std::thread::sleep(pause.unwrap_or(FIRST_PAUSE * 2u32.pow(failures - 1)).min(LONGEST_PAUSE));
+            wait(failures, pause);
         }
     }
 
     /// One request for the rest of a file.
     fn attempt(
         &self,
-        url: &str,
+        url: &Uri,
         name: &str,
         blob: &Blob,
         (file, path): (&mut File, &Path),
@@ -177,7 +198,7 @@ impl Client {
         if let Some(hash) = promised(&headers).filter(|hash| *hash != blob.hash) {
             let got = hash.as_str();
             return Err(Error::new(
-                Kind::Network,
+                ErrorKind::Network,
                 format!("{name}: the server sends content {got} where {} is listed", blob.hash.as_str()),
             )
             .into());
@@ -198,7 +219,7 @@ impl Client {
             if response.status() == 206 && start != 0 {
                 let error =
                     format!("{name}: the server continues at byte {start} instead of where it was asked to");
-                return Err(Trouble::Passing(Error::new(Kind::Network, error), None));
+                return Err(Trouble::Passing(Error::new(ErrorKind::Network, error), None));
             }
         }
         let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
@@ -207,7 +228,7 @@ impl Client {
             let read = match body.read(&mut chunk) {
                 Ok(0) if have < blob.size => {
                     let error = format!("{name}: the connection ended after {have} of {} bytes", blob.size);
-                    return Err(Trouble::Passing(Error::new(Kind::Network, error), None));
+                    return Err(Trouble::Passing(Error::new(ErrorKind::Network, error), None));
                 }
                 Ok(0) => return Ok(()),
                 Ok(read) => read,
@@ -218,32 +239,40 @@ impl Client {
                 let error =
                     format!("{name}: the server sends more than the {} bytes it announced", blob.size);
                 file.set_len(0).map_err(|error| on_disk(&error))?;
-                return Err(Error::new(Kind::Network, error).into());
+                return Err(Error::new(ErrorKind::Network, error).into());
             }
             file.write_all(&chunk[..read]).map_err(|error| on_disk(&error))?;
             moved(have);
         }
     }
 
-    fn file_url(&self, id: &ModelId, commit: &str, name: &str) -> String {
-        format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repository(), escaped(name))
+    fn file_url(&self, id: &ModelId, commit: &str, name: &str) -> Result<Uri> {
+        self.url(&format!("{}/resolve/{commit}/{}", id.repository(), utf8_percent_encode(name, PATH)))
+    }
+
+    fn url(&self, path: &str) -> Result<Uri> {
+        let url = format!("{}/{path}", self.endpoint).parse();
+        url.map_err(|error| {
+            Error::new(ErrorKind::Unusable, format!("{path} can't be part of a URL: {error}"))
+        })
     }
 
     /// The last answer of a chain of redirects, and the headers that the endpoint itself sent. The token goes
     /// to the endpoint and to no other host or port.
-    fn follow(&self, url: &str, from: Option<u64>) -> std::result::Result<(HeaderMap, Response), Trouble> {
-        let mut url = url.to_owned();
+    fn follow(&self, url: &Uri, from: Option<u64>) -> std::result::Result<(HeaderMap, Response), Trouble> {
+        let mut url = url.clone();
         let mut promised = HeaderMap::new();
+        let endpoint = self.endpoint.parse().ok();
         for _ in 0..=REDIRECTS {
-            let ours = origin(&url) == origin(&self.endpoint);
-            let mut request = self.agent.get(&url).header("accept-encoding", "identity");
+            let ours = endpoint.as_ref().is_some_and(|endpoint| origin(&url) == origin(endpoint));
+            let mut request = self.agent.get(url.clone()).header("accept-encoding", "identity");
             if let Some(token) = self.token.as_ref().filter(|_| ours) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             if let Some(from) = from {
                 request = request.header("range", format!("bytes={from}-"));
             }
-            let response = request.call().map_err(|error| passing(&url, &error))?;
+            let response = request.call().map_err(|error| passing(&shown(&url), &error))?;
             if ours {
                 promised.extend(response.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
             }
@@ -251,27 +280,33 @@ impl Client {
                 return Ok((promised, response));
             }
             let location = header(response.headers(), "location").unwrap_or_default();
-            url = joined(&url, location).ok_or_else(|| {
-                Error::new(Kind::Network, format!("{url}: redirected to '{location}', which is no http URL"))
-            })?;
+            url = redirected(&url, location)?;
         }
-        Err(Error::new(Kind::Network, format!("{url}: redirected more than {REDIRECTS} times")).into())
+        let message = format!("{}: redirected more than {REDIRECTS} times", shown(&url));
+        Err(Error::new(ErrorKind::Network, message).into())
     }
 }
 
 /// Tries until it succeeds, fails for good, or has failed often enough.
 fn persist<T>(mut attempt: impl FnMut() -> std::result::Result<T, Trouble>) -> Result<T> {
-    for failures in 0.. {
-        match attempt() {
+    let mut failures = 0;
+    loop {
+        let (error, pause) = match attempt() {
             Ok(answer) => return Ok(answer),
             Err(Trouble::Lasting(error)) => return Err(error),
-            Err(Trouble::Passing(error, _)) if failures + 1 >= ATTEMPTS => return Err(gave_up(error)),
-            Err(Trouble::Passing(_, pause)) => {
-                std::thread::sleep(pause.unwrap_or(FIRST_PAUSE * 2u32.pow(failures)).min(LONGEST_PAUSE));
-            }
+            Err(Trouble::Passing(error, pause)) => (error, pause),
+        };
+        failures += 1;
+        if failures >= ATTEMPTS {
+            return Err(gave_up(error));
         }
+        wait(failures, pause);
     }
-    unreachable!("the loop ends by returning")
+}
+
+/// Waits as long as the server asks for, or longer after each failure.
+fn wait(failures: u32, asked: Option<Duration>) {
+    std::thread::sleep(asked.unwrap_or(FIRST_PAUSE * 2u32.pow(failures - 1)).min(LONGEST_PAUSE));
 }
 
 fn gave_up(error: Error) -> Error {
@@ -281,7 +316,7 @@ fn gave_up(error: Error) -> Error {
 }
 
 fn passing(place: &str, error: &dyn std::fmt::Display) -> Trouble {
-    Trouble::Passing(Error::new(Kind::Network, format!("{place}: {error}")), None)
+    Trouble::Passing(Error::new(ErrorKind::Network, format!("{place}: {error}")), None)
 }
 
 /// An answer that carries what was asked for, or what the status says instead.
@@ -304,21 +339,23 @@ fn refused(response: &Response, what: &str) -> Error {
     let code = header(response.headers(), "x-error-code").unwrap_or_default();
     match (status.as_u16(), code) {
         (401 | 403, "GatedRepo") | (403, "") => Error::new(
-            Kind::Absent,
+            ErrorKind::Absent,
             format!("{what}: access is restricted ({status})"),
         )
         .advice(
             "accept the model's terms on its page on the Hub, then set HF_TOKEN to a token of that account",
         ),
-        (401 | 403, _) => {
-            Error::new(Kind::Absent, format!("{what}: no such model, or it is private ({status})")).advice(
-                "check the spelling; for a private or gated model set HF_TOKEN to a token that may read it",
-            )
+        (401 | 403, _) => Error::new(
+            ErrorKind::Absent,
+            format!("{what}: no such model, or it is private ({status})"),
+        )
+        .advice("check the spelling; for a private or gated model set HF_TOKEN to a token that may read it"),
+        (404, "RevisionNotFound") => {
+            Error::new(ErrorKind::Absent, format!("{what}: no such revision ({status})"))
         }
-        (404, "RevisionNotFound") => Error::new(Kind::Absent, format!("{what}: no such revision ({status})")),
-        (404, "EntryNotFound") => Error::new(Kind::Absent, format!("{what}: no such file ({status})")),
-        (404, _) => Error::new(Kind::Absent, format!("{what}: no such model on the Hub ({status})")),
-        _ => Error::new(Kind::Network, format!("{what}: the server answers {status}")),
+        (404, "EntryNotFound") => Error::new(ErrorKind::Absent, format!("{what}: no such file ({status})")),
+        (404, _) => Error::new(ErrorKind::Absent, format!("{what}: no such model on the Hub ({status})")),
+        _ => Error::new(ErrorKind::Network, format!("{what}: the server answers {status}")),
     }
 }
 
@@ -332,57 +369,101 @@ fn promised(headers: &HeaderMap) -> Option<Hash> {
 }
 
 /// Scheme, host and port of a URL.
-fn origin(url: &str) -> Option<(String, String)> {
-    let url: Uri = url.parse().ok()?;
-    Some((url.scheme_str()?.to_owned(), url.authority()?.as_str().to_ascii_lowercase()))
+fn origin(url: &Uri) -> Option<(&Scheme, String, u16)> {
+    let scheme = url.scheme()?;
+    let port = url.port_u16().unwrap_or(if *scheme == Scheme::HTTPS { 443 } else { 80 });
+    Some((scheme, url.host()?.to_ascii_lowercase(), port))
 }
 
 /// Where a redirect from `url` leads.
-fn joined(url: &str, location: &str) -> Option<String> {
-    if location.starts_with("https://") || location.starts_with("http://") {
-        return Some(location.to_owned());
+fn redirected(url: &Uri, location: &str) -> Result<Uri> {
+    let refused = |why: &str| Error::new(ErrorKind::Network, format!("{}: redirected {why}", shown(url)));
+    let next = joined(url, location).ok_or_else(|| refused("to what is no http URL"))?;
+    if url.scheme() == Some(&Scheme::HTTPS) && next.scheme() != Some(&Scheme::HTTPS) {
+        return Err(refused("from https to http, where anyone on the way could change the answer"));
     }
-    let (scheme, authority) = origin(url)?;
-    if let Some(rest) = location.strip_prefix("//") {
-        return Some(format!("{scheme}://{rest}"));
-    }
-    location.starts_with('/').then(|| format!("{scheme}://{authority}{location}"))
+    Ok(next)
 }
 
-/// A file's name as part of a URL.
-fn escaped(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~/".contains(&byte);
-    name.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
+/// `location` as seen from `url`, if it is a page of the web.
+fn joined(url: &Uri, location: &str) -> Option<Uri> {
+    let absolute = match location.strip_prefix("//") {
+        Some(rest) => format!("{}://{rest}", url.scheme_str()?),
+        None => location.to_owned(),
+    };
+    let mut parts: Parts = absolute.parse::<Uri>().ok()?.into_parts();
+    if parts.scheme.is_none() {
+        // A lone word could be a host or a file beside this one; no server says that.
+        if !location.starts_with('/') {
+            return None;
+        }
+        parts.scheme = url.scheme().cloned();
+        parts.authority = url.authority().cloned();
+    }
+    let web = parts.scheme.as_ref().is_some_and(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
+    if web { Uri::from_parts(parts).ok() } else { None }
+}
+
+/// A URL as messages tell it: without a password, and without a query, which may be signed.
+fn shown(url: &Uri) -> String {
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    let (scheme, host) = (url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default());
+    format!("{scheme}://{host}{port}{}", url.path())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn url(text: &str) -> Uri {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn redirects_are_resolved_against_where_they_came_from() {
-        let from = "https://hub.co/a/b";
-        assert_eq!(joined(from, "/x?y").as_deref(), Some("https://hub.co/x?y"));
-        assert_eq!(joined(from, "//cdn.co/x").as_deref(), Some("https://cdn.co/x"));
-        assert_eq!(joined(from, "http://cdn.co/x").as_deref(), Some("http://cdn.co/x"));
-        assert_eq!(joined(from, "file:///etc/passwd"), None);
-        assert_eq!(joined(from, ""), None);
+        let from =
+            |from: &str, location: &str| redirected(&url(from), location).map_err(|error| error.message);
+        let redirected = |location: &str| from("https://me:secret@hub.co/a/b", location);
+        assert_eq!(redirected("/x?y"), Ok(url("https://me:secret@hub.co/x?y")));
+        assert_eq!(redirected("//cdn.co/x"), Ok(url("https://cdn.co/x")));
+        assert_eq!(from("http://hub.co/a", "http://cdn.co/x"), Ok(url("http://cdn.co/x")));
+        assert_eq!(from("http://hub.co/a", "https://cdn.co/x"), Ok(url("https://cdn.co/x")));
+        for nowhere in ["file:///etc/passwd", "ftp://cdn.co/x", "", "cdn.co", "x/y", "https://", "a b"] {
+            let message = redirected(nowhere).unwrap_err();
+            assert_eq!(message, "https://hub.co/a/b: redirected to what is no http URL", "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn no_redirect_leaves_https() {
+        for location in ["http://hub.co/a", "HTTP://cdn.co/x", "http://localhost/x"] {
+            let error = redirected(&url("https://hub.co/a"), location).unwrap_err();
+            assert!(error.message.contains("from https to http"), "{error}");
+        }
     }
 
     #[test]
     fn another_port_or_scheme_is_another_origin() {
-        assert_eq!(origin("https://Hub.co/a"), origin("https://hub.co/b?c"));
+        let ours = url("https://Hub.co/a");
+        for same in ["https://hub.co/b?c", "https://hub.co:443/a", "https://me:secret@hub.co/a"] {
+            assert_eq!(origin(&ours), origin(&url(same)), "{same}");
+        }
         for other in
             ["http://hub.co/a", "https://hub.co:444/a", "https://cdn.hub.co/a", "https://hub.co@evil.co/a"]
         {
-            assert_ne!(origin("https://hub.co/a"), origin(other), "{other}");
+            assert_ne!(origin(&ours), origin(&url(other)), "{other}");
         }
     }
 
     #[test]
     fn names_are_escaped_for_urls() {
+        let escaped = |name: &str| utf8_percent_encode(name, PATH).to_string();
         assert_eq!(escaped("unet/model v1#2.safetensors"), "unet/model%20v1%232.safetensors");
+        assert_eq!(utf8_percent_encode("refs/pr/1", PART).to_string(), "refs%2Fpr%2F1");
+    }
+
+    #[test]
+    fn messages_tell_no_secret() {
+        assert_eq!(shown(&url("https://me:secret@hub.co:444/a?sign=secret")), "https://hub.co:444/a");
     }
 }

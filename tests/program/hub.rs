@@ -395,3 +395,166 @@ fn one_file_of_the_program_can_connect() {
         .collect();
     assert_eq!(found, ["hub/transfer.rs"]);
 }
+
+/// Plants something where the UNet is to be fetched to, pulls, and looks at what became of `victim`.
+#[cfg(unix)]
+fn planted(plant: impl Fn(&Sandbox, &Path)) {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let victim = sandbox.write("victim", b"mine");
+    let hash = etag(&small_file(UNET));
+    let partial = blob(&sandbox, &format!("{hash}.incomplete"));
+    fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    plant(&sandbox, &partial);
+    let left = sandbox_pull_in_time(&sandbox, &hub);
+    left.done();
+    assert_eq!(fs::read(victim).unwrap(), b"mine");
+    assert!(!partial.exists());
+    assert_eq!(fs::read(blob(&sandbox, &hash)).unwrap(), small_file(UNET));
+    run(&sandbox, &hub, &["models", "verify", ID]).done();
+}
+
+/// A pull that is ended when it hangs.
+#[cfg(unix)]
+fn sandbox_pull_in_time(sandbox: &Sandbox, hub: &Hub) -> Left {
+    let mut child = command(sandbox, hub, &["models", "pull", ID, "-q"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = std::time::Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if started.elapsed() > std::time::Duration::from_secs(60) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap().into()
+}
+
+#[cfg(unix)]
+#[test]
+fn nothing_is_written_through_what_others_planted_in_the_cache() {
+    use std::os::unix::fs::symlink;
+
+    planted(|sandbox, partial| symlink(sandbox.join("victim"), partial).unwrap());
+    planted(|sandbox, partial| fs::hard_link(sandbox.join("victim"), partial).unwrap());
+    planted(|sandbox, partial| symlink(sandbox.join("nowhere"), partial).unwrap());
+    planted(|sandbox, partial| {
+        let name = partial.strip_prefix(sandbox.path()).unwrap();
+        sandbox.pipe(name.to_str().unwrap());
+    });
+    // The lock beside it, and the note of the commit.
+    planted(|sandbox, partial| {
+        let locks = sandbox.join("hub/.locks/models--org--small");
+        fs::create_dir_all(&locks).unwrap();
+        let hash = partial.file_stem().unwrap().to_str().unwrap();
+        sandbox.pipe(&format!("hub/.locks/models--org--small/{hash}.lock"));
+        fs::create_dir_all(sandbox.join("hub/models--org--small/refs")).unwrap();
+        symlink(sandbox.join("victim"), sandbox.join("hub/models--org--small/refs/main")).unwrap();
+    });
+}
+
+#[test]
+fn a_blob_of_the_right_size_is_used_only_with_the_right_hash() {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (unet, config) = (small_file(UNET), small_file("unet/config.json"));
+    for file in [&unet, &config] {
+        let path = blob(&sandbox, &etag(file));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, vec![b' '; file.len()]).unwrap();
+    }
+    let left = pull(&sandbox, &hub);
+    left.done();
+    assert!(left.stderr.contains("is damaged; fetching it anew"), "{}", left.stderr);
+    for file in [&unet, &config] {
+        assert_eq!(fs::read(blob(&sandbox, &etag(file))).unwrap(), *file);
+    }
+    run(&sandbox, &hub, &["models", "verify", ID]).done();
+    // A right one is taken as it is.
+    hub.change(|state| state.log.clear());
+    pull(&sandbox, &hub).done();
+    assert_eq!(hub.log().len(), 1);
+}
+
+#[test]
+fn addresses_and_tokens_that_can_not_be_right_are_wrong_usage_at_once() {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let started = std::time::Instant::now();
+    for (name, value) in [
+        ("HF_ENDPOINT", "hub.example"),
+        ("HF_ENDPOINT", "ftp://me:secret@hub.example"),
+        ("HF_ENDPOINT", "https://me:secret@"),
+        ("HF_ENDPOINT", "http://me:secret@hub example"),
+        ("HF_ENDPOINT", "http://hub.example:port"),
+        ("HF_TOKEN", "secret words"),
+        ("HF_TOKEN", "secret\nlines"),
+        ("HF_TOKEN", "s\u{e9}cret"),
+    ] {
+        let left: Left =
+            command(&sandbox, &hub, &["models", "pull", ID]).env(name, value).output().unwrap().into();
+        left.refused(2, &[name]);
+        assert!(!left.stderr.contains("cret"), "{}", left.stderr);
+    }
+    sandbox.write("token", b"secret words");
+    let left = pull(&sandbox, &hub);
+    left.refused(2, &["token"]);
+    assert!(!left.stderr.contains("secret"), "{}", left.stderr);
+    assert!(started.elapsed() < std::time::Duration::from_secs(4));
+    assert!(hub.log().is_empty());
+}
+
+#[test]
+fn passwords_and_signatures_are_never_told() {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let with_password = hub.endpoint.replace("http://", "http://me:secret@");
+    let pull_from = |endpoint: &str| {
+        let mut command = command(&sandbox, &hub, &["models", "pull", ID]);
+        command.env("HF_ENDPOINT", endpoint).env("HF_TOKEN", "hf_token");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let left = |child: std::process::Child| Left::from(child.wait_with_output().unwrap());
+    // It tries for seconds, meanwhile there is more to try.
+    let nobody = pull_from("http://me:secret@127.0.0.1:1");
+    let no_secret = |left: &Left| {
+        let text = format!("{left:?}");
+        assert!(!text.contains("secret") && !text.contains("hf_token") && !text.contains("me:"), "{text}");
+    };
+    for failure in [
+        (404, ""),
+        (401, ""),
+        (500, "Retry-After: 0\r\n"),
+        (302, "Location: ftp://me:secret@elsewhere/x\r\n"),
+        (302, "Location: http://127.0.0.1:1/x?signature=secret\r\n"),
+        (302, "Location: /loop?signature=secret\r\n"),
+    ] {
+        hub.change(|state| state.failures = vec![failure; 12]);
+        let left = left(pull_from(&with_password));
+        assert!(matches!(left.code, Some(3 | 4)), "{left:?}");
+        no_secret(&left);
+    }
+    hub.change(|state| state.failures.clear());
+    let pulled = left(pull_from(&with_password));
+    pulled.done();
+    no_secret(&pulled);
+    let nobody = left(nobody);
+    nobody.refused(4, &["127.0.0.1:1", "gave up"]);
+    no_secret(&nobody);
+}
+
+#[test]
+fn what_the_hub_says_does_not_steer_the_terminal() {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    hub.change(|state| {
+        state.licence = Some("mit\u{1b}[2J\u{9b}31m\u{202e}");
+        let card = "---\nlicense: mit\u{1b}[2J\n---\n".as_bytes().to_vec();
+        state.files.insert("README.md".to_owned(), card);
+    });
+    let left = pull(&sandbox, &hub);
+    left.done();
+    assert!(left.stderr.contains(r"mit\u001b[2J\u009b31m\u202e"), "{}", left.stderr);
+    let shown = run(&sandbox, &hub, &["models", "show", ID]);
+    assert!(shown.done().contains(r"mit\u001b[2J"), "{}", shown.done());
+    for text in [&left.stderr, shown.done()] {
+        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{text:?}");
+    }
+}

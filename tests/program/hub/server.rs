@@ -34,6 +34,8 @@ pub struct State {
     pub no_ranges: bool,
     /// What a request must carry.
     pub token: Option<&'static str>,
+    /// What the API says of the licence, if not the usual one.
+    pub licence: Option<&'static str>,
     /// Every request: host (`hub` or `cdn`), path, range, authorization.
     pub log: Vec<Request>,
 }
@@ -166,7 +168,7 @@ fn answer(host: &'static str, stream: &TcpStream, state: &Mutex<State>, cdn: &st
         let names = state.listed.clone().unwrap_or_else(|| state.files.keys().cloned().collect());
         let siblings: Vec<Value> = names.iter().map(|name| sibling(name, &state)).collect();
         let info = json!({"id": ID, "sha": COMMIT, "siblings": siblings, "gated": false,
-            "tags": ["diffusers", "license:mit"], "cardData": {"license": "creativeml-openrail-m"}});
+            "tags": ["diffusers", "license:mit"], "cardData": {"license": state.licence.unwrap_or("creativeml-openrail-m")}});
         return send(stream, 200, "", info.to_string().as_bytes(), None);
     }
     let name = match host {
