@@ -6,6 +6,8 @@ pub mod tiling;
 use std::fs;
 use std::path::Path;
 
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
 /// The most memory this process has had resident so far, in bytes.
 pub fn peak_resident() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
@@ -21,15 +23,34 @@ pub struct Memory {
 
 /// The machine's memory, where the system tells.
 pub fn machine() -> Option<Memory> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    Some(Memory { total: kib_field(&text, "MemTotal")?, available: kib_field(&text, "MemAvailable")? })
+    let memory = MemoryRefreshKind::nothing().with_ram();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory));
+    let (total, available) = (system.total_memory(), system.available_memory());
+    (total > 0).then_some(Memory { total, available })
 }
 
-/// What this process can still take without making others swap or exceeding its control group's limit, in bytes.
+/// What this process can still take without making others swap, exceeding its control group's limit or the address
+/// space it is allowed, in bytes.
 pub fn available() -> Option<u64> {
     let machine = machine().map(|memory| memory.available);
+    // The system crate reads the limit of the outermost group only, and of one version at a time.
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    groups.lines().filter_map(|line| left_in_group(line, Path::new("/sys/fs/cgroup"))).chain(machine).min()
+    let groups = groups.lines().filter_map(|line| left_in_group(line, Path::new("/sys/fs/cgroup")));
+    groups.chain(machine).chain(left_of_address_space()).min()
+}
+
+/// What `ulimit -v` leaves: an allocation beyond it ends the process.
+fn left_of_address_space() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = address_space_limit(&limits)?;
+    let used = kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmSize")?;
+    Some(limit.saturating_sub(used))
+}
+
+/// The soft limit in `/proc/self/limits`, if there is one.
+fn address_space_limit(limits: &str) -> Option<u64> {
+    let row = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    row.split_whitespace().next()?.parse().ok()
 }
 
 /// What the memory limits of a group, a line of `/proc/self/cgroup`, and of those around it leave.
@@ -78,6 +99,18 @@ mod tests {
     }
 
     #[test]
+    fn the_address_space_is_limited_or_not() {
+        let table = |soft: &str| {
+            format!(
+                "Limit  Soft Limit  Hard Limit  Units\nMax cpu time  5  6  seconds\nMax address space  {soft}  unlimited  bytes\n"
+            )
+        };
+        assert_eq!(address_space_limit(&table("2097152")), Some(2 << 20));
+        assert_eq!(address_space_limit(&table("unlimited")), None);
+        assert_eq!(address_space_limit(""), None);
+    }
+
+    #[test]
     fn a_group_leaves_what_its_tightest_limit_leaves() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -98,12 +131,19 @@ mod tests {
         assert_eq!(left_in_group("4:cpu:/c", root.path()), None);
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(any(target_os = "linux", target_os = "macos", windows))]
     #[test]
-    fn linux_tells() {
+    fn the_system_tells() {
         assert!(available().unwrap() > 0);
-        assert!(peak_resident().unwrap() > 0);
         let machine = machine().unwrap();
         assert!(machine.available <= machine.total);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn linux_tells_the_peak_and_the_limits() {
+        assert!(peak_resident().unwrap() > 0);
+        let limits = fs::read_to_string("/proc/self/limits").unwrap();
+        assert!(limits.lines().any(|line| line.starts_with("Max address space")));
     }
 }
