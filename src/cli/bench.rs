@@ -33,7 +33,7 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
     let report = report.or_exit(Exit::PictureFailed)?;
     let text = if args.json { report.json().to_string() } else { tables(&report) };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 

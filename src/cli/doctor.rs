@@ -51,7 +51,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
     } else {
         table(&findings.rows())
     };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 

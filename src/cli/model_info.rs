@@ -19,7 +19,7 @@ pub fn run(args: &InfoArgs) -> Result<Exit, Failure> {
     } else {
         table(&rows(&summary))
     };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 

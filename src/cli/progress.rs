@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::preview::Preview;
-use super::printer::Printer;
+use super::printer::{self, Printer};
 use super::signals::Signals;
 use crate::pipeline::{Observer, Phase, Step};
 
@@ -29,7 +29,8 @@ impl<'a> Progress<'a> {
     pub fn new(signals: &'a Signals, printer: Printer, prefix: String) -> Self {
         let target =
             if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(None, target).with_prefix(prefix);
+        let bar =
+            ProgressBar::with_draw_target(None, target).with_prefix(printer::plain(&prefix).into_owned());
         Self {
             signals,
             printer,

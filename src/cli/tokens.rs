@@ -43,7 +43,7 @@ pub fn run(args: &TokensArgs) -> Result<Exit, Failure> {
     } else {
         table(&prompts, &tokenizer, &tags, room)
     };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 

@@ -11,4 +11,5 @@ mod cli_models;
 mod cli_picture_in;
 mod cli_pictures;
 mod components;
+mod hostile_files;
 mod hub;

@@ -11,6 +11,28 @@ pub fn small() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")
 }
 
+/// Copies the small model to `folder`, where it may be changed.
+pub fn copy_small(folder: &Path) {
+    for part in ["unet", "vae", "text_encoder", "scheduler"] {
+        fs::create_dir_all(folder.join(part)).unwrap();
+        for file in fs::read_dir(small().join(part)).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), folder.join(part).join(file.file_name())).unwrap();
+        }
+    }
+    fs::copy(small().join("model_index.json"), folder.join("model_index.json")).unwrap();
+}
+
+/// Puts `bytes` at the start of what the safetensors file at `path` holds of `tensor`.
+pub fn overwrite(path: &Path, tensor: &str, bytes: &[u8]) {
+    let mut file = fs::read(path).unwrap();
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let offset = header[tensor]["data_offsets"][0].as_u64().unwrap_or_else(|| panic!("no {tensor}"));
+    let start = 8 + length + offset as usize;
+    file[start..start + bytes.len()].copy_from_slice(bytes);
+    fs::write(path, file).unwrap();
+}
+
 /// One line of SD 1.5's inventory.
 pub struct Row {
     pub component: String,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -60,6 +61,26 @@ impl Sandbox {
 
     pub fn run(&self, args: &[&str]) -> Left {
         self.command(args).output().unwrap().into()
+    }
+
+    /// Runs what could hang; after a minute it is ended, and has no exit code.
+    pub fn run_in_time(&self, args: &[&str]) -> Left {
+        let mut command = self.command(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let started = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if started.elapsed() > Duration::from_secs(60) {
+                child.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.wait_with_output().unwrap().into()
+    }
+
+    /// Makes a pipe that nobody writes to.
+    #[cfg(unix)]
+    pub fn pipe(&self, name: &str) {
+        assert!(Command::new("mkfifo").arg(self.join(name)).status().unwrap().success());
     }
 
     pub fn run_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Left {

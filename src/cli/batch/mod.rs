@@ -17,11 +17,12 @@ use anyhow::Context;
 
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Largest;
+use super::printer;
 use super::report::shown;
 use super::session::{Provenance, Session};
 use crate::memory::footprint::Series;
 use crate::pipeline::{Pipeline, Residency};
-use crate::{png, request};
+use crate::{files, request};
 use args::BatchArgs;
 use existing::Existing;
 use place::Place;
@@ -98,7 +99,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     }
     largest.check(&session.model, series(own - kept), &args.list.compute, printer)?;
     for folder in &plan.folders {
-        match png::sweep(folder) {
+        match files::sweep(folder) {
             0 => {}
             swept => printer
                 .detail(&format!("{swept} abandoned temporary files removed from {}", folder.display())),
@@ -161,11 +162,9 @@ fn dry_run(
                 "path": shown(&planned.path),
                 "request": planned.request,
             });
-            writeln!(stdout, "{json}")
+            writeln!(stdout, "{}", printer::plain(&json.to_string()))
         } else {
-            stdout
-                .write_all(planned.path.as_os_str().as_encoded_bytes())
-                .and_then(|()| stdout.write_all(b"\n"))
+            stdout.write_all(&printer::path_line(&planned.path))
         };
         match written {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(Exit::Done),

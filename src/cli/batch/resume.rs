@@ -1,25 +1,22 @@
 //! The command that goes on where a batch has ended.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 
 /// `words`, the command as it was typed, with `--skip-existing` and the seed that was drawn for it.
 pub fn command(words: &[OsString], skip_existing: bool, drawn_seed: Option<u64>) -> String {
-    let mut words: Vec<String> = words.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    let quoted = |word: &OsString| {
+        let word = word.to_string_lossy();
+        // Only NUL can't be quoted, and no system's arguments hold one.
+        shlex::try_quote(&word).map_or_else(|_| word.clone().into_owned(), Cow::into_owned)
+    };
+    let mut words: Vec<String> = words.iter().map(quoted).collect();
     // What follows `--` is never a flag.
     let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
     let seed = drawn_seed.map(|seed| format!("--seed {seed}"));
     let skip = (!skip_existing).then(|| "--skip-existing".to_owned());
     words.splice(end..end, seed.into_iter().chain(skip));
     words.join(" ")
-}
-
-/// A word as a shell reads it back.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -33,10 +30,19 @@ mod tests {
     #[test]
     fn the_command_is_completed_and_quoted() {
         let typed = words(&["pochade", "batch", "it's.txt", "-o", "{index:05}.png"]);
-        assert_eq!(
-            command(&typed, false, Some(5)),
-            r"pochade batch 'it'\''s.txt' -o '{index:05}.png' --seed 5 --skip-existing"
-        );
+        let resumed = command(&typed, false, Some(5));
+        let expected = words(&[
+            "pochade",
+            "batch",
+            "it's.txt",
+            "-o",
+            "{index:05}.png",
+            "--seed",
+            "5",
+            "--skip-existing",
+        ]);
+        let read: Vec<OsString> = shlex::split(&resumed).unwrap().into_iter().map(OsString::from).collect();
+        assert_eq!(read, expected, "{resumed}");
         let typed = words(&["pochade", "batch", "--skip-existing", "--", "--x"]);
         assert_eq!(command(&typed, true, None), "pochade batch --skip-existing -- --x");
         assert_eq!(command(&typed, true, Some(1)), "pochade batch --skip-existing --seed 1 -- --x");

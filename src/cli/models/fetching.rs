@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::super::printer::Printer;
+use super::super::printer::{self, Printer};
 use super::super::progress::human;
 use super::bytes;
 use crate::hub::{ModelId, Plan, Watcher};
@@ -94,7 +94,7 @@ impl Watcher for Fetching<'_> {
         self.rate.since = Instant::now();
         self.bar.reset();
         self.bar.set_length(size);
-        self.bar.set_prefix(self.file.clone());
+        self.bar.set_prefix(printer::plain(file).into_owned());
     }
 
     fn waiting(&mut self, file: &str) {

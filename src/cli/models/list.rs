@@ -48,7 +48,7 @@ pub fn run(args: &ListArgs) -> Result<Exit, Failure> {
     } else {
         table(&entries)
     };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 

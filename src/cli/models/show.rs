@@ -22,12 +22,12 @@ struct Description {
     commit: Option<String>,
     licence: Option<String>,
     bytes: Option<u64>,
-    components: Vec<Part>,
+    components: Vec<ComponentRow>,
     defaults: Defaults,
 }
 
 #[derive(Debug, Serialize)]
-struct Part {
+struct ComponentRow {
     name: &'static str,
     class: Option<String>,
     layers: usize,
@@ -47,7 +47,7 @@ pub fn run(args: &ShowArgs) -> Result<Exit, Failure> {
     } else {
         table(&description.rows())
     };
-    printer::stdout_line(&text).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
 }
 
@@ -78,7 +78,7 @@ fn describe(name: &str) -> Result<Description, Failure> {
     })
 }
 
-fn part(checkpoint: &Checkpoint, component: Component) -> Part {
+fn part(checkpoint: &Checkpoint, component: Component) -> ComponentRow {
     let tensors = checkpoint.tensors();
     let names: Vec<&str> =
         tensors.parameters().filter(|name| Component::of(name) == Some(component)).collect();
@@ -92,7 +92,7 @@ fn part(checkpoint: &Checkpoint, component: Component) -> Part {
         Component::Vae => &configs.vae,
     };
     let class = config.get("_class_name").or_else(|| config.get("architectures")?.get(0));
-    Part {
+    ComponentRow {
         name: component.name(),
         class: class.and_then(|class| class.as_str()).map(str::to_owned),
         layers: layers.len(),
