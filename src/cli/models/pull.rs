@@ -12,7 +12,7 @@ use super::super::{backend, model};
 use super::args::PullArgs;
 use super::fetching::Fetching;
 use super::{bytes, size};
-use crate::checkpoint::{Checkpoint, Storage};
+use crate::checkpoint::{Checkpoint, Form, Storage};
 use crate::hub::{self, Cache, Client, ModelId, Natives, Pulled};
 use crate::quantize::Policy;
 
@@ -25,13 +25,14 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     if let Some(revision) = &args.revision {
         id = id.at(revision).ok_or_else(|| Failure::usage(format!("'{revision}' is no revision")))?;
     }
-    // What has been fetched stays and the next pull continues there: a signal may end the run at any moment.
-    Signals::catch().or_exit(Exit::PictureFailed)?;
+    // What has been fetched stays and the next pull continues there: until there is something to clean up, a signal
+    // may end the run at any moment.
+    let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     backend::start_threads(args.threads)?;
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(verbosity, true);
     let pulled = fetch(args, &id, printer)?;
-    let pulled = if args.no_quantize { pulled } else { quantize(pulled, printer)? };
+    let pulled = if args.no_quantize { pulled } else { quantize(pulled, printer, &signals)? };
     if args.json {
         let json = json!({
             "id": pulled.id.repository(),
@@ -79,7 +80,7 @@ fn found(args: &PullArgs, id: &ModelId) -> Result<Option<Pulled>, Failure> {
 }
 
 /// Makes the int8 file, unless it is there or the model is int8 already.
-fn quantize(pulled: Pulled, printer: Printer) -> Result<Pulled, Failure> {
+fn quantize(pulled: Pulled, printer: Printer, signals: &Signals) -> Result<Pulled, Failure> {
     let natives = Natives::from_environment()?;
     let waiting = || printer.status("another process makes the int8 file; waiting");
     let Some(source) = pulled.source.clone() else { return Ok(pulled) };
@@ -98,12 +99,20 @@ fn quantize(pulled: Pulled, printer: Printer) -> Result<Pulled, Failure> {
         return Ok(done(path));
     }
     printer.status(&format!("quantizing to int8: {}", path.display()));
+    let policy = Policy::default();
     checkpoint.describe(pulled.name.clone(), checkpoint.defaults());
     let made = work.join("model.safetensors");
-    let written = checkpoint.write_native(&made, Storage::Int8(&Policy::default()));
+    signals.exit_at_once(false);
+    let form = Form::Native(Storage::Int8(&policy));
+    let written = checkpoint.write(&made, form, &|| signals.received().is_some());
+    signals.exit_at_once(true);
     if let Err(error) = written {
         hub::remove_folder(&work)?;
-        return Err(Failure::from(error).hint(format!("what was fetched is kept in {}", source.display())));
+        let failure = Failure::from(error);
+        let exit = signals.received().unwrap_or(failure.exit);
+        return Err(
+            Failure { exit, ..failure }.hint(format!("what was fetched is kept in {}", source.display()))
+        );
     }
     let native = natives.finish(&pulled, &made)?;
     let size = native.metadata().map_or(0, |file| file.len());
