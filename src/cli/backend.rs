@@ -1,10 +1,15 @@
 //! Which device computes, in which numbers and on how many threads: from what was asked to what this build and machine have.
 
+use std::error::Error as _;
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
 use anyhow::Context;
 use candle_core::Device;
 
 use super::args::DeviceChoice;
 use super::exit::{Exit, Failure, OrExit};
+use super::printer::Printer;
 use crate::request::Precision;
 
 /// The back ends compiled in.
@@ -60,17 +65,29 @@ pub fn precision(asked: Option<Precision>, device: &Device) -> Result<Precision,
     }
 }
 
-/// Makes `threads` the number that computes, wherever the machine's own choice is not wanted.
+/// Starts the threads that compute: as many as asked for, but no more than there are processors to run them; one
+/// for each without a wish.
 ///
 /// # Errors
-/// When threads can't be started.
-pub fn start_threads(threads: Option<u16>) -> Result<(), Failure> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(usize::from(threads))
-        .build_global()
-        .with_context(|| format!("--threads {threads}"))
-        .or_exit(Exit::Usage)
+/// When the system starts no further threads.
+pub fn start_threads(asked: Option<u16>, printer: &Printer) -> Result<(), Failure> {
+    let processors = available_parallelism().map_or(1, NonZero::get);
+    let threads = asked.map_or(processors, usize::from).min(processors);
+    if let Some(asked) = asked.filter(|&asked| usize::from(asked) > processors) {
+        printer.note(&format!(
+            "--threads {asked}: more than the {processors} processors of this machine only slow each other down, \
+             so {processors} are used"
+        ));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    // A second call finds the first one's threads, which is as good.
+    match pool.build_global() {
+        Err(error) if error.source().is_some() => Err(error)
+            .with_context(|| format!("can't start {threads} threads"))
+            .or_exit(Exit::PictureFailed)
+            .map_err(|failure| failure.hint("the system limits how many this user or container may have")),
+        _ => Ok(()),
+    }
 }
 
 pub fn name(device: &Device) -> &'static str {

@@ -18,7 +18,8 @@ use crate::checkpoint::Checkpoint;
 /// When the model is unusable, the options are out of range or a picture fails.
 pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let precision = backend::precision(args.precision.asked(), &Device::Cpu)?;
-    backend::start_threads(args.threads)?;
+    let printer = Printer::new(Verbosity::Normal, false);
+    backend::start_threads(args.threads, &printer)?;
     let start = Instant::now();
     let mut checkpoint = open(args)?;
     args.parts.apply(&mut checkpoint)?;
@@ -29,7 +30,6 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let options = Options { precision, width, height, steps, repeats, opening };
     options.validate().or_exit(Exit::Usage)?;
 
-    let printer = Printer::new(Verbosity::Normal, false);
     let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
     let report = report.or_exit(Exit::PictureFailed)?;
     let text = if args.json { report.json().to_string() } else { tables(&report) };

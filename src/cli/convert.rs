@@ -1,8 +1,10 @@
 //! `pochade convert`: any readable model to one native file, or to a diffusers folder for other programs.
 
+use super::backend;
 use super::destination;
 use super::exit::{Exit, Failure, OrExit};
 use super::model_args::{ConvertArgs, Format, StorageChoice};
+use super::printer::{Printer, Verbosity};
 use super::signals::Signals;
 use crate::checkpoint::{Checkpoint, FloatType, Form, Storage};
 
@@ -21,6 +23,7 @@ pub fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
         Format::Diffusers => Form::Diffusers(floats),
     };
     destination::check(&args.destination, form, args.force)?;
+    backend::start_threads(None, &Printer::new(Verbosity::Normal, false))?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
     args.parts.apply(&mut checkpoint)?;
     let mut defaults = checkpoint.defaults();

@@ -15,7 +15,7 @@ use super::preview::Preview;
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
-use super::session::{Drawn, Provenance, Session};
+use super::session::{Drawn, Provenance, Session, ends_every_run};
 use super::signals::Signals;
 use super::{prompt, show};
 use crate::memory::footprint::Series;
@@ -43,6 +43,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     check_last_seed(&request, args.count)?;
     let paths = target.paths(&request, args.count, session.name());
     output::check_paths(&paths)?;
+    preview.check(args.force, &protected(args, &request, &paths))?;
     session.announce(&printer, embedded.as_ref());
 
     let started = Instant::now();
@@ -105,10 +106,21 @@ impl Run<'_> {
                     return Exit::Model;
                 }
                 Err(error) => {
-                    let error =
-                        error.into_cause().context(format!("picture {} of {count} (seed {seed})", k + 1));
+                    let error = error.into_cause();
+                    let folder_is_gone = path.is_some_and(|path| !files::folder_of(path).is_dir());
+                    let hopeless = ends_every_run(&error) || folder_is_gone;
+                    let error = error.context(format!("picture {} of {count} (seed {seed})", k + 1));
                     printer::failure(&Failure { exit: Exit::PictureFailed, error, hint: None });
                     exit = Exit::PictureFailed;
+                    if hopeless {
+                        let left = count - k - 1;
+                        if left > 0 {
+                            self.printer.status(&format!(
+                                "{left} further pictures are not drawn: they would have no place"
+                            ));
+                        }
+                        return exit;
+                    }
                 }
             }
             if let Some(signal) = signal {
@@ -135,7 +147,7 @@ impl Run<'_> {
             && let Some(folder) = &mut preview.steps
         {
             folder.push(request.seed.to_string());
-            preview.check().map_err(|failure| failure.error)?;
+            preview.check(self.args.force, &[]).map_err(|failure| failure.error)?;
         }
         let mut progress = Progress::new(self.signals, self.printer, prefix).with_preview(preview);
         let started = Instant::now();
@@ -191,7 +203,6 @@ fn preview(args: &GenerateArgs) -> Result<Preview, Failure> {
     }
     let preview =
         Preview { terminal, file: args.preview.clone().flatten(), steps: args.steps_dir.clone(), factor: 1 };
-    preview.check()?;
     Ok(preview)
 }
 
@@ -211,6 +222,25 @@ fn draft(args: &GenerateArgs, embedded: Option<&Embedded>) -> Result<Draft, Fail
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
     Ok(Draft { prompt, ..args.picture.draft() }.over(below))
+}
+
+/// The files that a run reads and is to write, which no preview may replace.
+fn protected<'a>(
+    args: &'a GenerateArgs,
+    request: &'a Request,
+    paths: &'a [PathBuf],
+) -> Vec<(&'static str, &'a Path)> {
+    let inputs = [
+        ("the picture to start from", request.init.as_deref()),
+        ("the mask", request.mask.as_deref()),
+        ("the picture given with --from", args.from.as_deref()),
+        ("the model", args.compute.model.as_deref()),
+    ];
+    let inputs = inputs.into_iter().filter_map(|(name, path)| Some((name, path?)));
+    let loras = request.lora.iter().map(|lora| ("a LoRA of this run", lora.path.as_path()));
+    let embeddings = request.embedding.iter().map(|path| ("an embedding of this run", path.as_path()));
+    let outputs = paths.iter().map(|path| ("the picture to be made", path.as_path()));
+    inputs.chain(loras).chain(embeddings).chain(outputs).collect()
 }
 
 /// A picture comes out the same only from the same files.

@@ -4,6 +4,7 @@ mod args;
 mod backend;
 mod batch;
 mod bench;
+mod by_product;
 mod completions;
 mod convert;
 mod destination;

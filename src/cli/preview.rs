@@ -7,12 +7,11 @@ use image::RgbImage;
 use image::imageops::{self, FilterType};
 
 use super::exit::{Exit, Failure, OrExit};
-use super::output;
-use super::show;
+use super::{by_product, show};
 use crate::pipeline::Step;
-use crate::{files, png};
+use crate::request::MAX_STEPS;
 
-/// What `--preview`, `--preview-file` and `--steps-dir` ask for.
+/// What `--preview` and `--steps-dir` ask for.
 #[derive(Debug, Clone, Default)]
 pub struct Preview {
     pub terminal: bool,
@@ -28,17 +27,23 @@ impl Preview {
     }
 
     /// Makes the folder of steps, and makes sure that the files can be written, before anything expensive happens.
+    /// `protected` are files that no preview may replace.
     ///
     /// # Errors
     /// Names the path and what is wrong with it.
-    pub fn check(&self) -> Result<(), Failure> {
+    pub fn check(&self, force: bool, protected: &[(&str, &Path)]) -> Result<(), Failure> {
         if let Some(folder) = &self.steps {
             let made = std::fs::create_dir_all(folder);
-            made.with_context(|| format!("cannot make the folder {}", folder.display()))
+            made.with_context(|| format!("can't make the folder {}", folder.display()))
                 .or_exit(Exit::Usage)?;
-            output::check_paths(&[folder.join("001.png")])?;
+            let first = step_path(folder, 1);
+            by_product::check(&first, force, protected)?;
+            let taken = (2..=2 * MAX_STEPS).map(|index| step_path(folder, index));
+            for path in taken.take_while(|path| path.symlink_metadata().is_ok()) {
+                by_product::check(&path, force, protected)?;
+            }
         }
-        self.file.as_ref().map_or(Ok(()), |file| output::check_paths(std::slice::from_ref(file)))
+        self.file.as_ref().map_or(Ok(()), |file| by_product::check(file, force, protected))
     }
 
     /// Shows and writes one step, number `index` of the picture from 1.
@@ -50,10 +55,10 @@ impl Preview {
         let small = projection.project(step.denoised)?;
         let large = enlarged(&small, self.factor);
         if let Some(file) = &self.file {
-            save(&large, file)?;
+            by_product::save(&large, file)?;
         }
         if let Some(folder) = &self.steps {
-            save(&large, &folder.join(format!("{index:03}.png")))?;
+            by_product::save(&large, &step_path(folder, index))?;
         }
         if self.terminal {
             show::redraw(large, index > 1)?;
@@ -66,7 +71,6 @@ fn enlarged(picture: &RgbImage, factor: u32) -> RgbImage {
     imageops::resize(picture, picture.width() * factor, picture.height() * factor, FilterType::Triangle)
 }
 
-fn save(picture: &RgbImage, path: &Path) -> Result<()> {
-    files::save(&png::encode(picture, &[])?, path, true)?;
-    Ok(())
+fn step_path(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("{index:03}.png"))
 }

@@ -33,7 +33,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     for path in std::iter::once(&args.destination).chain(&args.report) {
         destination::check_file(path, args.force)?;
     }
-    backend::start_threads(args.threads)?;
+    let printer = Printer::new(Verbosity::Normal, true);
+    backend::start_threads(args.threads, &printer)?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
     args.parts.apply(&mut checkpoint)?;
     if let Some(name) = &args.name {
@@ -49,7 +50,6 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     if written != Exit::Done {
         return Ok(written);
     }
-    let printer = Printer::new(Verbosity::Normal, true);
     let size = args.destination.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
     if let Some(path) = &args.report {

@@ -1,6 +1,7 @@
 //! The opened model and what else all pictures of a run share: for generate, batch and verify alike.
 
 use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -39,7 +40,7 @@ impl Session {
     ) -> Result<Self, Failure> {
         let device = backend::device(compute.device)?;
         let precision = precision(compute, embedded, &device, printer)?;
-        backend::start_threads(compute.threads)?;
+        backend::start_threads(compute.threads, printer)?;
         let choice = Choice::new(compute.model.as_deref(), embedded.and_then(Embedded::model));
         let started = Instant::now();
         let mut checkpoint = choice.open()?;
@@ -156,6 +157,17 @@ impl Provenance {
             request,
         }
     }
+}
+
+/// Whether every further picture would fail like the one that failed so, after all the work of drawing it: a disk
+/// that is full or can't be written.
+pub fn ends_every_run(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
+        matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+        )
+    })
 }
 
 /// The exit code of a picture that was not made; that of a signal is known to who caught it.

@@ -1,5 +1,6 @@
 //! `pochade verify`: draws the pictures of a list again and tells how far they are from the stored ones.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use super::batch::args::VerifyArgs;
 use super::batch::place::{self, Place};
 use super::batch::plan::{self, Planned, Planner};
 use super::batch::{self, Shard, Source};
+use super::by_product;
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Largest;
 use super::printer::{self, Printer};
@@ -18,8 +20,8 @@ use super::report::shown;
 use super::session::Session;
 use super::signals::Signals;
 use crate::compare::{compare, side_by_side};
+use crate::files;
 use crate::pipeline::{DrawError, Pipeline, Residency};
-use crate::{files, png};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -128,6 +130,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage(format!("--against {}: it is not a folder", args.against.display()))
             .hint("store the pictures first, with --update"));
     }
+    check_differences(args, &items)?;
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     Verify { args, printer, signals: &signals, session: &session, pipeline }.items(&items)
 }
@@ -214,10 +217,37 @@ impl Verify<'_> {
 
     /// Under the item's own name, so that it is found and a second run replaces it.
     fn write_difference(&self, item: &Planned, expected: &RgbImage, got: &RgbImage) -> Result<PathBuf> {
-        let name = item.path.strip_prefix(&self.args.against).unwrap_or(&item.path);
-        let path = self.args.diff_dir.join(name);
+        let path = difference_path(self.args, item);
         place::check_folder(files::folder_of(&path), true)?;
-        files::save(&png::encode(&side_by_side(expected, got), &[])?, &path, true)
+        by_product::check(&path, false, &[]).map_err(|failure| failure.error)?;
+        by_product::save(&side_by_side(expected, got), &path)
+    }
+}
+
+/// Where the difference of an item goes.
+fn difference_path(args: &VerifyArgs, item: &Planned) -> PathBuf {
+    args.diff_dir.join(item.path.strip_prefix(&args.against).unwrap_or(&item.path))
+}
+
+/// Makes sure that no difference would replace a stored picture.
+///
+/// # Errors
+/// Names the picture.
+fn check_differences(args: &VerifyArgs, items: &[Planned]) -> Result<(), Failure> {
+    let whole = |path: &Path| path.canonicalize().ok();
+    let stored: HashSet<PathBuf> = items.iter().filter_map(|item| whole(&item.path)).collect();
+    let lost = items
+        .iter()
+        .map(|item| difference_path(args, item))
+        .find(|path| whole(path).is_some_and(|path| stored.contains(&path)));
+    match lost {
+        None => Ok(()),
+        Some(path) => Err(Failure::usage(format!(
+            "--diff-dir {}: differences would replace the stored picture '{}'",
+            args.diff_dir.display(),
+            path.display()
+        ))
+        .hint("choose a folder of its own for the differences")),
     }
 }
 

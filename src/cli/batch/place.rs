@@ -38,13 +38,33 @@ impl<'a> Place<'a> {
             "the file name has {{id}}, and the line has no id"
         );
         let name = name.fill(values);
-        let inside = inside(&name);
-        match inside {
+        match inside(&name) {
             Ok(inside) => Ok(self.folder.join(inside)),
             Err(_) if self.allow_absolute && ends_as_file(&name) => Ok(self.folder.join(&name)),
             Err(error) => Err(error),
         }
+        .and_then(|path| check_lengths(&path).map(|()| path))
     }
+}
+
+/// The longest name of a file or folder that every common file system takes, in bytes.
+const MAX_NAME: usize = 255;
+/// The longest path, in bytes.
+const MAX_PATH: usize = 4095;
+
+/// Refuses a path that no file can have, of which the system would tell only when the picture is drawn.
+///
+/// # Errors
+/// Names the part that is too long.
+pub fn check_lengths(path: &Path) -> Result<()> {
+    let long = path.iter().find(|part| part.len() > MAX_NAME);
+    if let Some(part) = long {
+        let start: String = part.to_string_lossy().chars().take(40).collect();
+        bail!("the name '{}…' has {} bytes: the most is {MAX_NAME}", start.escape_debug(), part.len());
+    }
+    let length = path.as_os_str().len();
+    ensure!(length <= MAX_PATH, "the path has {length} bytes: the most is {MAX_PATH}");
+    Ok(())
 }
 
 fn ends_as_file(name: &str) -> bool {
@@ -151,6 +171,19 @@ mod tests {
             assert!(path("{ix}.png", "", allow).is_err());
         }
         assert!(path("a\nb.png", "", false).unwrap_err().to_string().contains("control"));
+    }
+
+    #[test]
+    fn names_no_file_can_have_are_refused() {
+        let long = "x".repeat(256);
+        for allow in [false, true] {
+            let refused = |pattern: &str, id: &str| path(pattern, id, allow).unwrap_err().to_string();
+            assert!(refused("{id}.png", &long[4..]).contains("256 bytes"));
+            assert!(refused("{id}/a.png", &long).contains("256 bytes"));
+            assert!(refused("{id}.png", &"é".repeat(126)).contains("256 bytes"));
+            assert!(refused("{id}.png", &"a/".repeat(2100)).contains("most is 4095"));
+            assert!(path("{id}.png", &long[5..], allow).is_ok());
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From a list to items ready to be drawn: every line checked before anything is loaded, in memory that does not hold the list.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
@@ -141,6 +141,8 @@ pub fn plan(
     let mut problems = Problems::default();
     // Hashes instead of names: 16 bytes an item.
     let mut names: Vec<(u64, u32)> = Vec::new();
+    // Every folder that a file is in, and the first line that needs it.
+    let mut folders: HashMap<u64, u32> = HashMap::new();
     for item in list {
         let index = plan.items;
         plan.items += 1;
@@ -165,7 +167,15 @@ pub fn plan(
                 continue;
             }
         };
-        names.push((hash(&planned.path), u32::try_from(line).unwrap_or(u32::MAX)));
+        let short_line = u32::try_from(line).unwrap_or(u32::MAX);
+        names.push((hash(&planned.path), short_line));
+        for folder in planned.path.ancestors().skip(1) {
+            // Those around a known folder are known.
+            if folders.contains_key(&hash(folder)) {
+                break;
+            }
+            folders.insert(hash(folder), short_line);
+        }
         if shard.has(index) {
             plan.own.push(fingerprint);
             let folder = files::folder_of(&planned.path);
@@ -185,6 +195,12 @@ pub fn plan(
     twice.sort_unstable();
     for (line, first) in twice {
         problems.add(line.into(), &format!("its file name is also that of line {first}"));
+    }
+    let mut blocked: Vec<(u32, u32)> =
+        names.iter().filter_map(|(name, line)| Some((*line, *folders.get(name)?))).collect();
+    blocked.sort_unstable();
+    for (line, other) in blocked {
+        problems.add(line.into(), &format!("its file would be where line {other} needs a folder"));
     }
     problems.none(name)?;
     if plan.items == 0 {
@@ -271,6 +287,17 @@ mod tests {
         let message = own(&"{}\n".repeat(1000), "{slug}.png", Shard::WHOLE).unwrap_err();
         assert!(message.ends_with("… and 980 more") && message.lines().count() == 22, "{message}");
         assert_eq!(own("\n", "{slug}.png", Shard::WHOLE).unwrap_err(), "the list list has no items");
+    }
+
+    #[test]
+    fn a_file_where_another_line_needs_a_folder_is_refused() {
+        for lines in [["a", "a/b.png"], ["a/b.png", "a"], ["x/y", "x/y/z/a.png"], ["./a", "a//b"]] {
+            let list = lines.map(|name| format!("{{\"prompt\":\"p\",\"output\":\"{name}\"}}\n")).concat();
+            let message = own(&list, "{index}.png", Shard::WHOLE).unwrap_err();
+            assert!(message.contains("needs a folder"), "{lines:?}: {message}");
+        }
+        let list = "{\"prompt\":\"p\",\"output\":\"a/b\"}\n{\"prompt\":\"p\",\"output\":\"a/c\"}\n";
+        assert!(own(list, "{index}.png", Shard::WHOLE).is_ok());
     }
 
     #[test]

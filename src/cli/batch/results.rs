@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 /// How an item ended.
@@ -46,15 +46,23 @@ pub struct Results {
     file: File,
 }
 
+/// The longest end of a file that is looked at for a line: far more than an outcome takes.
+const MAX_LINE: u64 = 1 << 20;
+
 impl Results {
-    /// Opens or makes the file; a last line that a killed process left half-written is taken away.
+    /// Opens or makes the file; a last line that a killed process left half-written is taken away. A file that
+    /// holds anything but results is left alone.
     ///
     /// # Errors
     /// Names the file and why it can't be appended to.
     pub fn open(path: &Path) -> Result<Self> {
-        let context = || format!("cannot append to the results {}", path.display());
+        let context = || format!("can't append to the results {}", path.display());
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            bail!("can't append to the results {}: it is not a regular file", path.display());
+        }
         let mut file =
             OpenOptions::new().read(true).append(true).create(true).open(path).with_context(context)?;
+        check_ours(&mut file).with_context(context)?;
         // Whoever else appends holds a shared lock, and may be in the middle of its line.
         if file.try_lock().is_ok() {
             mend(&mut file).with_context(context)?;
@@ -71,36 +79,41 @@ impl Results {
     pub fn append(&mut self, line: &str) -> Result<()> {
         self.file
             .write_all(format!("{line}\n").as_bytes())
-            .with_context(|| format!("cannot append to the results {}", self.path.display()))
+            .with_context(|| format!("can't append to the results {}", self.path.display()))
     }
 }
 
-/// Ends the last line, or takes it away when it is no whole object.
-fn mend(file: &mut File) -> std::io::Result<()> {
+/// How every line of results begins.
+const BEGINNING: &[u8] = b"{\"index\":";
+
+/// Refuses a file whose first line is no result, whole or begun.
+fn check_ours(file: &mut File) -> Result<()> {
+    let mut start = Vec::new();
+    file.rewind()?;
+    file.take(BEGINNING.len() as u64).read_to_end(&mut start)?;
+    ensure!(BEGINNING.starts_with(&start), "it holds something else than results of a batch");
+    Ok(())
+}
+
+/// Ends the last line, or takes it away when it is a result that was not written to its end.
+fn mend(file: &mut File) -> Result<()> {
     let length = file.metadata()?.len();
-    let mut start = length;
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_LINE)))?;
     let mut last = Vec::new();
-    while start > 0 {
-        let block = start.min(4096);
-        start -= block;
-        let mut bytes = vec![0; block as usize];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(&mut bytes)?;
-        let end = bytes.iter().rposition(|&byte| byte == b'\n').map(|newline| newline + 1);
-        bytes.drain(..end.unwrap_or(0));
-        bytes.extend(last);
-        last = bytes;
-        if end.is_some() {
-            break;
-        }
+    file.take(MAX_LINE).read_to_end(&mut last)?;
+    match last.iter().rposition(|&byte| byte == b'\n') {
+        Some(newline) => drop(last.drain(..=newline)),
+        None => ensure!(length <= MAX_LINE, "its last line is longer than any result"),
     }
     if last.is_empty() {
         return Ok(());
     }
     if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&last).is_ok() {
-        return file.write_all(b"\n");
+        return Ok(file.write_all(b"\n")?);
     }
-    file.set_len(length - last.len() as u64)
+    let begun = last.starts_with(BEGINNING) || BEGINNING.starts_with(&last);
+    ensure!(begun, "its last line is not the beginning of a result");
+    Ok(file.set_len(length - last.len() as u64)?)
 }
 
 #[cfg(test)]
@@ -111,15 +124,15 @@ mod tests {
     fn a_half_written_line_is_taken_away_and_a_whole_one_ended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
-        let long = format!("{{\"error\":\"{}", "x".repeat(10_000));
+        let long = format!("{{\"index\":7,\"error\":\"{}", "x".repeat(10_000));
         for (before, kept) in [
             ("", ""),
-            ("{\"a\":1}\n", "{\"a\":1}\n"),
-            ("{\"a\":1}\n{\"b\":", "{\"a\":1}\n"),
-            ("{\"a\":1}\n{\"b\":2}", "{\"a\":1}\n{\"b\":2}\n"),
-            ("{\"a", ""),
+            ("{\"index\":1}\n", "{\"index\":1}\n"),
+            ("{\"index\":1}\n{\"index\":", "{\"index\":1}\n"),
+            ("{\"index\":1}\n{\"index\":2}", "{\"index\":1}\n{\"index\":2}\n"),
+            ("{\"ind", ""),
             (&long, ""),
-            (&format!("{{}}\n{long}"), "{}\n"),
+            (&format!("{{\"index\":1}}\n{long}"), "{\"index\":1}\n"),
         ] {
             std::fs::write(&path, before).unwrap();
             Results::open(&path).unwrap().append("{\"new\":0}").unwrap();
@@ -128,13 +141,35 @@ mod tests {
     }
 
     #[test]
+    fn what_holds_no_results_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.jsonl");
+        let endless = format!("{{\"index\":1,\"error\":\"{}", "x".repeat(2 << 20));
+        for (before, why) in [
+            ("{\"prompt\":\"a cat\"}", "something else"),
+            ("a cat\na dog", "something else"),
+            ("\x7fELF\0\n\0", "something else"),
+            ("\n", "something else"),
+            ("{\"index\":1}\na cat", "not the beginning of a result"),
+            (&endless, "longer than any result"),
+        ] {
+            std::fs::write(&path, before).unwrap();
+            let error = format!("{:#}", Results::open(&path).err().unwrap());
+            assert!(error.contains(why) && error.contains("list.jsonl"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        }
+        let error = format!("{:#}", Results::open(folder.path()).err().unwrap());
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+
+    #[test]
     fn a_line_another_process_writes_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let mut other = Results::open(&path).unwrap();
-        other.file.write_all(b"{\"half\":").unwrap();
+        other.file.write_all(b"{\"index\":").unwrap();
         let _second = Results::open(&path).unwrap();
         other.append("1}").unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"half\":1}\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"index\":1}\n");
     }
 }

@@ -1,6 +1,5 @@
 //! Drawing the items of a plan: prompts encoded ahead in windows, each picture written whole, each end recorded.
 
-use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -15,7 +14,7 @@ use crate::cli::exit::{Exit, Failure, OrExit};
 use crate::cli::printer::{self, Printer};
 use crate::cli::progress::{Progress, human};
 use crate::cli::report::shown;
-use crate::cli::session::{Session, exit_code};
+use crate::cli::session::{Session, ends_every_run, exit_code};
 use crate::cli::signals::Signals;
 use crate::files;
 use crate::pipeline::{DrawError, Pipeline};
@@ -171,7 +170,8 @@ impl Run<'_> {
         };
         let exit = exit_code(&error);
         let error = error.into_cause();
-        let hopeless = exit == Exit::Model || is_hopeless(&error);
+        // Where the folder of all pictures is gone, none of them has a place.
+        let hopeless = exit == Exit::Model || ends_every_run(&error) || !self.args.out_dir.is_dir();
         let error = error.context(format!("item {} (line {})", item.index + 1, item.line));
         printer::failure(&Failure { exit, error, hint: None });
         (hopeless || self.args.fail_fast).then_some(End::Failed(exit))
@@ -240,14 +240,4 @@ impl Run<'_> {
 
 fn changed(list: &str) -> Failure {
     Failure::usage(format!("the list {list} has changed while it was drawn"))
-}
-
-/// A disk that is full or read-only fails every further item, after all the work of drawing it.
-fn is_hopeless(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
-        matches!(
-            error.kind(),
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
-        )
-    })
 }

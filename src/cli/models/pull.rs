@@ -28,9 +28,9 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     // What has been fetched stays and the next pull continues there: until there is something to clean up, a signal
     // may end the run at any moment.
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
-    backend::start_threads(args.threads)?;
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(verbosity, true);
+    backend::start_threads(args.threads, &printer)?;
     let pulled = fetch(args, &id, printer)?;
     let pulled = if args.no_quantize { pulled } else { quantize(pulled, printer, &signals)? };
     if args.json {
