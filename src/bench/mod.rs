@@ -13,7 +13,7 @@ pub use report::{Operation, Part, Report};
 
 use crate::checkpoint::{Checkpoint, Defaults};
 use crate::memory;
-use crate::pipeline::{Model, Numerics, Pipeline, Residency};
+use crate::pipeline::{DrawError, Model, Numerics, Pipeline, Residency};
 use crate::request::{Precision, Request, Sampler, Schedule};
 use watch::{Watch, median};
 use yardstick::Yardstick;
@@ -57,7 +57,8 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
     progress("loading");
     let mut inventing = checkpoint.tensors().time_inventing();
     let start = Instant::now();
-    let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, options.precision))?;
+    let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, options.precision));
+    let model = model.map_err(DrawError::UnusableModel)?;
     let checkpoint = model.checkpoint();
     let residency = if options.repeats == 1 { Residency::OneByOne } else { Residency::Kept };
     let mut pipeline = Pipeline::new(&model, residency);

@@ -8,6 +8,7 @@ use super::args::{BenchArgs, Geometry};
 use super::exit::{Exit, Failure, OrExit};
 use super::model::Choice;
 use super::printer::{Printer, Verbosity};
+use super::session::exit_code;
 use super::{backend, printer};
 use crate::bench::{self, Operation, Options, Part, Report};
 use crate::checkpoint::Checkpoint;
@@ -31,7 +32,10 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     options.validate().or_exit(Exit::Usage)?;
 
     let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
-    let report = report.or_exit(Exit::PictureFailed)?;
+    let report = report.map_err(|error| {
+        let exit = error.downcast_ref().map_or(Exit::PictureFailed, exit_code);
+        Failure { exit, error, hint: None }
+    })?;
     let text = if args.json { report.json().to_string() } else { tables(&report) };
     printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)

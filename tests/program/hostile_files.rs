@@ -323,16 +323,6 @@ fn a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept() {
     }
 }
 
-/// Runs the program under limits of the shell's `ulimit`.
-#[cfg(unix)]
-fn limited(sandbox: &Sandbox, limits: &str, args: &[&str]) -> Left {
-    let program = sandbox.command(&[]);
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-c", &format!("{limits}; exec \"$0\" \"$@\""), program.get_program().to_str().unwrap()]);
-    shell.args(args).current_dir(sandbox.path()).stdin(std::process::Stdio::null());
-    shell.output().unwrap().into()
-}
-
 #[cfg(unix)]
 #[test]
 fn a_file_that_can_not_be_written_whole_is_the_disks_fault() {
@@ -343,7 +333,7 @@ fn a_file_that_can_not_be_written_whole_is_the_disks_fault() {
         &["quantize", "model", "new.safetensors"],
         &["convert", "model", "new", "--format", "diffusers"],
     ] {
-        let left = limited(&sandbox, limits, args);
+        let left = sandbox.run_limited(limits, args);
         left.refused(1, &["can't write new"]);
         assert!(!left.stderr.contains("panicked"));
         assert_eq!(sandbox.files(), ["model"]);
@@ -356,7 +346,7 @@ fn the_address_space_is_part_of_the_memory_guard() {
     let sandbox = Sandbox::new();
     let args =
         ["x", "-s", "1", "--steps", "1", "--size", "1024x1024", "-m", "pocket", "-t", "1", "-o", "out.png"];
-    let left = limited(&sandbox, "ulimit -v 400000", &args);
+    let left = sandbox.run_limited("ulimit -v 400000", &args);
     left.refused(1, &["of memory", "would fit"]);
     assert!(sandbox.files().is_empty());
 }

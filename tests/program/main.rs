@@ -11,5 +11,6 @@ mod cli_models;
 mod cli_picture_in;
 mod cli_pictures;
 mod components;
+mod exit_codes;
 mod hostile_files;
 mod hub;

@@ -77,6 +77,21 @@ impl Sandbox {
         child.wait_with_output().unwrap().into()
     }
 
+    /// Runs under limits of the shell's `ulimit`.
+    #[cfg(unix)]
+    pub fn run_limited(&self, limits: &str, args: &[&str]) -> Left {
+        let program = self.command(&[]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")]).arg(program.get_program()).args(args);
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell.current_dir(self.path()).stdin(Stdio::null()).output().unwrap().into()
+    }
+
     /// Makes a pipe that nobody writes to.
     #[cfg(unix)]
     pub fn pipe(&self, name: &str) {
