@@ -2,6 +2,7 @@
 
 mod report;
 mod watch;
+mod work;
 mod yardstick;
 
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::memory;
 use crate::pipeline::{DrawError, Model, Numerics, Pipeline, Residency};
 use crate::request::{Precision, Request, Sampler, Schedule};
 use watch::{Watch, median};
+use work::Work;
 use yardstick::Yardstick;
 
 /// What to measure.
@@ -80,6 +82,7 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
         rounds.push(yardstick.run()?);
     }
 
+    let work = Work::of(checkpoint, options)?;
     let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
     let f32_gmacs = rate(&rounds.concat());
     Ok(Report {
@@ -93,12 +96,15 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
         f32_gmacs_rounds: rounds.iter().map(|round| rate(round)).collect(),
         inventing_seconds: inventing.as_secs_f64(),
         load_seconds: options.opening.as_secs_f64() + loading - inventing.as_secs_f64(),
-        text_encoder: Part::new(&watch.encode, f32_gmacs),
-        unet_step: Part::new(&watch.steps, f32_gmacs),
-        vae_decode: Part::new(&watch.decode, f32_gmacs),
+        text_encoder: Part::new(&watch.encode, &work.text_encoder, f32_gmacs),
+        unet_step: Part::new(&watch.steps, &work.unet_step, f32_gmacs),
+        vae_decode: Part::new(&watch.decode, &work.vae_decode, f32_gmacs),
         peak_rss_bytes: peak,
     })
 }
+
+/// Above 1, so that a step has two passes where the model is guided by them.
+const GUIDANCE: f64 = 7.0;
 
 /// Each picture has a prompt of its own, because a pipeline remembers the last one's encoding.
 fn request(options: &Options, picture: usize) -> Request {
@@ -111,7 +117,7 @@ fn request(options: &Options, picture: usize) -> Request {
                 width: options.width,
                 height: options.height,
                 steps: options.steps,
-                guidance_scale: 7.0,
+                guidance_scale: GUIDANCE,
                 sampler: Sampler::Euler,
                 schedule: Schedule::Linspace,
             },

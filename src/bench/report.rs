@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::watch::{Sample, median};
-use crate::layers::meter::Kind;
+use crate::layers::meter::{Kind, Macs};
 use crate::request::Precision;
 
 /// The rows of a table of operations; what is left of the whole is the last row.
@@ -72,8 +72,8 @@ pub struct Report {
 }
 
 impl Part {
-    /// The median of `samples`, of which there is at least one.
-    pub(super) fn new(samples: &[Sample], f32_gmacs: f64) -> Self {
+    /// The median of `samples`, of which there is at least one, each of which multiplies `macs`.
+    pub(super) fn new(samples: &[Sample], macs: &Macs, f32_gmacs: f64) -> Self {
         let Sample { seconds, reading } = median(samples, |sample| sample.seconds);
         let operation = |kind, own: f64, macs: u64| {
             let gmac = macs as f64 / 1e9;
@@ -81,16 +81,15 @@ impl Part {
             Operation { kind, seconds: own, share: own / seconds, gmac, gmacs }
         };
         let mut operations = Vec::new();
-        let (mut other, mut other_macs) = (seconds, reading.macs());
+        let (mut other, mut other_macs) = (seconds, macs.total());
         for (kind, name) in ROWS {
-            let spent = reading.of(kind);
-            let own = spent.time.as_secs_f64();
-            operations.push(operation(name, own, spent.macs));
+            let own = reading.of(kind).time.as_secs_f64();
+            operations.push(operation(name, own, macs.of(kind)));
             other -= own;
-            other_macs -= spent.macs;
+            other_macs -= macs.of(kind);
         }
         operations.push(operation("rest", other, other_macs));
-        let gmac = reading.macs() as f64 / 1e9;
+        let gmac = macs.total() as f64 / 1e9;
         Self { seconds, gmac, cost: seconds * f32_gmacs / gmac, operations }
     }
 

@@ -17,7 +17,7 @@ use super::header::LONGEST;
 use super::tensors::{SCALE, TensorSet};
 use super::write_error::WriteError;
 use crate::files;
-use crate::quantize::{self, Policy, Treatment};
+use crate::quantize::{self, Policy};
 use crate::request::Precision;
 
 /// In which type floats are written.
@@ -51,11 +51,11 @@ impl Storage<'_> {
         }
     }
 
-    /// Whether a tensor is written as int8 values and scales. A vector has no outputs to scale one by one.
+    /// Whether a tensor is written as int8 values and scales.
     fn rounds(self, name: &str, shape: &[usize]) -> bool {
         match self {
             Self::Float(_) => false,
-            Self::Int8(policy) => shape.len() >= 2 && policy.treatment(name) != Treatment::Float,
+            Self::Int8(policy) => policy.stores_int8(name, shape),
         }
     }
 

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 
 use super::file::{BLOCK, TensorFile, TensorView};
 use super::random::RandomTensors;
-use crate::quantize::{QuantizedWeight, Weight};
+use crate::quantize::{Origin, QuantizedWeight, Weight};
 
 /// What is laid over weights as they are read, e.g. adapters that add to them.
 pub trait Overlay: Send + Sync {
@@ -97,10 +97,14 @@ impl TensorSet {
         self.quantized || self.taken.values().any(|quantized| *quantized)
     }
 
-    /// Whether tensor `name` comes from a model with int8 tensors: then what is float there was kept so on
-    /// purpose.
-    pub fn is_in_quantized(&self, name: &str) -> bool {
-        self.taken.get(prefix(name)).copied().unwrap_or(self.quantized)
+    /// What the weight called `name` comes from.
+    pub fn origin(&self, name: &str) -> Origin {
+        let int8 = self.view(name).is_ok_and(|view| view.dtype == Dtype::I8);
+        match (int8, self.taken.get(prefix(name)).copied().unwrap_or(self.quantized)) {
+            (true, _) => Origin::Int8,
+            (false, true) => Origin::Kept,
+            (false, false) => Origin::Float,
+        }
     }
 
     /// Canonical names in alphabetical order.

@@ -10,7 +10,7 @@ use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
 use super::printer::{Printer, Verbosity};
-use crate::memory::tiling::Tile;
+use crate::pipeline::tiling::Tile;
 use crate::request::{self, Draft, Lora, Precision, PromptSyntax, Resize, Rng, Sampler, Schedule};
 
 pub const EXAMPLES: &str = "\

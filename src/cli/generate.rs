@@ -18,7 +18,7 @@ use super::report::{Report, Seconds, shown};
 use super::session::{Drawn, Provenance, Session, ends_every_run};
 use super::signals::Signals;
 use super::{prompt, show};
-use crate::memory::footprint::Series;
+use crate::pipeline::footprint::Series;
 use crate::pipeline::{DrawError, Pipeline, Residency};
 use crate::request::{Draft, Embedded, Request, UsedFile};
 use crate::{files, memory, png};

@@ -3,9 +3,10 @@
 use super::args::ComputeArgs;
 use super::exit::{Exit, Failure};
 use super::printer::Printer;
-use crate::memory::footprint::{Footprint, Series};
-use crate::memory::{self, tiling::Tile};
+use crate::memory;
 use crate::pipeline::Model;
+use crate::pipeline::footprint::{Footprint, Series};
+use crate::pipeline::tiling::Tile;
 use crate::request::{Precision, Request};
 
 /// A peak above this share of what is available is worth a warning.

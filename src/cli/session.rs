@@ -14,7 +14,7 @@ use super::model::{Choice, Rule};
 use super::printer::Printer;
 use super::progress::Progress;
 use crate::checkpoint::{Checkpoint, Defaults};
-use crate::memory::tiling::Tile;
+use crate::pipeline::tiling::Tile;
 use crate::pipeline::{DrawError, Model, Numerics, Picture, Pipeline, Residency, Timings};
 use crate::png;
 use crate::request::{Embedded, Precision, Record, Request, UsedFile};

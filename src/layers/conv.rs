@@ -8,7 +8,7 @@ use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
 use super::weight::{self, Form, Packing};
 use super::{Input, Params};
-use crate::kernels;
+use crate::kernels::{self, Isa};
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +55,32 @@ impl ConvShape {
     /// A 3x3 convolution that halves the size.
     pub fn halving(channels: usize, padding: Padding) -> Self {
         Self { stride: 2, padding, ..Self::same(channels, channels, 3) }
+    }
+
+    /// Height and width of the output for an input of this height and width, once it is enlarged.
+    pub fn output_size(&self, (height, width): (usize, usize)) -> (usize, usize) {
+        let (before, after) = self.pads();
+        let side = |side: usize| (side + before + after).saturating_sub(self.kernel) / self.stride + 1;
+        (side(height), side(width))
+    }
+
+    /// Multiply-accumulates for `pixels` of the output: each reads a whole filter.
+    pub fn macs(&self, pixels: usize) -> usize {
+        pixels * self.out_channels * self.in_channels * self.kernel * self.kernel
+    }
+
+    /// Bytes that it takes in float, beside input and output, for `batch` outputs of this height and width: weights
+    /// that are transformed at each call, and what they are multiplied with.
+    pub fn workspace_bytes(&self, batch: usize, height: usize, width: usize) -> usize {
+        if self.packing().form != Form::Winograd {
+            return 0;
+        }
+        kernels::PackedWinograd::bytes(Isa::best(), self.out_channels, self.in_channels, batch, height, width)
+    }
+
+    /// As what its time and its multiply-accumulates are booked.
+    pub fn kind(&self) -> Kind {
+        if self.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 }
     }
 
     /// Zeros before the first and after the last row and column.
@@ -118,10 +144,6 @@ impl Conv2d {
         Ok(Self { shape, weights })
     }
 
-    pub fn shape(&self) -> ConvShape {
-        self.shape
-    }
-
     /// `[batch, height, width, in_channels]` to `[batch, height', width', out_channels]`.
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<Tensor> {
         self.forward_fused(input, Fused::default())
@@ -130,8 +152,7 @@ impl Conv2d {
     /// The same with `fused` around it.
     pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
         let input = input.into();
-        let kind = if self.shape.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 };
-        meter::record(kind, self.macs(&input.dims(), fused), || match &self.weights {
+        meter::record(self.shape.kind(), self.macs(&input.dims(), fused), || match &self.weights {
             Weights::Kernels(product) => self.run_kernels(product, input, fused),
             Weights::Candle { weight, bias } => {
                 self.run_candle(weight, bias.as_ref(), &input.to_tensor()?, fused)
@@ -139,14 +160,11 @@ impl Conv2d {
         })
     }
 
-    /// Multiply-accumulates over an input of `dims`: each output reads a whole filter.
+    /// Multiply-accumulates over an input of `dims`.
     fn macs(&self, dims: &[usize], fused: Fused<'_>) -> usize {
         let &[batch, height, width, _] = dims else { return 0 };
-        let (height, width) = fused.enlarge_to.unwrap_or((height, width));
-        let ConvShape { in_channels, out_channels, kernel, stride, .. } = self.shape;
-        let (before, after) = self.shape.pads();
-        let outputs = |side: usize| (side + before + after).saturating_sub(kernel) / stride + 1;
-        batch * outputs(height) * outputs(width) * out_channels * in_channels * kernel * kernel
+        let (height, width) = self.shape.output_size(fused.enlarge_to.unwrap_or((height, width)));
+        self.shape.macs(batch * height * width)
     }
 
     fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {

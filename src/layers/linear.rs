@@ -71,15 +71,16 @@ impl Linear {
 
     /// `[.., in]` to `[.., out]`.
     pub fn forward<'a>(&self, input: impl Into<Input<'a>>) -> Result<Tensor> {
-        self.run(input.into(), None)
+        self.forward_fused(input, None)
     }
 
     /// The same plus `residual`, which has the output's shape.
-    pub fn forward_residual<'a>(&self, input: impl Into<Input<'a>>, residual: &Tensor) -> Result<Tensor> {
-        self.run(input.into(), Some(residual))
-    }
-
-    fn run(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward_fused<'a>(
+        &self,
+        input: impl Into<Input<'a>>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let input = input.into();
         let macs = input.dims().iter().product::<usize>() * self.packing.outputs;
         let gated = self.packing.form == Form::Gated;
         meter::record(Kind::Linear, macs, || match &self.weights {
@@ -91,7 +92,9 @@ impl Linear {
                 product.apply(input, &reads, Added { residual, ..Added::default() }, shape)
             }
             Weights::Candle { weight, bias } => {
-                let mut output = input.to_tensor()?.broadcast_matmul(&weight.t()?)?;
+                let input = input.to_tensor()?;
+                let rows = input.reshape(((), weight.dim(1)?))?;
+                let mut output = rows.matmul(&weight.t()?)?;
                 if let Some(bias) = bias {
                     output = output.broadcast_add(bias)?;
                 }
@@ -99,6 +102,8 @@ impl Linear {
                     let halves = output.chunk(2, D::Minus1)?;
                     output = (&halves[0] * halves[1].gelu_erf()?)?;
                 }
+                let outer = &input.dims()[..input.rank() - 1];
+                let output = output.reshape([outer, &[output.dim(1)?]].concat())?;
                 Ok(match residual {
                     Some(residual) => (output + residual)?,
                     None => output,

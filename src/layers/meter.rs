@@ -18,6 +18,35 @@ pub enum Kind {
     Other,
 }
 
+const KINDS: usize = Kind::Other as usize + 1;
+
+/// Multiply-accumulates by kind of operation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Macs([u64; KINDS]);
+
+impl Macs {
+    pub fn add(&mut self, kind: Kind, macs: usize) {
+        self.0[kind as usize] += macs as u64;
+    }
+
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        for (macs, more) in self.0.iter_mut().zip(other.0) {
+            *macs += more;
+        }
+        self
+    }
+}
+
 /// What one kind of operation took.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Spent {
@@ -28,7 +57,7 @@ pub struct Spent {
 
 /// What each kind took since the last [`Meter::take`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Reading([Spent; Kind::Other as usize + 1]);
+pub struct Reading([Spent; KINDS]);
 
 impl Reading {
     pub fn of(&self, kind: Kind) -> Spent {
@@ -45,9 +74,9 @@ impl Reading {
         self
     }
 
-    /// Multiply-accumulates of all kinds.
-    pub fn macs(&self) -> u64 {
-        self.0.iter().map(|spent| spent.macs).sum()
+    /// What has been multiplied.
+    pub fn macs(&self) -> Macs {
+        Macs(self.0.map(|spent| spent.macs))
     }
 }
 
@@ -128,10 +157,10 @@ mod tests {
         let reading = meter.take();
         assert_eq!(reading.of(Kind::Linear).macs, 5);
         assert!(reading.of(Kind::Linear).time >= PAUSE);
-        assert_eq!(meter.take().macs(), 0);
+        assert_eq!(meter.take().macs().total(), 0);
         drop(meter);
         record(Kind::Linear, 7, || ());
-        assert_eq!(Meter::start().take().macs(), 0);
+        assert_eq!(Meter::start().take().macs().total(), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 
-pub use activation::{concat_channels, silu};
+pub use activation::concat_channels;
 pub use attention::Attention;
 pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
@@ -28,7 +28,7 @@ pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::TensorSet;
 use crate::kernels::Isa;
-use crate::quantize::{QuantizedWeight, Treatment, Weight, policy};
+use crate::quantize::{Policy, QuantizedWeight, Weight};
 
 /// What computes the layers.
 #[derive(Debug, Clone)]
@@ -123,11 +123,10 @@ impl<'a> Params<'a> {
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let path = self.path(&name);
         let stored = self.tensors.weight(&path, shape)?;
-        let int8 = self.backend.int8 && policy::treatment(&path) == Treatment::Computed;
+        let int8 = self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path));
         Ok(match stored {
             Weight::Int8(_) if int8 => stored,
-            // Floats of a quantized model were kept for a reason.
-            Weight::Float(values) if int8 && !self.tensors.is_in_quantized(&path) => {
+            Weight::Float(values) if int8 => {
                 let rounded = QuantizedWeight::round(&values, shape[0]);
                 Weight::Int8(rounded.with_context(|| format!("tensor '{path}'"))?)
             }

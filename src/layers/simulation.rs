@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::weight::{self, Packed, Packing};
 use super::{Backend, Input, host};
 use crate::kernels::{self, Isa, QuantizedRows};
-use crate::quantize::{Energy, Policy, QuantizedWeight, Treatment, Weight};
+use crate::quantize::{Energy, Origin, Policy, QuantizedWeight, Weight};
 
 /// Which layers pretend to be int8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +93,7 @@ impl Trial {
             return Ok(None);
         };
         let tensors = tensors();
-        if !tensors.iter().all(|name| simulation.policy.treatment(name) == Treatment::Computed) {
+        if !tensors.iter().all(|name| simulation.policy.computes_int8(name, Origin::Float)) {
             return Ok(None);
         }
         let weight = QuantizedWeight::round(values, packing.outputs)?;

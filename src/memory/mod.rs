@@ -1,8 +1,5 @@
 //! How much memory the process has used and the machine has, where the system tells; nothing is allocated or limited here.
 
-pub mod footprint;
-pub mod tiling;
-
 use std::fs;
 use std::path::Path;
 

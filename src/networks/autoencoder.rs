@@ -4,10 +4,27 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::config::VaeConfig;
+use super::graph::Graph;
 use super::strips::Strips;
 use super::{taesd, vae};
 use crate::layers::Params;
 use crate::noise::NoiseSource;
+
+/// From unscaled latents to a picture.
+pub fn describe_decoder(config: &VaeConfig) -> Graph {
+    match config {
+        VaeConfig::Kl(config) => vae::describe_decoder(config),
+        VaeConfig::Tiny(config) => taesd::describe_decoder(config),
+    }
+}
+
+/// From a picture to what its latents are sampled from.
+pub fn describe_encoder(config: &VaeConfig) -> Graph {
+    match config {
+        VaeConfig::Kl(config) => vae::describe_encoder(config),
+        VaeConfig::Tiny(config) => taesd::describe_encoder(config),
+    }
+}
 
 enum Decoder {
     Kl(Box<vae::Decoder>),

@@ -57,13 +57,6 @@ impl TextEncoder {
         })
     }
 
-    /// Multiply-accumulates of all layers over `tokens`: projections, attention, feed-forward.
-    fn macs(&self, tokens: usize) -> usize {
-        let ClipConfig { hidden_size, intermediate_size, num_hidden_layers, .. } = self.config;
-        let products = 4 * hidden_size + 2 * tokens + 2 * intermediate_size;
-        num_hidden_layers * tokens * hidden_size * products
-    }
-
     /// The number of tokens of one chunk, start and end included.
     pub fn positions(&self) -> usize {
         self.config.max_position_embeddings
@@ -97,10 +90,25 @@ impl TextEncoder {
         ensure!(length <= self.positions(), "{length} tokens where {} is the most", self.positions());
         let embedded = (tokens + self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let hidden = meter::record(Kind::Other, self.macs(length), || {
+        let hidden = meter::record(Kind::Other, self.config.macs(length), || {
             self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))
         })?;
         Ok(self.final_norm.forward(&hidden)?.to_dtype(DType::F32)?)
+    }
+}
+
+impl ClipConfig {
+    /// How many weights there are: embeddings, and in each layer four projections, a feed-forward and two norms.
+    pub fn weights(&self) -> usize {
+        let Self { vocab_size, hidden_size: hidden, intermediate_size: inner, .. } = *self;
+        let layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden;
+        (vocab_size + self.max_position_embeddings + 2) * hidden + self.num_hidden_layers * layer
+    }
+
+    /// Multiply-accumulates of all layers over one chunk of `tokens`: projections, attention, feed-forward.
+    pub fn macs(&self, tokens: usize) -> usize {
+        let products = 4 * self.hidden_size + 2 * tokens + 2 * self.intermediate_size;
+        self.num_hidden_layers * tokens * self.hidden_size * products
     }
 }
 

@@ -1,11 +1,15 @@
 //! The networks of Stable Diffusion as published: what is computed, in which order; how lives in the layers.
 
+pub mod activations;
 pub mod autoencoder;
+mod blocks;
 pub mod clip;
 pub mod config;
-mod resnet;
+pub mod graph;
+mod network;
+mod operation;
 pub mod strips;
 pub mod taesd;
-mod transformer;
 pub mod unet;
 pub mod vae;
+mod work;

@@ -1,37 +1,104 @@
 //! The denoising UNet (Ronneberger et al. 2015; Rombach et al. 2022), as diffusers' `UNet2DConditionModel`.
 
-use std::slice;
+use std::ops::Range;
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
+use super::blocks::{resnet, transformer};
 use super::config::UnetConfig;
-use super::resnet::Resnet;
-use super::transformer::{ContextRows, Transformer};
-use crate::layers::{Conv2d, ConvShape, Fused, GroupNorm, Linear, Padding, Params, concat_channels, silu};
+use super::graph::{Conv, Enlarge, Extent, Graph, Groups, Linear, Port, Value, silu};
+use super::network::{Beside, Network, channels_first};
+pub use super::network::{ContextRows, Maps, Residuals};
+use crate::layers::{ConvShape, Padding, Params};
 
-/// A resnet and the transformer that may follow it.
-struct Layer {
-    resnet: Resnet,
-    transformer: Option<Transformer>,
+/// The UNet of `config`. Its inputs are the latents, the timestep's sinusoids and, where guidance is one, the
+/// guidance scale's.
+pub fn describe(config: &UnetConfig) -> Graph {
+    let mut graph = Graph::default();
+    let g = &mut graph;
+    let channels = &config.channels;
+    let (levels, first) = (channels.len(), channels[0]);
+    let groups = Groups { count: config.norm_groups, eps: config.norm_eps };
+    let latents = g.input(config.in_channels);
+    let timestep = g.input(first);
+    let guidance = config.guidance_channels.map(|width| g.input(width));
+
+    g.stage("time_embedding");
+    let mut time = timestep;
+    if let Some(guidance) = guidance {
+        let projection = Linear::new("time_embedding.cond_proj", first, guidance).without_bias();
+        time = g.linear(Linear { residual: Some(timestep), ..projection });
+    }
+    time = g.linear(Linear::new("time_embedding.linear_1", 4 * first, time));
+    time = g.linear(Linear::new("time_embedding.linear_2", 4 * first, silu(time)));
+
+    // A resnet and the transformer that may follow it, attending to the prompt.
+    let layer = |g: &mut Graph, block: &str, index: usize, map: Value, level: usize, attends: bool| {
+        let name = format!("{block}.resnets.{index}");
+        let map = resnet(g, &name, map, channels[level], groups, Some(time));
+        if !attends {
+            return map;
+        }
+        let name = format!("{block}.attentions.{index}");
+        transformer(g, &name, map, config.heads[level], config.norm_groups, config.context_channels)
+    };
+
+    g.stage("conv_in");
+    let mut map = g.conv(Conv::new("conv_in", ConvShape::same(config.in_channels, first, 3), latents));
+    // What the way down leaves for the way up.
+    let mut skips = vec![map];
+    for (level, &attends) in config.down_attention.iter().enumerate() {
+        let block = format!("down_blocks.{level}");
+        for index in 0..config.layers_per_block {
+            g.stage(format!("{block}.{index}"));
+            map = layer(g, &block, index, map, level, attends);
+            skips.push(map);
+        }
+        if level + 1 < levels {
+            g.stage(format!("{block}.downsamplers"));
+            let shape = ConvShape::halving(channels[level], Padding::Around);
+            map = g.conv(Conv::new(format!("{block}.downsamplers.0.conv"), shape, map));
+            skips.push(map);
+        }
+    }
+
+    g.stage("mid_block");
+    if config.has_mid_block {
+        map = layer(g, "mid_block", 0, map, levels - 1, true);
+        map = resnet(g, "mid_block.resnets.1", map, channels[levels - 1], groups, Some(time));
+    }
+    map = g.receive(map, Port::Middle);
+
+    for (number, &attends) in config.up_attention.iter().enumerate() {
+        let (block, level) = (format!("up_blocks.{number}"), levels - 1 - number);
+        for index in 0..=config.layers_per_block {
+            g.stage(format!("{block}.{index}"));
+            let skip = skips.pop().expect("every level saves one skip for each of its layers on the way up");
+            map = g.join(map, skip, skips.len());
+            map = layer(g, &block, index, map, level, attends);
+        }
+        if let Some(next) = skips.last() {
+            g.stage(format!("{block}.upsamplers"));
+            let shape = ConvShape::same(channels[level], channels[level], 3);
+            let conv = Conv::new(format!("{block}.upsamplers.0.conv"), shape, map);
+            map = g.conv(Conv { enlarge: Some(Enlarge::LikeMap(*next)), ..conv });
+        }
+    }
+
+    g.stage("conv_out");
+    let shape = ConvShape::same(first, config.out_channels, 3);
+    g.conv(Conv::new("conv_out", shape, groups.norm_silu("conv_norm_out", map)));
+    graph
 }
 
-struct DownBlock {
-    layers: Vec<Layer>,
-    downsample: Option<Conv2d>,
+/// The extents of a step's inputs for latents of this one.
+pub fn extents(config: &UnetConfig, latents: Extent) -> Vec<Extent> {
+    let rows = 1 + usize::from(config.guidance_channels.is_some());
+    [vec![latents], vec![Extent::ROW; rows]].concat()
 }
 
-struct MidBlock {
-    first: Layer,
-    last: Resnet,
-}
-
-struct UpBlock {
-    layers: Vec<Layer>,
-    upsample: Option<Conv2d>,
-}
-
-/// A prompt prepared for one UNet: each transformer's keys and values, in the order it asks for them.
+/// A prompt prepared for one UNet.
 pub struct Context {
     rows: Vec<ContextRows>,
     /// For a UNet that was distilled to do the guidance itself.
@@ -46,137 +113,40 @@ impl Context {
     }
 }
 
+/// What one step takes.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// `[batch, in_channels, height, width]`
+    pub latents: &'a Tensor,
+    pub timestep: f64,
+    pub context: &'a Context,
+    pub residuals: Option<&'a Residuals>,
+}
+
+/// The map that comes up from the inner stages of one step, for the outer stages of another (DeepCache, Ma et al.
+/// 2023).
+#[derive(Clone)]
+pub struct DeepMap {
+    /// How many skips are computed outside of it.
+    outer: usize,
+    map: Tensor,
+}
+
 pub struct Unet {
     config: UnetConfig,
-    dtype: DType,
-    conv_in: Conv2d,
-    time_1: Linear,
-    time_2: Linear,
-    guidance: Option<Linear>,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
-    up_blocks: Vec<UpBlock>,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
+    network: Network,
 }
 
 impl Unet {
     /// # Errors
     /// Names the tensor that is missing or misshapen.
     pub fn load(params: &Params, config: UnetConfig) -> Result<Self> {
-        let channels = &config.channels;
-        let (levels, first) = (channels.len(), channels[0]);
-        let time_channels = 4 * first;
-        let resnet = |params: Params, from: usize, to: usize| {
-            Resnet::load(&params, from, to, Some(time_channels), config.norm_groups, config.norm_eps)
-        };
-        let transformer = |params: Params, level: usize| {
-            Transformer::load(
-                &params,
-                channels[level],
-                config.heads[level],
-                config.context_channels,
-                config.norm_groups,
-            )
-        };
-
-        // What each layer on the way down leaves for the way up.
-        let mut skips = vec![first];
-        let mut width = first;
-        let mut down_blocks = Vec::new();
-        for (level, &level_width) in channels.iter().enumerate() {
-            let block = params.at(format_args!("down_blocks.{level}"));
-            let mut layers = Vec::new();
-            for index in 0..config.layers_per_block {
-                layers.push(Layer {
-                    resnet: resnet(block.at(format_args!("resnets.{index}")), width, level_width)?,
-                    transformer: config.down_attention[level]
-                        .then(|| transformer(block.at(format_args!("attentions.{index}")), level))
-                        .transpose()?,
-                });
-                width = level_width;
-                skips.push(width);
-            }
-            let downsample = (level + 1 < levels)
-                .then(|| {
-                    let shape = ConvShape::halving(width, Padding::Around);
-                    Conv2d::load(&block.at("downsamplers.0.conv"), shape)
-                })
-                .transpose()?;
-            if downsample.is_some() {
-                skips.push(width);
-            }
-            down_blocks.push(DownBlock { layers, downsample });
-        }
-
-        let mid = params.at("mid_block");
-        let mid_block = config
-            .has_mid_block
-            .then(|| -> Result<_> {
-                Ok(MidBlock {
-                    first: Layer {
-                        resnet: resnet(mid.at("resnets.0"), width, width)?,
-                        transformer: Some(transformer(mid.at("attentions.0"), levels - 1)?),
-                    },
-                    last: resnet(mid.at("resnets.1"), width, width)?,
-                })
-            })
-            .transpose()?;
-
-        let mut up_blocks = Vec::new();
-        for (index, level) in (0..levels).rev().enumerate() {
-            let block = params.at(format_args!("up_blocks.{index}"));
-            let mut layers = Vec::new();
-            for layer in 0..=config.layers_per_block {
-                let skip = skips.pop().context("the unet has more layers up than down")?;
-                layers.push(Layer {
-                    resnet: resnet(block.at(format_args!("resnets.{layer}")), width + skip, channels[level])?,
-                    transformer: config.up_attention[index]
-                        .then(|| transformer(block.at(format_args!("attentions.{layer}")), level))
-                        .transpose()?,
-                });
-                width = channels[level];
-            }
-            let upsample = (level > 0)
-                .then(|| Conv2d::load(&block.at("upsamplers.0.conv"), ConvShape::same(width, width, 3)))
-                .transpose()?;
-            up_blocks.push(UpBlock { layers, upsample });
-        }
-
-        Ok(Self {
-            dtype: params.backend().dtype,
-            conv_in: Conv2d::load(&params.at("conv_in"), ConvShape::same(config.in_channels, first, 3))?,
-            time_1: Linear::load(&params.at("time_embedding.linear_1"), first, time_channels)?,
-            time_2: Linear::load(&params.at("time_embedding.linear_2"), time_channels, time_channels)?,
-            guidance: config
-                .guidance_channels
-                .map(|width| {
-                    Linear::load_stacked(&[params.at("time_embedding.cond_proj")], width, first, false)
-                })
-                .transpose()?,
-            down_blocks,
-            mid_block,
-            up_blocks,
-            norm_out: GroupNorm::load(
-                &params.at("conv_norm_out"),
-                config.norm_groups,
-                first,
-                config.norm_eps,
-            )?,
-            conv_out: Conv2d::load(&params.at("conv_out"), ConvShape::same(first, config.out_channels, 3))?,
-            config,
-        })
+        Ok(Self { network: Network::load(params, describe(&config))?, config })
     }
 
     /// Prepares text embeddings `[batch, tokens, context_channels]` for [`Self::forward`].
     pub fn context(&self, embeddings: &Tensor) -> Result<Context> {
-        let embeddings = embeddings.to_dtype(self.dtype)?;
-        let down = self.down_blocks.iter().flat_map(|block| &block.layers);
-        let mid = self.mid_block.iter().map(|block| &block.first);
-        let up = self.up_blocks.iter().flat_map(|block| &block.layers);
-        let transformers = down.chain(mid).chain(up).filter_map(|layer| layer.transformer.as_ref());
-        let rows = transformers.map(|part| part.context_rows(&embeddings)).collect::<Result<_>>()?;
-        Ok(Context { rows, guidance_scale: None })
+        Ok(Context { rows: self.network.context_rows(embeddings)?, guidance_scale: None })
     }
 
     /// Predicts noise (or velocity) for `latents` `[batch, in_channels, height, width]` at `timestep`.
@@ -184,65 +154,113 @@ impl Unet {
     /// # Errors
     /// When shapes do not fit, naming them.
     pub fn forward(&self, latents: &Tensor, timestep: f64, context: &Context) -> Result<Tensor> {
-        ensure!(
-            latents.dim(1)? == self.config.in_channels,
-            "the unet takes {} channels, not latents of shape {:?}",
-            self.config.in_channels,
-            latents.shape()
-        );
-        let time = self.time_embedding(timestep, context.guidance_scale, latents)?;
-        let mut context = context.rows.iter();
-        let mut hidden = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-
-        hidden = self.conv_in.forward(&hidden)?;
-        let mut skips = vec![hidden.clone()];
-        for block in &self.down_blocks {
-            for layer in &block.layers {
-                hidden = layer.forward(&hidden, &time, &mut context)?;
-                skips.push(hidden.clone());
-            }
-            if let Some(downsample) = &block.downsample {
-                hidden = downsample.forward(&hidden)?;
-                skips.push(hidden.clone());
-            }
-        }
-
-        if let Some(block) = &self.mid_block {
-            hidden = block.first.forward(&hidden, &time, &mut context)?;
-            hidden = block.last.forward(&hidden, Some(&time))?;
-        }
-
-        for block in &self.up_blocks {
-            for layer in &block.layers {
-                let skip = skips.pop().context("the unet has more layers up than down")?;
-                hidden = layer.forward(&concat_channels(&hidden, &skip)?, &time, &mut context)?;
-            }
-            if let (Some(upsample), Some(next)) = (&block.upsample, skips.last()) {
-                // Not always double: an odd size was rounded up on the way down.
-                let size = (next.dim(1)?, next.dim(2)?);
-                hidden =
-                    upsample.forward_fused(&hidden, Fused { enlarge_to: Some(size), ..Fused::default() })?;
-            }
-        }
-
-        hidden = self.conv_out.forward(self.norm_out.silu_of(&hidden))?;
-        Ok(hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
+        self.predict(&Step { latents, timestep, context, residuals: None })
     }
 
-    /// Sinusoids of the timestep, plus those of the guidance scale through a linear layer, through two linear
-    /// layers: `[1, 4 * first level's channels]`.
-    fn time_embedding(&self, timestep: f64, guidance_scale: Option<f64>, latents: &Tensor) -> Result<Tensor> {
-        let row = |values: Vec<f32>| -> Result<Tensor> {
-            let width = values.len();
-            Ok(Tensor::from_vec(values, (1, width), latents.device())?.to_dtype(self.dtype)?)
-        };
-        let mut hidden = row(sinusoids(timestep, &self.config))?;
-        if let (Some(layer), Some(scale)) = (&self.guidance, guidance_scale) {
-            let width = self.config.guidance_channels.unwrap_or_default();
-            hidden = (hidden + layer.forward(&row(guidance_sinusoids(scale, width))?)?)?;
+    /// The same for all that a step can take.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; says which residuals are missing or have another shape.
+    pub fn predict(&self, step: &Step<'_>) -> Result<Tensor> {
+        let mut maps = self.begin(step)?;
+        self.run(&mut maps, 0..self.stages(), step)?;
+        self.finish(maps)
+    }
+
+    /// How many stages there are to stop between.
+    pub fn stages(&self) -> usize {
+        self.network.graph().stages()
+    }
+
+    /// A step before its first stage.
+    ///
+    /// # Errors
+    /// As [`Self::predict`].
+    pub fn begin(&self, step: &Step<'_>) -> Result<Maps> {
+        let channels = self.config.in_channels;
+        let shape = step.latents.shape();
+        let fits = step.latents.rank() == 4 && step.latents.dim(1)? == channels;
+        ensure!(fits, "the unet takes {channels} channels, not latents of shape {shape:?}");
+        if let Some(residuals) = step.residuals {
+            residuals.check(&self.skip_shapes(step)?)?;
         }
-        let hidden = self.time_1.forward(&hidden)?;
-        self.time_2.forward(&silu(&hidden)?)
+        let row = |values: Vec<f32>| -> Result<Tensor> {
+            let row = Tensor::from_vec(values, (1, 1, 1, ()), step.latents.device())?;
+            Ok(row.to_dtype(self.network.dtype())?)
+        };
+        let mut inputs = vec![self.network.channels_last(step.latents)?];
+        inputs.push(row(sinusoids(step.timestep, &self.config))?);
+        if let Some(width) = self.config.guidance_channels {
+            // Zeros add nothing to the time embedding.
+            let scale = step.context.guidance_scale;
+            inputs.push(row(scale.map_or(vec![0.0; width], |scale| guidance_sinusoids(scale, width)))?);
+        }
+        self.network.start(inputs)
+    }
+
+    /// Goes on with `stages`, for which `maps` must hold what they take.
+    ///
+    /// # Errors
+    /// Says which stage takes what has not been computed.
+    pub fn run(&self, maps: &mut Maps, stages: Range<usize>, step: &Step<'_>) -> Result<()> {
+        let beside = Beside { prompt: &step.context.rows, residuals: step.residuals };
+        self.network.run(maps, stages, beside)
+    }
+
+    /// What the last stage has given, `[batch, out_channels, height, width]`.
+    ///
+    /// # Errors
+    /// When it has not run.
+    pub fn finish(&self, maps: Maps) -> Result<Tensor> {
+        channels_first(&self.network.output(maps)?)
+    }
+
+    /// The shapes of what is saved on the way down, `[batch, height, width, channels]` of each skip in their order,
+    /// and last of what comes out of the middle.
+    ///
+    /// # Errors
+    /// When the latents are no feature maps.
+    pub fn skip_shapes(&self, step: &Step<'_>) -> Result<Vec<Vec<usize>>> {
+        let (batch, _, height, width) = step.latents.dims4()?;
+        let latents = Extent { batch, height, width };
+        Ok(self.network.residual_shapes(&extents(&self.config, latents)))
+    }
+
+    /// How many skips there are, to choose from for [`Self::predict_keeping`].
+    pub fn skips(&self) -> usize {
+        self.network.graph().skips().len()
+    }
+
+    /// [`Self::predict`], and the map that joins the last of the first `outer` skips.
+    ///
+    /// # Errors
+    /// As [`Self::predict`]; when there are not as many skips, or `outer` is zero.
+    pub fn predict_keeping(&self, step: &Step<'_>, outer: usize) -> Result<(Tensor, DeepMap)> {
+        let skip = self.skip(outer)?;
+        let mut maps = self.begin(step)?;
+        self.run(&mut maps, 0..skip.joins, step)?;
+        let map = maps.get(skip.map).context("the stage before a join gives a map")?.clone();
+        self.run(&mut maps, skip.joins..self.stages(), step)?;
+        Ok((self.finish(maps)?, DeepMap { outer, map }))
+    }
+
+    /// [`Self::predict`] with the outer stages alone: what comes up to them is `deep`, of a step before.
+    ///
+    /// # Errors
+    /// As [`Self::predict`]; when `deep` is of another size.
+    pub fn predict_outer(&self, step: &Step<'_>, deep: &DeepMap) -> Result<Tensor> {
+        let skip = self.skip(deep.outer)?;
+        let mut maps = self.begin(step)?;
+        self.run(&mut maps, 0..skip.after, step)?;
+        maps.set(skip.map, deep.map.clone());
+        self.run(&mut maps, skip.joins..self.stages(), step)?;
+        self.finish(maps)
+    }
+
+    fn skip(&self, outer: usize) -> Result<super::graph::Skip> {
+        let skips = self.network.graph().skips();
+        let skip = outer.checked_sub(1).and_then(|last| skips.get(last));
+        skip.copied().with_context(|| format!("{outer} outer skips where there are 1 to {}", skips.len()))
     }
 }
 
@@ -278,22 +296,4 @@ fn guidance_sinusoids(scale: f64, width: usize) -> Vec<f32> {
     let mut values: Vec<f32> = sines.chain(angles.iter().map(|angle| angle.cos())).collect();
     values.resize(width, 0.0);
     values
-}
-
-impl Layer {
-    fn forward(
-        &self,
-        input: &Tensor,
-        time: &Tensor,
-        context: &mut slice::Iter<'_, ContextRows>,
-    ) -> Result<Tensor> {
-        let hidden = self.resnet.forward(input, Some(time))?;
-        match &self.transformer {
-            Some(transformer) => {
-                let rows = context.next().context("the context was made for another unet")?;
-                transformer.forward(&hidden, rows)
-            }
-            None => Ok(hidden),
-        }
-    }
 }

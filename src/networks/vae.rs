@@ -1,196 +1,129 @@
 //! The autoencoder between pictures and latents (Kingma & Welling 2014), as diffusers' `AutoencoderKL`.
 
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
+use super::blocks::{pixel_attention, resnet};
 use super::config::KlConfig;
-use super::resnet::Resnet;
-use super::strips::{Map, Source, Strips, widened, without_margin};
-use crate::layers::{Attention, Conv2d, ConvShape, Fused, GroupNorm, Linear, Padding, Params};
+use super::graph::{Conv, Enlarge, Graph, Groups, Value};
+use super::network::Network;
+use super::strips::Strips;
+use crate::layers::{ConvShape, Padding, Params};
 
-const EPS: f64 = 1e-6;
+/// From unscaled latents to a picture.
+pub fn describe_decoder(config: &KlConfig) -> Graph {
+    let mut graph = Graph::default();
+    let g = &mut graph;
+    let (latent, levels, groups) = (config.latent_channels, config.channels.len(), groups(config));
+    let lowest = config.channels[levels - 1];
+    let mut map = g.input(latent);
 
-/// Single-headed self-attention over all pixels.
-struct PixelAttention {
-    attention: Attention,
-    norm: GroupNorm,
-    qkv: Linear,
-    out: Linear,
+    g.stage("decoder.conv_in");
+    if config.use_post_quant_conv {
+        map = g.conv(Conv::new("post_quant_conv", ConvShape::same(latent, latent, 1), map));
+    }
+    map = g.conv(Conv::new("decoder.conv_in", ConvShape::same(latent, lowest, 3), map));
+    map = middle(g, "decoder", map, config);
+
+    g.begin_large();
+    for (index, &channels) in config.channels.iter().rev().enumerate() {
+        let block = format!("decoder.up_blocks.{index}");
+        map = resnets(g, &block, config.layers_per_block + 1, map, channels, groups);
+        if index + 1 < levels {
+            g.stage(format!("{block}.upsamplers"));
+            let shape = ConvShape::same(channels, channels, 3).over_large_maps();
+            let conv = Conv::new(format!("{block}.upsamplers.0.conv"), shape, map);
+            map = g.conv(Conv { enlarge: Some(Enlarge::Double), ..conv });
+        }
+    }
+
+    g.stage("decoder.conv_out");
+    let shape = ConvShape::same(config.channels[0], config.out_channels, 3);
+    g.conv(Conv::new("decoder.conv_out", shape, groups.norm_silu("decoder.conv_norm_out", map)));
+    g.end_large();
+    graph
 }
 
-impl PixelAttention {
-    fn load(params: &Params, channels: usize, groups: usize) -> Result<Self> {
-        let parts = ["to_q", "to_k", "to_v"].map(|name| params.at(name));
-        Ok(Self {
-            attention: Attention::new(params, 1),
-            norm: GroupNorm::load(&params.at("group_norm"), groups, channels, EPS)?,
-            qkv: Linear::load_stacked(&parts, channels, channels, true)?,
-            out: Linear::load(&params.at("to_out.0"), channels, channels)?,
-        })
-    }
+/// From a picture to mean and logarithm of the variance of its unscaled latents, side by side in the channels.
+pub fn describe_encoder(config: &KlConfig) -> Graph {
+    let mut graph = Graph::default();
+    let g = &mut graph;
+    let (moments, levels, groups) = (2 * config.latent_channels, config.channels.len(), groups(config));
+    let (first, lowest) = (config.channels[0], config.channels[levels - 1]);
+    let mut map = g.input(config.in_channels);
 
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let (batch, height, width, channels) = input.dims4()?;
-        let rows = (batch, height * width, channels);
-        let qkv = self
-            .qkv
-            .forward(self.norm.of(input))?
-            .reshape((batch, height * width, 3 * channels))?
-            .chunk(3, 2)?;
-        let attended = self.attention.to_itself(&qkv[0], &qkv[1], &qkv[2])?;
-        Ok(self.out.forward_residual(&attended, &input.reshape(rows)?)?.reshape(input.shape())?)
+    g.begin_large();
+    g.stage("encoder.conv_in");
+    map = g.conv(Conv::new("encoder.conv_in", ConvShape::same(config.in_channels, first, 3), map));
+    for (index, &channels) in config.channels.iter().enumerate() {
+        let block = format!("encoder.down_blocks.{index}");
+        map = resnets(g, &block, config.layers_per_block, map, channels, groups);
+        if index + 1 < levels {
+            g.stage(format!("{block}.downsamplers"));
+            let shape = ConvShape::halving(channels, Padding::BottomRight);
+            map = g.conv(Conv::new(format!("{block}.downsamplers.0.conv"), shape, map));
+        }
     }
+    g.end_large();
+    map = middle(g, "encoder", map, config);
+
+    g.stage("encoder.conv_out");
+    let shape = ConvShape::same(lowest, moments, 3);
+    map = g.conv(Conv::new("encoder.conv_out", shape, groups.norm_silu("encoder.conv_norm_out", map)));
+    if config.use_quant_conv {
+        g.conv(Conv::new("quant_conv", ConvShape::same(moments, moments, 1), map));
+    }
+    graph
+}
+
+fn groups(config: &KlConfig) -> Groups {
+    Groups { count: config.norm_num_groups, eps: 1e-6 }
 }
 
 /// Resnet, attention, resnet at the lowest resolution.
-struct MidBlock {
-    first: Resnet,
-    attention: Option<PixelAttention>,
-    last: Resnet,
+fn middle(g: &mut Graph, half: &str, map: Value, config: &KlConfig) -> Value {
+    let (block, groups, channels) = (format!("{half}.mid_block"), groups(config), g.channels(map));
+    g.stage(block.clone());
+    let mut map = resnet(g, &format!("{block}.resnets.0"), map, channels, groups, None);
+    if config.mid_block_add_attention {
+        map = pixel_attention(g, &format!("{block}.attentions.0"), map, groups);
+    }
+    resnet(g, &format!("{block}.resnets.1"), map, channels, groups, None)
 }
 
-impl MidBlock {
-    fn load(params: &Params, channels: usize, config: &KlConfig) -> Result<Self> {
-        let groups = config.norm_num_groups;
-        let resnet = |name: &str| Resnet::load(&params.at(name), channels, channels, None, groups, EPS);
-        Ok(Self {
-            first: resnet("resnets.0")?,
-            attention: config
-                .mid_block_add_attention
-                .then(|| PixelAttention::load(&params.at("attentions.0"), channels, groups))
-                .transpose()?,
-            last: resnet("resnets.1")?,
-        })
-    }
-
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let mut hidden = self.first.forward(input, None)?;
-        if let Some(attention) = &self.attention {
-            hidden = attention.forward(&hidden)?;
-        }
-        self.last.forward(&hidden, None)
-    }
-}
-
-/// Resnets, then a convolution that halves or doubles the size.
-struct Block {
-    resnets: Vec<Resnet>,
-    resample: Option<Conv2d>,
+fn resnets(g: &mut Graph, block: &str, count: usize, map: Value, channels: usize, groups: Groups) -> Value {
+    (0..count).fold(map, |map, index| {
+        g.stage(format!("{block}.{index}"));
+        resnet(g, &format!("{block}.resnets.{index}"), map, channels, groups, None)
+    })
 }
 
 /// Latents to picture.
 pub struct Decoder {
-    dtype: DType,
-    post_quant_conv: Option<Conv2d>,
-    conv_in: Conv2d,
-    mid_block: MidBlock,
-    up_blocks: Vec<Block>,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
+    network: Network,
 }
 
 impl Decoder {
     /// # Errors
     /// Names the tensor that is missing or misshapen.
     pub fn load(params: &Params, config: &KlConfig) -> Result<Self> {
-        let latent = config.latent_channels;
-        let decoder = params.at("decoder");
-        let levels = config.channels.len();
-        let mut width = config.channels[levels - 1];
-        let conv_in = Conv2d::load(&decoder.at("conv_in"), ConvShape::same(latent, width, 3))?;
-        let mid_block = MidBlock::load(&decoder.at("mid_block"), width, config)?;
-        let mut up_blocks = Vec::new();
-        for (index, &channels) in config.channels.iter().rev().enumerate() {
-            let block = decoder.at(format_args!("up_blocks.{index}"));
-            up_blocks.push(Block {
-                resnets: resnets(&block, config.layers_per_block + 1, width, channels, config)?,
-                resample: (index + 1 < levels)
-                    .then(|| {
-                        Conv2d::load(
-                            &block.at("upsamplers.0.conv"),
-                            ConvShape::same(channels, channels, 3).over_large_maps(),
-                        )
-                    })
-                    .transpose()?,
-            });
-            width = channels;
-        }
-        Ok(Self {
-            dtype: params.backend().dtype,
-            post_quant_conv: config
-                .use_post_quant_conv
-                .then(|| Conv2d::load(&params.at("post_quant_conv"), ConvShape::same(latent, latent, 1)))
-                .transpose()?,
-            conv_in,
-            mid_block,
-            up_blocks,
-            norm_out: GroupNorm::load(&decoder.at("conv_norm_out"), config.norm_num_groups, width, EPS)?,
-            conv_out: Conv2d::load(&decoder.at("conv_out"), ConvShape::same(width, config.out_channels, 3))?,
-        })
+        Ok(Self { network: Network::load(params, describe_decoder(config))? })
     }
 
     /// Unscaled latents `[batch, latent, h, w]` to a picture `[batch, 3, H, W]`, about -1 to 1.
     pub fn forward(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut hidden = self.smallest_map(latents)?;
-        for block in &self.up_blocks {
-            for resnet in &block.resnets {
-                hidden = resnet.forward(&hidden, None)?;
-            }
-            if let Some(upsample) = &block.resample {
-                let double = (2 * hidden.dim(1)?, 2 * hidden.dim(2)?);
-                hidden = upsample
-                    .forward_fused(&hidden, Fused { enlarge_to: Some(double), ..Fused::default() })?;
-            }
-        }
-        hidden = self.conv_out.forward(self.norm_out.silu_of(&hidden))?;
-        Ok(hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
+        self.network.forward(latents)
     }
 
     /// The same for one picture, in less memory.
     pub fn forward_in_strips(&self, latents: &Tensor, strips: Strips) -> Result<Tensor> {
-        let mut source = Source::Stored(Map::store(&self.smallest_map(latents)?)?);
-        for block in &self.up_blocks {
-            for resnet in &block.resnets {
-                source = Source::Stored(resnet.forward_in_strips(source, strips)?);
-            }
-            source = match (source, &block.resample) {
-                (Source::Stored(map), Some(upsample)) => Source::Enlarged(upsample, map),
-                (source, _) => source,
-            };
-        }
-        let (height, width, channels) = (source.height(), source.width(), self.conv_out.shape().in_channels);
-        let moments = source.moments(channels, strips)?;
-        let mut picture = Vec::new();
-        for strip in strips.of(height, width * channels) {
-            let wide = widened(&strip, 1, height);
-            let rows = source.rows(wide.clone())?.contiguous()?;
-            let rows = self.conv_out.forward(self.norm_out.silu_of_part(&rows, &moments))?;
-            let rows = without_margin(&rows, &wide, &strip)?;
-            picture.push(rows.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?);
-        }
-        Ok(Tensor::cat(&picture, 2)?)
-    }
-
-    /// Latents to `[batch, h, w, channels]`, after all that is as small as they are.
-    fn smallest_map(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut hidden = latents.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-        if let Some(conv) = &self.post_quant_conv {
-            hidden = conv.forward(&hidden)?;
-        }
-        self.mid_block.forward(&self.conv_in.forward(&hidden)?)
+        self.network.forward_in_strips(latents, strips)
     }
 }
 
 /// Picture to latents.
 pub struct Encoder {
-    dtype: DType,
-    latent_channels: usize,
-    conv_in: Conv2d,
-    down_blocks: Vec<Block>,
-    mid_block: MidBlock,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
-    quant_conv: Option<Conv2d>,
+    network: Network,
 }
 
 /// The distribution of latents an encoder gives: a normal one for each value.
@@ -205,101 +138,27 @@ impl Encoder {
     /// # Errors
     /// Names the tensor that is missing or misshapen.
     pub fn load(params: &Params, config: &KlConfig) -> Result<Self> {
-        let encoder = params.at("encoder");
-        let (levels, moments) = (config.channels.len(), 2 * config.latent_channels);
-        let mut width = config.channels[0];
-        let conv_in = Conv2d::load(&encoder.at("conv_in"), ConvShape::same(config.in_channels, width, 3))?;
-        let mut down_blocks = Vec::new();
-        for (index, &channels) in config.channels.iter().enumerate() {
-            let block = encoder.at(format_args!("down_blocks.{index}"));
-            down_blocks.push(Block {
-                resnets: resnets(&block, config.layers_per_block, width, channels, config)?,
-                resample: (index + 1 < levels)
-                    .then(|| {
-                        let shape = ConvShape::halving(channels, Padding::BottomRight);
-                        Conv2d::load(&block.at("downsamplers.0.conv"), shape)
-                    })
-                    .transpose()?,
-            });
-            width = channels;
-        }
-        Ok(Self {
-            dtype: params.backend().dtype,
-            latent_channels: config.latent_channels,
-            conv_in,
-            down_blocks,
-            mid_block: MidBlock::load(&encoder.at("mid_block"), width, config)?,
-            norm_out: GroupNorm::load(&encoder.at("conv_norm_out"), config.norm_num_groups, width, EPS)?,
-            conv_out: Conv2d::load(&encoder.at("conv_out"), ConvShape::same(width, moments, 3))?,
-            quant_conv: config
-                .use_quant_conv
-                .then(|| Conv2d::load(&params.at("quant_conv"), ConvShape::same(moments, moments, 1)))
-                .transpose()?,
-        })
+        Ok(Self { network: Network::load(params, describe_encoder(config))? })
     }
 
     /// A picture `[batch, 3, H, W]` from -1 to 1 to the distribution of its unscaled latents.
     pub fn forward(&self, picture: &Tensor) -> Result<LatentDistribution> {
-        let mut hidden = picture.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-        hidden = self.conv_in.forward(&hidden)?;
-        for block in &self.down_blocks {
-            for resnet in &block.resnets {
-                hidden = resnet.forward(&hidden, None)?;
-            }
-            if let Some(downsample) = &block.resample {
-                hidden = downsample.forward(&hidden)?;
-            }
-        }
-        self.distribution(&hidden)
+        LatentDistribution::of(&self.network.forward(picture)?)
     }
 
     /// The same for one picture, in less memory.
     pub fn forward_in_strips(&self, picture: &Tensor, strips: Strips) -> Result<LatentDistribution> {
-        let pixels = picture.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?;
-        let (_, height, width, _) = pixels.dims4()?;
-        let channels = self.conv_in.shape().out_channels;
-        let mut map = Map::new(height, width, channels, &pixels);
-        for strip in strips.of(height, width * channels) {
-            let wide = widened(&strip, 1, height);
-            let rows = self.conv_in.forward(&pixels.narrow(1, wide.start, wide.len())?.contiguous()?)?;
-            map.write(strip.start, &without_margin(&rows, &wide, &strip)?)?;
-        }
-        let mut source = Source::Stored(map);
-        for block in &self.down_blocks {
-            for resnet in &block.resnets {
-                source = Source::Stored(resnet.forward_in_strips(source, strips)?);
-            }
-            source = match (source, &block.resample) {
-                (Source::Stored(map), Some(downsample)) => Source::Halved(downsample, map),
-                (source, _) => source,
-            };
-        }
-        self.distribution(&source.rows(0..source.height())?)
-    }
-
-    /// From the smallest map on.
-    fn distribution(&self, map: &Tensor) -> Result<LatentDistribution> {
-        let mut hidden = self.mid_block.forward(map)?;
-        hidden = self.conv_out.forward(self.norm_out.silu_of(&hidden))?;
-        if let Some(conv) = &self.quant_conv {
-            hidden = conv.forward(&hidden)?;
-        }
-        let moments = hidden.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?;
-        Ok(LatentDistribution {
-            mean: moments.narrow(1, 0, self.latent_channels)?,
-            log_variance: moments
-                .narrow(1, self.latent_channels, self.latent_channels)?
-                .clamp(-30f32, 20f32)?,
-        })
+        LatentDistribution::of(&self.network.forward_in_strips(picture, strips)?)
     }
 }
 
-fn resnets(block: &Params, count: usize, from: usize, to: usize, config: &KlConfig) -> Result<Vec<Resnet>> {
-    (0..count)
-        .map(|index| {
-            let params = block.at(format_args!("resnets.{index}"));
-            let from = if index == 0 { from } else { to };
-            Resnet::load(&params, from, to, None, config.norm_num_groups, EPS)
-        })
-        .collect()
+impl LatentDistribution {
+    /// From means and logarithms of variances, `[batch, 2 * latent, h, w]`.
+    fn of(moments: &Tensor) -> Result<Self> {
+        let (mean, log_variance) = match moments.chunk(2, 1)?.as_slice() {
+            [mean, log_variance] => (mean.clone(), log_variance.clamp(-30f32, 20f32)?),
+            parts => anyhow::bail!("{} parts where mean and variance are", parts.len()),
+        };
+        Ok(Self { mean, log_variance })
+    }
 }

@@ -5,12 +5,14 @@ mod decode;
 mod denoise;
 mod encoded_picture;
 mod error;
+pub mod footprint;
 pub mod hires;
 mod model;
 mod observer;
 pub mod projection;
 mod prompts;
 mod stopwatch;
+pub mod tiling;
 
 use std::sync::Arc;
 

@@ -3,16 +3,16 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 
-use crate::checkpoint::{Checkpoint, Kind, TensorSet};
+use crate::checkpoint::{Checkpoint, TensorSet};
 use crate::layers::{Backend, Params};
-use crate::memory::footprint::Footprint;
-use crate::memory::tiling::Tile;
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::strips::Strips;
 use crate::networks::unet::Unet;
 use crate::picture_in::PictureIn;
+use crate::pipeline::footprint::Footprint;
+use crate::pipeline::tiling::Tile;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
 use crate::request::{Precision, Request};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
@@ -127,16 +127,16 @@ impl Model {
         self.backend.name()
     }
 
-    /// What pictures take of the machine's memory; unknown on a GPU and for weights that are in no file.
+    /// What pictures take of the machine's memory; unknown on a GPU.
     pub fn footprint(&self) -> Option<Footprint> {
         self.footprint_in(self.precision)
     }
 
     /// The same in another precision.
     pub fn footprint_in(&self, precision: Precision) -> Option<Footprint> {
-        (self.backend.device.is_cpu() && self.checkpoint.kind() != Kind::Synthetic).then(|| {
-            let (unet, vae) = (self.unet_config.clone(), self.vae_config.clone());
-            Footprint::new(&self.checkpoint, unet, vae, precision).with_tile(self.tile)
+        self.backend.device.is_cpu().then(|| {
+            let (clip, unet, vae) = (&self.clip_config, self.unet_config.clone(), self.vae_config.clone());
+            Footprint::new(&self.checkpoint, clip, unet, vae, precision).with_tile(self.tile)
         })
     }
 

@@ -1,9 +1,9 @@
 //! int8 weights: how they are rounded and which layers get them; files, kernels and networks are elsewhere.
 
-pub mod policy;
+mod policy;
 mod rounding;
 
-pub use policy::{Policy, Treatment};
+pub use policy::{Origin, Policy, Treatment};
 pub use rounding::{Energy, QuantizedWeight, round_with_scales, scales, sqnr};
 
 /// Weights as they are stored, or as they are to be computed with.

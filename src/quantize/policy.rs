@@ -13,6 +13,16 @@ pub enum Treatment {
     Computed,
 }
 
+/// What a weight comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Floats.
+    Float,
+    /// Floats of a model whose other weights are int8: kept for a reason.
+    Kept,
+    Int8,
+}
+
 /// The default treatment of every tensor and the user's exceptions to it.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
@@ -37,6 +47,17 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether the tensor called `name` is written as int8: a vector has no outputs to scale one by one.
+    pub fn stores_int8(&self, name: &str, shape: &[usize]) -> bool {
+        shape.len() >= 2 && self.treatment(name) != Treatment::Float
+    }
+
+    /// Whether the weight called `name`, which comes from `origin`, is multiplied in int8 where anything is. Loading,
+    /// simulating and estimating memory all ask here.
+    pub fn computes_int8(&self, name: &str, origin: Origin) -> bool {
+        origin != Origin::Kept && self.treatment(name) == Treatment::Computed
+    }
+
     /// The treatment of the tensor called `name`.
     pub fn treatment(&self, name: &str) -> Treatment {
         match treatment(name) {
@@ -49,7 +70,7 @@ impl Policy {
 
 /// The default treatment of the tensor called `name`: what the published per-layer measurements (`MixDQ`, Zhao
 /// et al. 2024) and our own call for.
-pub fn treatment(name: &str) -> Treatment {
+fn treatment(name: &str) -> Treatment {
     let Some(layer) = name.strip_suffix(".weight") else { return Treatment::Float };
     let Some((component, layer)) = layer.split_once('.') else { return Treatment::Float };
     match component {

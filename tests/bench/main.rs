@@ -2,6 +2,7 @@
 
 mod counts;
 mod kernels;
+mod memory;
 mod peer;
 
 use std::path::Path;

@@ -20,6 +20,7 @@ mod quantization;
 mod samplers;
 mod second_pass;
 mod sources;
+mod stages;
 mod tiling;
 mod unet_variants;
 mod writing;

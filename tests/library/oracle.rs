@@ -12,7 +12,7 @@ use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEnco
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
 use pochade::networks::config::{UnetConfig, VaeConfig};
-use pochade::networks::unet::Unet;
+use pochade::networks::unet::{Residuals, Step, Unet};
 use pochade::networks::vae;
 use pochade::noise::NoiseSource;
 use pochade::request::Rng;
@@ -50,9 +50,8 @@ fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
     assert!(error <= 5e-4, "{what} {:?}: relative error {error}", a.shape());
 }
 
-#[test]
-fn unet_equals_candles() {
-    let checkpoint = small();
+/// The small checkpoint's UNet and candle-transformers' of the same weights.
+fn unets(checkpoint: &Checkpoint) -> (Unet, UNet2DConditionModel) {
     let ours = UnetConfig::parse(&checkpoint.configs().unet).unwrap();
     let blocks = ours.channels.iter().zip(&ours.heads).zip(&ours.down_attention);
     let config = UNet2DConditionModelConfig {
@@ -75,15 +74,63 @@ fn unet_equals_candles() {
         sliced_attention_size: None,
         use_linear_projection: false,
     };
-    let context = noise(1, &[2, 77, ours.context_channels]);
-    let theirs = UNet2DConditionModel::new(variables(&checkpoint, "unet"), 4, 4, false, config).unwrap();
+    let theirs = UNet2DConditionModel::new(variables(checkpoint, "unet"), 4, 4, false, config).unwrap();
     let backend = Backend::cpu();
-    let unet = Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), ours).unwrap();
+    (Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), ours).unwrap(), theirs)
+}
+
+#[test]
+fn unet_equals_candles() {
+    let checkpoint = small();
+    let channels = UnetConfig::parse(&checkpoint.configs().unet).unwrap().context_channels;
+    let context = noise(1, &[2, 77, channels]);
+    let (unet, theirs) = unets(&checkpoint);
     let prepared = unet.context(&context).unwrap();
     for (height, width, timestep) in [(16, 16, 999.0), (24, 40, 1.0)] {
         let latents = noise(2, &[2, 4, height, width]);
         let expected = theirs.forward(&latents, timestep, &context).unwrap();
         assert_close("unet", &unet.forward(&latents, timestep, &prepared).unwrap(), &expected);
+    }
+}
+
+/// As a ControlNet gives them: to one skip or the middle at a time, to tell each from the others.
+#[test]
+fn residuals_from_outside_are_added_where_candle_adds_them() {
+    let checkpoint = small();
+    let (ours, theirs) = unets(&checkpoint);
+    let embeddings =
+        noise(1, &[2, 77, UnetConfig::parse(&checkpoint.configs().unet).unwrap().context_channels]);
+    let context = ours.context(&embeddings).unwrap();
+    let latents = noise(2, &[2, 4, 16, 16]);
+    let step = Step { latents: &latents, timestep: 400.0, context: &context, residuals: None };
+    let without = ours.predict(&step).unwrap();
+    let shapes = ours.skip_shapes(&step).unwrap();
+    for changed in 0..shapes.len() {
+        // Channels-first, as candle takes them.
+        let mut maps: Vec<Tensor> = shapes
+            .iter()
+            .enumerate()
+            .map(|(at, shape)| {
+                let map = noise(5, &[shape[0], shape[3], shape[1], shape[2]]);
+                if at == changed { map } else { map.zeros_like().unwrap() }
+            })
+            .collect();
+        let last_maps = |map: &Tensor| map.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+        let skips = maps[..maps.len() - 1].iter().map(last_maps).collect();
+        let middle = maps.pop().unwrap();
+        let residuals = Residuals { skips, middle: last_maps(&middle) };
+        let output = ours.predict(&Step { residuals: Some(&residuals), ..step }).unwrap();
+        let expected = theirs.forward_with_additional_residuals(
+            &latents,
+            400.0,
+            &embeddings,
+            Some(&maps),
+            Some(&middle),
+        );
+        assert_close(&format!("residual {changed}"), &output, &expected.unwrap());
+        let size = |t: &Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let change = size(&(&output - &without).unwrap()) / size(&without);
+        assert!(change > 0.01, "residual {changed} changes the output by {change}");
     }
 }
 

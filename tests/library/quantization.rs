@@ -12,7 +12,7 @@ use pochade::networks::config::{ClipConfig, UnetConfig};
 use pochade::networks::unet::Unet;
 use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::prompt::Tokenizer;
-use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, policy, sqnr};
+use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, sqnr};
 use pochade::request::{Precision, Request};
 use pochade::sensitivity::{self, Settings};
 use safetensors::Dtype;
@@ -143,7 +143,7 @@ fn int8_files_hold_the_weights_within_half_a_step() {
         let view = quantized.tensors().view(name).unwrap();
         assert_eq!(view.shape, shape, "{name}");
         let found = quantized.tensors().f32(name, shape).unwrap();
-        if policy::treatment(name) == Treatment::Float || shape.len() < 2 {
+        if !Policy::default().stores_int8(name, shape) {
             assert_eq!(view.dtype, Dtype::F16, "{name}");
             assert_eq!(found, expected, "{name}");
             assert!(!quantized.tensors().contains(&format!("{name}_scale")), "{name}");

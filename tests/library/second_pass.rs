@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
-use pochade::memory::tiling::{Tile, decode_peak_bytes};
 use pochade::networks::autoencoder::LatentDecoder;
 use pochade::networks::clip::TextEncoder;
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use pochade::networks::unet::Unet;
 use pochade::noise::NoiseSource;
 use pochade::pipeline::projection::Projection;
+use pochade::pipeline::tiling::{Tile, decode_peak_bytes};
 use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency, Step};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Hires, Precision, Request};
@@ -132,8 +132,8 @@ fn the_projection_resembles_the_decoder() {
 fn pictures_are_decoded_in_parts_when_memory_is_short() {
     let checkpoint = Checkpoint::built_in().unwrap();
     let config = VaeConfig::parse(&checkpoint.configs().vae).unwrap();
-    let peak = decode_peak_bytes(&config, 512, 512);
-    assert_eq!(4 * peak, decode_peak_bytes(&config, 1024, 1024));
+    let peak = decode_peak_bytes(&config, 512, 512, None);
+    assert_eq!(4 * peak, decode_peak_bytes(&config, 1024, 1024, None));
     for (tile, available, expected) in [
         (Tile::Auto, Some(peak - 1), true),
         (Tile::Auto, Some(peak), false),

@@ -20,7 +20,7 @@ use super::memory_guard::Largest;
 use super::printer;
 use super::report::shown;
 use super::session::{Provenance, Session};
-use crate::memory::footprint::Series;
+use crate::pipeline::footprint::Series;
 use crate::pipeline::{Pipeline, Residency};
 use crate::{files, request};
 use args::BatchArgs;

@@ -91,6 +91,15 @@ impl PackedWinograd {
         self.depth
     }
 
+    /// Bytes of the transformed weights, and of the workspace for outputs of this size.
+    pub fn bytes(isa: Isa, out: usize, depth: usize, batch: usize, height: usize, width: usize) -> usize {
+        let panels = Panels::plain(isa, out);
+        let pitch = panels.count() * panels.width;
+        let tiles = batch * height.div_ceil(OUTPUT_SIDE) * width.div_ceil(OUTPUT_SIDE);
+        let (_, input_stride, result_stride) = block_size(tiles, depth, pitch);
+        size_of::<f32>() * COMPONENTS * (depth * pitch + input_stride + result_stride)
+    }
+
     /// Whether this algorithm can do `conv`: a 3x3 kernel, stride 1, one pixel of padding all around.
     pub fn fits(conv: &Conv2d) -> bool {
         conv.kernel == 3 && conv.stride == 1 && conv.padding == Padding::all(1)
@@ -124,10 +133,7 @@ impl PackedWinograd {
         let tiles = conv.batch * down * across;
         let panels = self.panels.count();
         let pitch = panels * self.panels.width;
-        let most = (BLOCK_VALUES / COMPONENTS / self.depth.max(pitch)).max(1);
-        let per_block = most.min(tiles).next_multiple_of(blocking::TILE_HEIGHTS);
-        let input_stride = per_block * self.depth + COMPONENT_GAP;
-        let result_stride = per_block * pitch + COMPONENT_GAP;
+        let (per_block, input_stride, result_stride) = block_size(tiles, self.depth, pitch);
         workspace.inputs.reserve_len(COMPONENTS * input_stride);
         workspace.results.reserve_len(COMPONENTS * result_stride);
 
@@ -154,6 +160,13 @@ impl PackedWinograd {
             });
         }
     }
+}
+
+/// Tiles of a block, and values from one component's inputs, or results, to the next's.
+fn block_size(tiles: usize, depth: usize, pitch: usize) -> (usize, usize, usize) {
+    let most = (BLOCK_VALUES / COMPONENTS / depth.max(pitch)).max(1);
+    let per_block = most.min(tiles).next_multiple_of(blocking::TILE_HEIGHTS);
+    (per_block, per_block * depth + COMPONENT_GAP, per_block * pitch + COMPONENT_GAP)
 }
 
 /// Input channels whose weights are transposed together, a cache line of them.

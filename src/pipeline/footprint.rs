@@ -1,11 +1,17 @@
 //! How much memory pictures will take at the most, estimated before a network is loaded; what the machine has is asked elsewhere.
 
-use serde_json::Value;
+use std::collections::HashSet;
+use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Component};
-use crate::memory::tiling::{Tile, decode_peak_bytes, strips_peak_bytes};
-use crate::networks::config::{UnetConfig, VaeConfig};
-use crate::quantize::{Treatment, policy};
+use super::tiling::{PeakBytes, Tile, decode_peak_bytes, encode_peak_bytes};
+use crate::checkpoint::Checkpoint;
+use crate::networks::activations::{Activations, weight_bytes};
+use crate::networks::autoencoder::{describe_decoder, describe_encoder};
+use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use crate::networks::graph::Extent;
+use crate::networks::strips::Strips;
+use crate::networks::unet;
+use crate::quantize::Policy;
 use crate::request::{Hires, MAX_SIZE, Precision, Request, SIZE_STEP};
 
 /// The program itself and what the allocator keeps.
@@ -17,12 +23,12 @@ const TOKEN: u64 = 212;
 /// Weights are padded for the kernels, and reading the last of them needs room beside the others.
 const WEIGHT_SLACK: f64 = 1.1;
 
-/// What the UNet's skips, feature maps and workspaces come to in its first level's maps, measured: 25 in SD 1.5,
-/// and more after many steps.
-const UNET_MAPS: u64 = 28;
+/// What the UNet's activations come to with what the allocator keeps of freed ones, in those alive at once: measured,
+/// see `measured_peaks_are_near_estimates`. They are many and small enough to leave holes in the heap.
+const UNET_SLACK: f64 = 3.0;
 
-/// What the allocator has not given back when the autoencoder runs, beside its maps: measured in whole runs.
-const HEAP_SLACK: f64 = 1.1;
+/// The same of an autoencoder's, most of which are large enough to go back to the system at once.
+const AUTOENCODER_SLACK: f64 = 1.5;
 
 /// Which networks are in memory together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +44,10 @@ pub enum Series {
 /// What a model takes on the CPU: bytes of weights in memory by network, and what activations depend on.
 #[derive(Debug, Clone)]
 pub struct Footprint {
+    /// In the vocabulary.
     tokens: u64,
+    /// Tokens of a prompt's chunk.
+    positions: usize,
     text_encoder: u64,
     unet: u64,
     decoder: u64,
@@ -46,56 +55,44 @@ pub struct Footprint {
     encoder: u64,
     unet_config: UnetConfig,
     vae_config: VaeConfig,
+    /// The UNet's layers that multiply in int8.
+    int8: Arc<HashSet<String>>,
     tile: Tile,
 }
 
 impl Footprint {
-    /// Of a model whose tensors are in files.
+    /// Of a model of these configs: the weights' own sizes follow from what the networks are, and which of them are
+    /// int8 from where they come from.
     pub fn new(
         checkpoint: &Checkpoint,
-        unet_config: UnetConfig,
-        vae_config: VaeConfig,
+        clip: &ClipConfig,
+        unet: UnetConfig,
+        vae: VaeConfig,
         precision: Precision,
     ) -> Self {
         let tensors = checkpoint.tensors();
-        let sizes = tensors.parameters().filter_map(|name| {
-            let view = tensors.view(name).ok()?;
-            // Floats of a quantized model were kept as floats for a reason.
-            let rounded = view.type_name() == "I8" || !tensors.is_in_quantized(name);
-            Some((name, view.len() as u64, precision == Precision::Int8 && rounded))
-        });
-        Self::of_tensors(sizes, tokens(checkpoint), unet_config, vae_config)
-    }
-
-    /// From names, numbers of values and whether a value may be computed in int8; `tokens` is the vocabulary's size.
-    fn of_tensors<'a>(
-        tensors: impl Iterator<Item = (&'a str, u64, bool)>,
-        tokens: u64,
-        unet_config: UnetConfig,
-        vae_config: VaeConfig,
-    ) -> Self {
-        let mut footprint = Self {
-            tokens,
-            text_encoder: 0,
-            unet: 0,
-            decoder: 0,
-            encoder: 0,
-            unet_config,
-            vae_config,
-            tile: Tile::Off,
+        let computes = |name: &str| {
+            precision == Precision::Int8 && Policy::default().computes_int8(name, tensors.origin(name))
         };
-        for (name, values, int8) in tensors {
-            let width = if int8 && policy::treatment(name) == Treatment::Computed { 1 } else { 4 };
-            let bytes = match Component::of(name) {
-                Some(Component::TextEncoder) => &mut footprint.text_encoder,
-                Some(Component::Unet) => &mut footprint.unet,
-                Some(Component::Vae) if is_of_encoder(name) => &mut footprint.encoder,
-                Some(Component::Vae) => &mut footprint.decoder,
-                None => continue,
-            };
-            *bytes += values * width;
+        let graph = unet::describe(&unet);
+        let int8: HashSet<String> = graph
+            .weights()
+            .flat_map(|weights| weights.names)
+            .filter(|name| computes(&format!("unet.{name}.weight")))
+            .map(str::to_owned)
+            .collect();
+        Self {
+            tokens: clip.vocab_size as u64,
+            positions: clip.max_position_embeddings,
+            text_encoder: 4 * clip.weights() as u64,
+            unet: weight_bytes(&graph, &|name| int8.contains(name)),
+            decoder: weight_bytes(&describe_decoder(&vae), &|_| false),
+            encoder: weight_bytes(&describe_encoder(&vae), &|_| false),
+            unet_config: unet,
+            vae_config: vae,
+            int8: Arc::new(int8),
+            tile: Tile::Off,
         }
-        footprint
     }
 
     /// Of the same model, decoding as `tile` says; whole pictures otherwise.
@@ -111,15 +108,18 @@ impl Footprint {
 
     /// Bytes that drawing `request` takes at its peak.
     pub fn peak(&self, request: &Request, series: Series) -> u64 {
-        let weights = |values: u64| (values as f64 * WEIGHT_SLACK) as u64;
+        let weights = |bytes: u64| (bytes as f64 * WEIGHT_SLACK) as u64;
+        let activations = |bytes: u64| (bytes as f64 * AUTOENCODER_SLACK) as u64;
         let (text_encoder, unet, decoder) =
             (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
         let (width, height) =
             Hires::of(request).map_or((request.width, request.height), |hires| (hires.width, hires.height));
-        let denoising = self.denoise_peak_bytes(request, width, height);
-        let decoding = self.decode_peak_bytes(width, height);
-        // The encoder's maps are the decoder's in reverse, and fewer.
-        let encoding = if request.init.is_some() { weights(self.encoder) + decoding } else { 0 };
+        let denoising = (self.denoise_bytes(request, width, height) as f64 * UNET_SLACK) as u64;
+        let decoding = activations(self.autoencoder_bytes(decode_peak_bytes, width, height));
+        let encoding = request.init.as_ref().map_or(0, |_| {
+            let bytes = self.autoencoder_bytes(encode_peak_bytes, request.width, request.height);
+            weights(self.encoder) + activations(bytes)
+        });
         BASE + TOKEN * self.tokens
             + match series {
                 Series::One => text_encoder.max(unet + denoising).max(decoder + decoding).max(encoding),
@@ -130,25 +130,27 @@ impl Footprint {
             }
     }
 
-    /// Bytes of the UNet's activations: they grow with the latents and, under guidance, are two pictures'.
-    fn denoise_peak_bytes(&self, request: &Request, width: usize, height: usize) -> u64 {
-        let factor = self.vae_config.factor();
-        let latents = (width / factor * (height / factor)) as u64;
+    /// Bytes of the UNet's activations, under guidance those of two pictures, and of what it takes from the prompt.
+    fn denoise_bytes(&self, request: &Request, width: usize, height: usize) -> u64 {
         let guided = request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none();
-        let passes = if guided { 2 } else { 1 };
-        4 * passes * latents * self.unet_config.channels[0] as u64 * UNET_MAPS
+        let batch = if guided { 2 } else { 1 };
+        let factor = self.vae_config.factor();
+        let latents = Extent { batch, height: height / factor, width: width / factor };
+        let graph = unet::describe(&self.unet_config);
+        let int8 = |layer: &str| self.int8.contains(layer);
+        let inputs = unet::extents(&self.unet_config, latents);
+        let activations = Activations::new(&graph, &inputs, &int8).peak_bytes();
+        activations + Activations::prompt_bytes(&graph, batch, self.positions)
     }
 
-    /// Bytes of the autoencoder's activations; where it may choose, it takes strips when there is no room.
-    fn decode_peak_bytes(&self, width: usize, height: usize) -> u64 {
-        let whole = decode_peak_bytes(&self.vae_config, width, height);
-        let strips = strips_peak_bytes(&self.vae_config, width, height);
-        let maps = match self.tile {
-            Tile::Off => whole,
-            Tile::On => strips,
-            Tile::Auto => whole.min(strips),
-        };
-        (maps as f64 * HEAP_SLACK) as u64
+    /// Bytes of the autoencoder's activations: where it may choose, it takes strips when there is no room.
+    fn autoencoder_bytes(&self, peak: PeakBytes, width: usize, height: usize) -> u64 {
+        let bytes = |strips| peak(&self.vae_config, width, height, strips);
+        match self.tile {
+            Tile::Off => bytes(None),
+            Tile::On => bytes(Some(Strips::default())),
+            Tile::Auto => bytes(None).min(bytes(Some(Strips::default()))),
+        }
     }
 
     /// The largest picture of the request's shape, or nearly, that takes at most `available` bytes and is smaller.
@@ -165,16 +167,6 @@ impl Footprint {
     }
 }
 
-/// How many tokens the model's tokenizer has.
-fn tokens(checkpoint: &Checkpoint) -> u64 {
-    checkpoint.configs().text_encoder.get("vocab_size").and_then(Value::as_u64).unwrap_or(49_408)
-}
-
-/// Whether the tensor belongs to the half of an autoencoder that reads pictures.
-fn is_of_encoder(name: &str) -> bool {
-    name.starts_with("vae.encoder.") || name.starts_with("vae.quant_conv.")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,35 +180,20 @@ mod tests {
         draft.resolve(&checkpoint.defaults()).unwrap()
     }
 
-    fn configs(checkpoint: &Checkpoint) -> (UnetConfig, VaeConfig) {
+    fn footprint(checkpoint: Checkpoint, precision: Precision) -> (Footprint, Checkpoint) {
         let configs = checkpoint.configs();
-        (UnetConfig::parse(&configs.unet).unwrap(), VaeConfig::parse(&configs.vae).unwrap())
+        let clip = ClipConfig::parse(&configs.text_encoder).unwrap();
+        let unet = UnetConfig::parse(&configs.unet).unwrap();
+        let vae = VaeConfig::parse(&configs.vae).unwrap();
+        (Footprint::new(&checkpoint, &clip, unet, vae, precision), checkpoint)
     }
 
     fn pocket(precision: Precision) -> (Footprint, Checkpoint) {
-        let checkpoint = Checkpoint::built_in().unwrap();
-        let (unet, vae) = configs(&checkpoint);
-        (Footprint::new(&checkpoint, unet, vae, precision), checkpoint)
+        footprint(Checkpoint::built_in().unwrap(), precision)
     }
 
     fn sd15(precision: Precision) -> (Footprint, Checkpoint) {
-        let checkpoint = Checkpoint::synthetic_sd15();
-        let (unet, vae) = configs(&checkpoint);
-        let inventory = include_str!("../../tests/data/sd15_tensors.txt");
-        let tensors: Vec<(String, u64)> = inventory
-            .lines()
-            .map(|line| {
-                let fields: Vec<&str> = line.split_whitespace().collect();
-                let sizes = fields[3].split('x');
-                (
-                    format!("{}.{}", fields[0], fields[1]),
-                    sizes.map(|size| size.parse::<u64>().unwrap()).product(),
-                )
-            })
-            .collect();
-        let int8 = precision == Precision::Int8;
-        let tensors = tensors.iter().map(|(name, values)| (name.as_str(), *values, int8));
-        (Footprint::of_tensors(tensors, tokens(&checkpoint), unet, vae), checkpoint)
+        footprint(Checkpoint::synthetic_sd15(), precision)
     }
 
     #[test]

@@ -1,0 +1,44 @@
+//! The multiply-accumulates of a picture's parts, as the networks' descriptions imply them.
+
+use anyhow::Result;
+
+use super::Options;
+use crate::checkpoint::Checkpoint;
+use crate::layers::meter::{Kind, Macs};
+use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use crate::networks::graph::Extent;
+use crate::networks::{autoencoder, unet};
+
+/// What one run of each part multiplies.
+pub struct Work {
+    /// All prompts, and the UNet's keys and values of them.
+    pub text_encoder: Macs,
+    pub unet_step: Macs,
+    pub vae_decode: Macs,
+}
+
+impl Work {
+    /// Of pictures whose prompts take one chunk each.
+    ///
+    /// # Errors
+    /// Names what in the configs is not supported.
+    pub fn of(checkpoint: &Checkpoint, options: &Options) -> Result<Self> {
+        let configs = checkpoint.configs();
+        let (unet, vae) = (UnetConfig::parse(&configs.unet)?, VaeConfig::parse(&configs.vae)?);
+        let clip = ClipConfig::parse(&configs.text_encoder)?;
+        // A UNet that takes the guidance scale as an input is asked once.
+        let batch = if unet.guidance_channels.is_some() { 1 } else { 2 };
+        let (factor, tokens) = (vae.factor(), clip.max_position_embeddings);
+        let (height, width) = (options.height / factor, options.width / factor);
+        let graph = unet::describe(&unet);
+        let mut text_encoder = graph.prompt_macs(batch, tokens);
+        text_encoder.add(Kind::Other, batch * clip.macs(tokens));
+        let latents = Extent { batch, height, width };
+        let decoder = autoencoder::describe_decoder(&vae);
+        Ok(Self {
+            text_encoder,
+            unet_step: graph.macs(&unet::extents(&unet, latents), tokens),
+            vae_decode: decoder.macs(&[Extent { batch: 1, height, width }], 0),
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! How many bytes a network's activations take at the most, and its weights, found by walking its description.
+//!
+//! Everything is in f32 but what an int8 product reads. A layer takes its output and what its kernel needs, beside
+//! all values that it or a later one takes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::graph::{Conv, Extent, Graph, Operation, Read, Through, Value, Weights};
+use super::strips::Strips;
+use super::strips::plan::{self, Pass, Plan};
+
+/// Bytes of a network's weights, given which layers multiply in int8; everything else is float.
+pub fn weight_bytes(graph: &Graph, int8: &dyn Fn(&str) -> bool) -> u64 {
+    let bytes = |weights: Weights<'_>| {
+        let width = if weights.names.iter().all(|name| int8(name)) { 1 } else { FLOAT };
+        width * weights.multiplied as u64 + FLOAT * weights.added as u64
+    };
+    graph.weights().map(bytes).sum()
+}
+
+/// The memory of one network's run.
+pub struct Activations<'a> {
+    graph: &'a Graph,
+    extents: Vec<Extent>,
+    /// Whether the weights of a layer are multiplied in int8.
+    int8: &'a dyn Fn(&str) -> bool,
+}
+
+/// Bytes of an f32.
+const FLOAT: u64 = 4;
+/// Bytes of a value stored in half precision.
+const HALF: u64 = 2;
+/// Scale and zero point of a quantized row.
+const ROW: u64 = 8;
+
+impl<'a> Activations<'a> {
+    /// Of a run with inputs of these extents.
+    pub fn new(graph: &'a Graph, inputs: &[Extent], int8: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { extents: graph.extents(inputs), graph, int8 }
+    }
+
+    /// Bytes that a run takes at the most.
+    pub fn peak_bytes(&self) -> u64 {
+        self.whole(0..self.graph.operations().len())
+    }
+
+    /// The same of a run in strips.
+    pub fn peak_bytes_in_strips(&self, strips: Strips) -> u64 {
+        let (large, all) = (self.graph.large(), self.graph.operations().len());
+        let plan = Plan::new(self.graph, &self.extents);
+        let last_uses = self.graph.last_uses();
+        let kept = |at: usize| self.floats(at) / FLOAT * if plan.stored[at] { HALF } else { FLOAT };
+        let entering = (0..large.start).filter(|&value| last_uses[value] >= large.start);
+        let mut held: BTreeMap<usize, u64> = entering.map(|value| (value, kept(value))).collect();
+        let mut peak = self.whole(0..large.start).max(self.whole(large.end..all));
+        for pass in &plan.passes {
+            for residual in pass.in_place.values() {
+                held.remove(residual);
+            }
+            let keeps: u64 = pass.keeps.iter().map(|&at| kept(at)).sum();
+            let between = held.values().sum::<u64>() + keeps;
+            // The third strip and all later ones are like the second.
+            let first = strips.of(pass.height, pass.row).take(2);
+            let largest = first.map(|strip| self.strip(&plan, pass, &strip)).max();
+            peak = peak.max(between + largest.unwrap_or(0));
+            held.retain(|value, _| plan.is_used_after(*value, pass));
+            held.extend(pass.keeps.iter().map(|&at| (at, kept(at))));
+        }
+        peak
+    }
+
+    /// Bytes of the keys and values of `batch` prompts of `tokens`.
+    pub fn prompt_bytes(graph: &Graph, batch: usize, tokens: usize) -> u64 {
+        let channels: usize = graph.prompt().iter().map(|rows| 2 * rows.outputs).sum();
+        FLOAT * (batch * tokens * channels) as u64
+    }
+
+    /// The most while `layers` run whole, with what they are given and give.
+    fn whole(&self, layers: Range<usize>) -> u64 {
+        let last_uses = self.graph.last_uses();
+        let given = (0..layers.start).filter(|&value| last_uses[value] >= layers.start);
+        let mut live: u64 = given.map(|value| self.floats(value)).sum();
+        let mut peak = live;
+        for at in layers {
+            let operation = &self.graph.operations()[at];
+            live += self.floats(at);
+            peak = peak.max(live + self.workspace(operation, None, self.extents[at].height));
+            for operand in operation.operands() {
+                if last_uses[operand.0] == at {
+                    live -= self.floats(operand.0);
+                }
+            }
+        }
+        peak
+    }
+
+    /// The most while a pass computes `strip`, beside what is held between passes.
+    fn strip(&self, plan: &Plan, pass: &Pass, strip: &Range<usize>) -> u64 {
+        let scaled = |at: usize| plan::scaled(strip, pass.height, self.extents[at].height);
+        let wanted: Vec<_> = pass.keeps.iter().map(|&at| (at, scaled(at))).collect();
+        let needed = pass.needed(self.graph, &self.extents, &wanted);
+        let row = |at: usize| self.floats(at) / self.extents[at].height as u64;
+        let mut live: BTreeMap<usize, u64> = BTreeMap::new();
+        let mut peak = 0;
+        for &at in &pass.layers {
+            let (Some(rows), Operation::Conv(conv)) = (needed.get(&at), &self.graph.operations()[at]) else {
+                continue;
+            };
+            let from = conv.read.value.0;
+            let window = plan::window(conv, rows, self.extents[from].height);
+            // Rows that are stored become floats; others are looked at where they are.
+            let is_stored = |value: usize| !pass.layers.contains(&value) && plan.stored[value];
+            let input = if is_stored(from) { window.read.len() as u64 * row(from) } else { 0 };
+            let given = window.gives.len() as u64 * row(at);
+            let workspace =
+                self.workspace(&self.graph.operations()[at], Some(&window.read), window.gives.len());
+            let here: u64 = live.values().sum();
+            // A stored residual is added to the finished rows.
+            let adding = match conv.residual {
+                Some(residual) if !live.contains_key(&residual.0) => 2 * rows.len() as u64 * row(at),
+                _ => 0,
+            };
+            peak = peak.max(here + input + given + workspace.max(adding));
+            live.insert(at, given);
+            live.retain(|value, _| {
+                let later = |&&layer: &&usize| layer > at && needed.contains_key(&layer);
+                let mut later =
+                    pass.layers.iter().filter(later).map(|&layer| &self.graph.operations()[layer]);
+                pass.keeps.contains(value) || later.any(|o| o.operands().contains(&Value(*value)))
+            });
+        }
+        // Rows on their way into a stored map.
+        let written =
+            pass.keeps.iter().filter(|&&at| plan.stored[at]).map(|&at| scaled(at).len() as u64 * row(at));
+        peak.max(live.values().sum::<u64>() + 2 * written.max().unwrap_or(0))
+    }
+
+    /// What a layer takes beside its input and output: `rows` of the output from `read` of the input, or from all.
+    fn workspace(&self, operation: &Operation, read: Option<&Range<usize>>, rows: usize) -> u64 {
+        match operation {
+            Operation::Conv(conv) => {
+                let int8 = (self.int8)(&conv.name);
+                self.read_bytes(&conv.read, read, int8) + if int8 { 0 } else { self.transformed(conv, rows) }
+            }
+            Operation::Linear(linear) => {
+                let int8 = linear.names.iter().all(|name| (self.int8)(name));
+                self.read_bytes(&linear.read, None, int8)
+            }
+            _ => 0,
+        }
+    }
+
+    /// A product's input in the form it is read in, if that is not the one it has.
+    fn read_bytes(&self, read: &Read, rows: Option<&Range<usize>>, int8: bool) -> u64 {
+        let Extent { batch, height, width } = self.extents[read.value.0];
+        let pixels = (batch * rows.map_or(height, Range::len) * width) as u64;
+        let channels = self.graph.channels(read.value) as u64;
+        let floats = match read.through {
+            Through::Nothing => 0,
+            Through::Silu => FLOAT * pixels * channels,
+            Through::GroupNorm { .. } | Through::LayerNorm { .. } if int8 => 0,
+            Through::GroupNorm { .. } | Through::LayerNorm { .. } => FLOAT * pixels * channels,
+        };
+        floats + if int8 { pixels * (channels + ROW) } else { 0 }
+    }
+
+    fn transformed(&self, conv: &Conv, rows: usize) -> u64 {
+        let Extent { batch, width, .. } = self.extents[conv.read.value.0];
+        let width = if conv.enlarge.is_some() { 2 * width } else { width };
+        conv.shape.workspace_bytes(batch, rows, width) as u64
+    }
+
+    /// Bytes of a value in f32.
+    fn floats(&self, value: usize) -> u64 {
+        FLOAT * (self.extents[value].pixels() * self.graph.channels(Value(value))) as u64
+    }
+}

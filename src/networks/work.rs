@@ -1,0 +1,42 @@
+//! Multiply-accumulates of a network, counted by walking its description.
+
+use super::graph::{Extent, Graph, Operation, Value};
+use crate::layers::meter::{Kind, Macs};
+
+impl Graph {
+    /// Of one run with inputs of these extents and a prompt of `tokens`, whose rows are there already.
+    pub fn macs(&self, inputs: &[Extent], tokens: usize) -> Macs {
+        let extents = self.extents(inputs);
+        let mut macs = Macs::default();
+        for (at, operation) in self.operations().iter().enumerate() {
+            let (channels, extent) = (self.channels(Value(at)), extents[at]);
+            match operation {
+                Operation::Conv(conv) => macs.add(conv.shape.kind(), conv.shape.macs(extent.pixels())),
+                Operation::Linear(linear) => {
+                    let outputs = if linear.gated { 2 * channels } else { channels };
+                    let filters = self.channels(linear.read.value) * outputs;
+                    macs.add(Kind::Linear, extent.pixels() * filters);
+                }
+                // Scores, then what they weigh.
+                Operation::SelfAttention { .. } => {
+                    let pixels = extent.height * extent.width;
+                    macs.add(Kind::SelfAttention, 2 * extent.pixels() * pixels * channels);
+                }
+                Operation::CrossAttention { .. } => {
+                    macs.add(Kind::CrossAttention, 2 * extent.pixels() * tokens * channels);
+                }
+                Operation::Input { .. } | Operation::Join { .. } | Operation::Receive { .. } => {}
+            }
+        }
+        macs
+    }
+
+    /// Of preparing `batch` prompts of `tokens`.
+    pub fn prompt_macs(&self, batch: usize, tokens: usize) -> Macs {
+        let mut macs = Macs::default();
+        for rows in self.prompt() {
+            macs.add(Kind::Linear, batch * tokens * rows.inputs * 2 * rows.outputs);
+        }
+        macs
+    }
+}

@@ -1,0 +1,199 @@
+//! A UNet stopped and gone on with between any two stages, run without its inner stages, and added to from outside.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use pochade::checkpoint::{Checkpoint, TensorFile, TensorSet};
+use pochade::layers::meter::{Kind, Meter};
+use pochade::layers::{Backend, Params};
+use pochade::networks::config::{UnetConfig, VaeConfig};
+use pochade::networks::graph::Extent;
+use pochade::networks::unet::{self, Context, Residuals, Step, Unet};
+use pochade::networks::vae;
+use pochade::noise::NoiseSource;
+use pochade::request::Rng;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn noise(seed: u64, shape: &[usize]) -> Tensor {
+    NoiseSource::new(Rng::Torch, seed).normal(shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert!(values.iter().all(|value| value.is_finite()));
+    values
+}
+
+/// What a UNet is asked.
+struct Asked {
+    unet: Unet,
+    latents: Tensor,
+    context: Context,
+}
+
+impl Asked {
+    fn step(&self) -> Step<'_> {
+        Step { latents: &self.latents, timestep: 601.0, context: &self.context, residuals: None }
+    }
+}
+
+/// UNets with and without a middle block, in all ways they can be computed, on a size that is odd lower down.
+fn unets() -> Vec<Asked> {
+    let small = Checkpoint::open(&data("small")).unwrap();
+    let file = TensorFile::open(&data("reference/unet_distilled.safetensors")).unwrap();
+    let config = serde_json::from_str(&file.metadata()["config"]).unwrap();
+    let mut distilled = TensorSet::default();
+    distilled.add(file, |name| name.starts_with("unet.").then(|| name.to_owned())).unwrap();
+    let models = [(small.tensors(), &small.configs().unet), (&distilled, &config)];
+    let backends = [Backend::cpu(), Backend::cpu_int8(), Backend::candle(Device::Cpu, DType::F32)];
+    let ask = |backend: &Backend, (tensors, config): (&TensorSet, &serde_json::Value)| {
+        let config = UnetConfig::parse(config).unwrap();
+        let latents = noise(1, &[2, config.in_channels, 9, 14]);
+        let embeddings = noise(2, &[2, 5, config.context_channels]);
+        let unet = Unet::load(&Params::new(tensors, backend, "unet"), config).unwrap();
+        Asked { context: unet.context(&embeddings).unwrap(), latents, unet }
+    };
+    backends.iter().flat_map(|backend| models.map(|model| ask(backend, model))).collect()
+}
+
+#[test]
+fn a_run_can_stop_before_any_stage_and_go_on() {
+    for asked in unets() {
+        let (unet, step) = (&asked.unet, asked.step());
+        let whole = values(&unet.forward(&asked.latents, 601.0, &asked.context).unwrap());
+        let stages = unet.stages();
+        assert!(stages > 8, "{stages}");
+        let mut walked = unet.begin(&step).unwrap();
+        for stage in 0..=stages {
+            let mut saved = walked.clone();
+            unet.run(&mut saved, stage..stages, &step).unwrap();
+            assert_eq!(values(&unet.finish(saved).unwrap()), whole, "from stage {stage}");
+            if stage < stages {
+                unet.run(&mut walked, stage..stage + 1, &step).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_outer_stages_alone_go_on_with_what_the_inner_ones_gave() {
+    for asked in unets() {
+        let (unet, step) = (&asked.unet, asked.step());
+        let whole = values(&unet.predict(&step).unwrap());
+        for outer in 1..=unet.skips() {
+            let (output, deep) = unet.predict_keeping(&step, outer).unwrap();
+            assert_eq!(values(&output), whole, "{outer} outer skips");
+            // The transformers left out must not change which of the prompt's rows the others read.
+            assert_eq!(values(&unet.predict_outer(&step, &deep).unwrap()), whole, "{outer} outer skips");
+            let earlier = Step { timestep: 900.0, ..step };
+            let (_, earlier) = unet.predict_keeping(&earlier, outer).unwrap();
+            assert_ne!(values(&unet.predict_outer(&step, &earlier).unwrap()), whole, "{outer} outer skips");
+        }
+        for outer in [0, unet.skips() + 1] {
+            let error = unet.predict_keeping(&step, outer).err().unwrap().to_string();
+            assert!(error.contains(&format!("{outer} outer skips where there are 1 to")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_a_stage_lacks_is_named() {
+    let asked = unets().swap_remove(0);
+    let (unet, step) = (&asked.unet, asked.step());
+    let stages = unet.stages();
+    let mut maps = unet.begin(&step).unwrap();
+    unet.run(&mut maps, 0..3, &step).unwrap();
+    let error = unet.run(&mut maps.clone(), 4..stages, &step).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "stage 'down_blocks.0.downsamplers' takes what 'down_blocks.0.1' gives, which has not run"
+    );
+    let error = unet.run(&mut maps.clone(), 3..stages + 1, &step).unwrap_err().to_string();
+    assert!(error.contains(&format!("of {stages}")), "{error}");
+    assert!(unet.finish(maps).unwrap_err().to_string().contains("has not run to its end"));
+}
+
+/// Residuals of the shapes the UNet's skips have, by stopping where they are.
+fn zeros(asked: &Asked) -> Residuals {
+    let shapes = asked.unet.skip_shapes(&asked.step()).unwrap();
+    let zeros = |shape: &Vec<usize>| Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu).unwrap();
+    let (middle, skips) = shapes.split_last().unwrap();
+    Residuals { skips: skips.iter().map(zeros).collect(), middle: zeros(middle) }
+}
+
+#[test]
+fn residuals_of_zeros_change_nothing_and_others_do() {
+    for asked in unets() {
+        let (unet, step) = (&asked.unet, asked.step());
+        let whole = values(&unet.predict(&step).unwrap());
+        let mut residuals = zeros(&asked);
+        assert_eq!(values(&unet.predict(&Step { residuals: Some(&residuals), ..step }).unwrap()), whole);
+        for skip in 0..residuals.skips.len() {
+            let shape = residuals.skips[skip].dims().to_vec();
+            let zeros = std::mem::replace(&mut residuals.skips[skip], noise(9, &shape));
+            let changed = values(&unet.predict(&Step { residuals: Some(&residuals), ..step }).unwrap());
+            assert_ne!(changed, whole, "skip {skip}");
+            residuals.skips[skip] = zeros;
+        }
+        residuals.middle = noise(9, residuals.middle.dims());
+        assert_ne!(values(&unet.predict(&Step { residuals: Some(&residuals), ..step }).unwrap()), whole);
+    }
+}
+
+#[test]
+fn residuals_that_do_not_fit_are_refused() {
+    let asked = unets().swap_remove(0);
+    let refused = |residuals: &Residuals| {
+        let step = Step { residuals: Some(residuals), ..asked.step() };
+        asked.unet.predict(&step).unwrap_err().to_string()
+    };
+    let mut residuals = zeros(&asked);
+    let last = residuals.skips.pop().unwrap();
+    let (found, skips) = (residuals.skips.len(), asked.unet.skips());
+    assert_eq!(refused(&residuals), format!("{found} residuals where the unet has {skips} skips"));
+    let expected = last.dims().to_vec();
+    residuals.skips.push(last.unsqueeze(0).unwrap());
+    let error = refused(&residuals);
+    assert!(
+        error.contains(&format!("residual {found} has shape")) && error.contains(&format!("{expected:?}"))
+    );
+    residuals = zeros(&asked);
+    residuals.middle = residuals.middle.narrow(3, 0, 1).unwrap();
+    assert!(refused(&residuals).contains("the middle's residual has shape"));
+}
+
+#[test]
+fn the_work_done_is_the_work_described() {
+    let checkpoint = Checkpoint::open(&data("small")).unwrap();
+    let configs = checkpoint.configs();
+    let meter = Meter::start();
+    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+        let params = |part| Params::new(checkpoint.tensors(), &backend, part);
+        let config = UnetConfig::parse(&configs.unet).unwrap();
+        let graph = unet::describe(&config);
+        let extent = Extent { batch: 2, height: 9, width: 14 };
+        let expected = graph.macs(&unet::extents(&config, extent), 5);
+        let (latents, embeddings) = (noise(1, &[2, 4, 9, 14]), noise(2, &[2, 5, config.context_channels]));
+        let unet = Unet::load(&params("unet"), config).unwrap();
+        meter.take();
+        let context = unet.context(&embeddings).unwrap();
+        assert_eq!(meter.take().macs(), graph.prompt_macs(2, 5));
+        unet.forward(&latents, 1.0, &context).unwrap();
+        assert_eq!(meter.take().macs(), expected);
+        assert!(expected.of(Kind::Conv3x3) > 0 && expected.of(Kind::CrossAttention) > 0, "{expected:?}");
+
+        let VaeConfig::Kl(config) = VaeConfig::parse(&configs.vae).unwrap() else {
+            panic!("a kl autoencoder")
+        };
+        let extent = Extent { batch: 1, height: 9, width: 7 };
+        let decoder = vae::Decoder::load(&params("vae"), &config).unwrap();
+        let picture = decoder.forward(&noise(3, &[1, 4, 9, 7])).unwrap();
+        assert_eq!(meter.take().macs(), vae::describe_decoder(&config).macs(&[extent], 0));
+        let extent = Extent { batch: 1, height: picture.dim(2).unwrap(), width: picture.dim(3).unwrap() };
+        vae::Encoder::load(&params("vae"), &config).unwrap().forward(&picture).unwrap();
+        assert_eq!(meter.take().macs(), vae::describe_encoder(&config).macs(&[extent], 0));
+    }
+}
