@@ -8,17 +8,17 @@ use serde_json::Value;
 use super::file::TensorFile;
 use super::names::{Component, Layout, from_diffusers};
 use super::tensors::TensorSet;
-use super::{Checkpoint, Kind, family, folder, infer, kind, native, single};
+use super::{Checkpoint, Origin, family, folder, infer, native, signature, single};
 
 /// A component that can be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum Replaceable {
     Vae,
     Taesd,
     TextEncoder,
 }
 
-impl Part {
+impl Replaceable {
     /// Also the flag, without its dashes.
     pub fn name(self) -> &'static str {
         match self {
@@ -40,8 +40,8 @@ impl Part {
 ///
 /// # Errors
 /// Names the file and why it can't take the part's place.
-pub fn replace(checkpoint: &mut Checkpoint, part: Part, path: &Path) -> Result<()> {
-    ensure!(checkpoint.kind != Kind::Synthetic, "random weights can't be mixed with --{}", part.name());
+pub fn replace(checkpoint: &mut Checkpoint, part: Replaceable, path: &Path) -> Result<()> {
+    ensure!(checkpoint.origin != Origin::Synthetic, "random weights can't be mixed with --{}", part.name());
     let component = part.component();
     let mut tensors = TensorSet::default();
     let mut config = None;
@@ -55,7 +55,7 @@ pub fn replace(checkpoint: &mut Checkpoint, part: Part, path: &Path) -> Result<(
                 .with_context(|| format!("in {}", file.display()))?;
         }
     } else {
-        kind::check(path)?;
+        signature::check(path)?;
         let file = TensorFile::open(path)?;
         let context = || format!("{} is not usable", path.display());
         if file.metadata().contains_key(native::KEY) {
@@ -82,8 +82,8 @@ pub fn replace(checkpoint: &mut Checkpoint, part: Part, path: &Path) -> Result<(
     let config = config.unwrap_or_else(|| infer::config(&tensors, component));
     let is_tiny = config.get("_class_name").and_then(Value::as_str) == Some("AutoencoderTiny");
     match (part, is_tiny) {
-        (Part::Vae, true) => bail!("{} is a tiny autoencoder: pass it with --taesd", path.display()),
-        (Part::Taesd, false) => bail!("{} is no tiny autoencoder: pass it with --vae", path.display()),
+        (Replaceable::Vae, true) => bail!("{} is a tiny autoencoder: pass it with --taesd", path.display()),
+        (Replaceable::Taesd, false) => bail!("{} is no tiny autoencoder: pass it with --vae", path.display()),
         _ => {}
     }
     checkpoint.tensors.take_component(component.name(), tensors);
@@ -97,11 +97,11 @@ pub fn replace(checkpoint: &mut Checkpoint, part: Part, path: &Path) -> Result<(
 }
 
 /// The component's own folder: `path`, or the one inside it if it is a whole model's.
-fn folder_of(path: &Path, part: Part) -> Result<PathBuf> {
+fn folder_of(path: &Path, part: Replaceable) -> Result<PathBuf> {
     let names: &[&str] = match part {
-        Part::Vae => &["vae"],
-        Part::Taesd => &["taesd", "vae"],
-        Part::TextEncoder => &["text_encoder"],
+        Replaceable::Vae => &["vae"],
+        Replaceable::Taesd => &["taesd", "vae"],
+        Replaceable::TextEncoder => &["text_encoder"],
     };
     let inside = names.iter().map(|name| path.join(name)).find(|folder| folder.is_dir());
     Ok(inside.unwrap_or_else(|| path.to_owned()))

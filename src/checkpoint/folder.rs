@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::file::TensorFile;
 use super::names::{Component, from_diffusers};
 use super::tensors::TensorSet;
-use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary, family, sd15};
+use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary, family, sd15};
 use crate::files;
 
 /// The largest config, vocabulary or index that is read; CLIP's vocabulary has 1 MB.
@@ -47,7 +47,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         .unwrap_or_else(|| "model".to_owned());
     Ok(Checkpoint {
         name,
-        kind: Kind::Folder,
+        origin: Origin::Folder,
         defaults: Defaults::for_configs(&configs),
         vocabulary: vocabulary(&path.join("tokenizer"))?,
         configs,

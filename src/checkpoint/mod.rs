@@ -8,12 +8,12 @@ mod folder;
 mod gguf;
 mod header;
 mod infer;
-mod kind;
 pub mod lora;
 mod names;
 mod native;
 mod random;
 mod sd15;
+mod signature;
 mod single;
 mod store;
 mod summary;
@@ -29,11 +29,11 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use component::Part;
+pub use component::Replaceable;
 pub use file::{TensorFile, TensorView};
 pub use header::{Container, check_header};
-pub use kind::refuse_pickle;
 pub use names::{Component, Layout};
+pub use signature::refuse_pickle;
 pub use store::{FloatType, Storage};
 pub use summary::{ComponentSummary, Summary};
 pub use tensors::{Overlay, TensorSet};
@@ -82,7 +82,7 @@ impl Defaults {
 
 /// The form a model came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Origin {
     BuiltIn,
     Native,
     Folder,
@@ -94,7 +94,7 @@ pub enum Kind {
     Synthetic,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::BuiltIn => "built in",
@@ -158,13 +158,13 @@ impl Vocabulary {
 #[derive(Clone)]
 pub struct Checkpoint {
     name: String,
-    kind: Kind,
+    origin: Origin,
     defaults: Defaults,
     configs: Configs,
     vocabulary: Vocabulary,
     tensors: TensorSet,
     /// Components from files of their own, and those files' names.
-    replaced: Vec<(Part, String)>,
+    replaced: Vec<(Replaceable, String)>,
 }
 
 impl Checkpoint {
@@ -178,7 +178,7 @@ impl Checkpoint {
         if found.is_dir() {
             return folder::open(path);
         }
-        kind::check(path)?;
+        signature::check(path)?;
         let file = TensorFile::open(path)?;
         let read = if file.metadata().contains_key(native::KEY) {
             native::read(file)
@@ -190,7 +190,7 @@ impl Checkpoint {
 
     /// Whether `path` is a folder or begins as a file of tensors does, so that [`Self::open`] is worth trying.
     pub fn is_at(path: &Path) -> bool {
-        path.is_dir() || kind::is_tensor_file(path)
+        path.is_dir() || signature::is_tensor_file(path)
     }
 
     /// The model that is part of the binary.
@@ -199,19 +199,19 @@ impl Checkpoint {
     /// Only if the binary was built with a damaged file.
     pub fn built_in() -> Result<Self> {
         let read = native::read(TensorFile::embedded(BUILT_IN)?)?;
-        Ok(Self { kind: Kind::BuiltIn, ..read })
+        Ok(Self { origin: Origin::BuiltIn, ..read })
     }
 
     /// Takes one component from a file or folder of its own, in any of the namings [`Self::open`] reads.
     ///
     /// # Errors
     /// Names the file and why it can't take the part's place.
-    pub fn replace(&mut self, part: Part, path: &Path) -> Result<()> {
+    pub fn replace(&mut self, part: Replaceable, path: &Path) -> Result<()> {
         component::replace(self, part, path)
     }
 
     /// The components that were replaced, each with the name of the file it came from.
-    pub fn replaced(&self) -> &[(Part, String)] {
+    pub fn replaced(&self) -> &[(Replaceable, String)] {
         &self.replaced
     }
 
@@ -228,8 +228,8 @@ impl Checkpoint {
         summary::of(self)
     }
 
-    pub fn kind(&self) -> Kind {
-        self.kind
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// The size of the model that is part of the binary.
@@ -247,7 +247,7 @@ impl Checkpoint {
         };
         Self {
             name: "synthetic-sd15".to_owned(),
-            kind: Kind::Synthetic,
+            origin: Origin::Synthetic,
             defaults: Defaults::for_configs(&configs),
             configs,
             vocabulary: Vocabulary::clip(),

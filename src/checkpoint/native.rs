@@ -11,7 +11,7 @@ use super::names::Component;
 use super::store::{self, Storage};
 use super::tensors::TensorSet;
 use super::write_error::WriteError;
-use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary};
+use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary};
 use crate::files;
 use crate::request::Precision;
 
@@ -76,7 +76,7 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
     tensors.add(file, |name| Some(name.to_owned()))?;
     Ok(Checkpoint {
         name: header.name,
-        kind: Kind::Native,
+        origin: Origin::Native,
         defaults: header.defaults,
         configs: header.configs,
         vocabulary: header.vocabulary.unwrap_or_else(Vocabulary::clip),

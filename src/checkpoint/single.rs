@@ -8,7 +8,7 @@ use super::file::TensorFile;
 use super::header::Container;
 use super::names::{Component, Layout};
 use super::tensors::TensorSet;
-use super::{Checkpoint, Configs, Defaults, Kind, Vocabulary, family, infer, sd15};
+use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary, family, infer, sd15};
 
 /// Takes the file opened from `path` as a model.
 ///
@@ -20,10 +20,10 @@ pub fn read(file: TensorFile, path: &Path) -> Result<Checkpoint> {
     if !layout.has(Component::Unet) {
         bail!("{}", without_unet(&file, &layout));
     }
-    let kind = match file.container() {
-        Container::Gguf => Kind::Gguf,
-        Container::Safetensors if layout.is_ldm() => Kind::Ldm,
-        Container::Safetensors => Kind::Single,
+    let origin = match file.container() {
+        Container::Gguf => Origin::Gguf,
+        Container::Safetensors if layout.is_ldm() => Origin::Ldm,
+        Container::Safetensors => Origin::Single,
     };
     let mut tensors = TensorSet::default();
     tensors.add(file, |name| layout.canonical(name))?;
@@ -35,7 +35,7 @@ pub fn read(file: TensorFile, path: &Path) -> Result<Checkpoint> {
     };
     Ok(Checkpoint {
         name: stem(path),
-        kind,
+        origin,
         defaults: Defaults::for_configs(&configs),
         configs,
         vocabulary: Vocabulary::clip(),

@@ -62,7 +62,7 @@ pub fn of(checkpoint: &Checkpoint) -> Summary {
     });
     Summary {
         name: checkpoint.name.clone(),
-        kind: checkpoint.kind.to_string(),
+        kind: checkpoint.origin.to_string(),
         defaults: checkpoint.defaults,
         components: components.collect(),
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::exit::{Exit, Failure, OrExit};
-use crate::checkpoint::{Checkpoint, Part};
+use crate::checkpoint::{Checkpoint, Replaceable};
 use crate::request::SIZE_STEP;
 
 /// Components that take the place of the model's own.
@@ -30,9 +30,11 @@ impl PartArgs {
     /// # Errors
     /// Names the file that can't be used, or the component that is still missing.
     pub fn apply(&self, checkpoint: &mut Checkpoint) -> Result<(), Failure> {
-        for (part, path) in
-            [(Part::Vae, &self.vae), (Part::Taesd, &self.taesd), (Part::TextEncoder, &self.text_encoder)]
-        {
+        for (part, path) in [
+            (Replaceable::Vae, &self.vae),
+            (Replaceable::Taesd, &self.taesd),
+            (Replaceable::TextEncoder, &self.text_encoder),
+        ] {
             if let Some(path) = path {
                 checkpoint.replace(part, path).or_exit(Exit::Model)?;
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use pochade::checkpoint::{Checkpoint, Kind, Layout};
+use pochade::checkpoint::{Checkpoint, Layout, Origin};
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -87,7 +87,7 @@ fn the_shapes_of_sd15_give_its_published_configs() {
     file.set_len((8 + header.len() + end) as u64).unwrap();
 
     let found = Checkpoint::open(&path).unwrap();
-    assert_eq!((found.kind(), found.name()), (Kind::Ldm, "v1-5-pruned-emaonly"));
+    assert_eq!((found.origin(), found.name()), (Origin::Ldm, "v1-5-pruned-emaonly"));
     assert_eq!(networks(&found), networks(&Checkpoint::synthetic_sd15()));
     let summary = found.summary();
     let count = |count: fn(&pochade::checkpoint::ComponentSummary) -> usize| {
@@ -118,7 +118,7 @@ fn ldm_files_of_every_float_type_are_the_folder() {
         tensors.insert("first_stage_model.loss.logvar".to_owned(), ones);
         files::save(&tensors, &path);
         let found = Checkpoint::open(&path).unwrap();
-        assert_eq!(found.kind(), Kind::Ldm);
+        assert_eq!(found.origin(), Origin::Ldm);
         assert_tensors(&found, &expected, tolerance);
         assert_eq!(networks(&found), networks(&expected));
     }
@@ -178,7 +178,7 @@ fn gguf_files_of_every_type_are_the_folder_within_their_rounding() {
         assert!(dtype == GgmlDType::F16 || of_type > 0, "{dtype:?} is not tried");
         files::write(&path, &files::gguf(&stored, &[]));
         let found = Checkpoint::open(&path).unwrap();
-        assert_eq!(found.kind(), Kind::Gguf);
+        assert_eq!(found.origin(), Origin::Gguf);
         assert_tensors(&found, &expected, tolerance);
         assert_eq!(networks(&found), networks(&expected));
         let types: Vec<_> = found.summary().components.into_iter().flat_map(|part| part.types).collect();
@@ -236,8 +236,8 @@ fn a_gguf_of_comfy_ui_is_a_unet_with_its_old_shapes() {
     let mut found = Checkpoint::open(&path).unwrap();
     let missing = format!("{:#}", found.check_complete().unwrap_err());
     assert!(missing.contains("--vae") && missing.contains("--text-encoder"), "{missing}");
-    found.replace(pochade::checkpoint::Part::Vae, &files::small().join("vae")).unwrap();
-    found.replace(pochade::checkpoint::Part::TextEncoder, &files::small()).unwrap();
+    found.replace(pochade::checkpoint::Replaceable::Vae, &files::small().join("vae")).unwrap();
+    found.replace(pochade::checkpoint::Replaceable::TextEncoder, &files::small()).unwrap();
     found.check_complete().unwrap();
     assert_tensors(&found, &Checkpoint::open(&files::small()).unwrap(), 0.01);
 }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::super::file::TensorFile;
-use super::super::kind::refuse_pickle;
+use super::super::signature::refuse_pickle;
 use super::keys::{Role, split};
 use crate::files::{Fingerprint, fingerprint};
 
