@@ -73,7 +73,7 @@ pub fn study(
     ensure!(!settings.prompts.is_empty() && settings.steps > 0, "nothing to measure with");
     check(checkpoint)?;
     let simulation = Arc::new(Simulation::new(policy.clone()));
-    let backend = Backend::cpu_simulating(simulation.clone());
+    let backend = Backend::cpu_simulating(simulation.clone())?;
     let params = Params::new(checkpoint.tensors(), &backend, "unet");
     let unet = Unet::load(&params, UnetConfig::parse(&checkpoint.configs().unet)?)?;
     let inputs = Inputs::new(checkpoint, &unet, &settings)?;
@@ -143,7 +143,7 @@ impl Inputs {
     /// is asked on the way: latents as they are in use.
     fn new(checkpoint: &Checkpoint, unet: &Unet, settings: &Settings) -> Result<Self> {
         let configs = checkpoint.configs();
-        let backend = Backend::cpu();
+        let backend = Backend::cpu()?;
         let params = Params::new(checkpoint.tensors(), &backend, "text_encoder");
         let encoder = TextEncoder::load(&params, ClipConfig::parse(&configs.text_encoder)?)?;
         let tokenizer = Tokenizer::new(checkpoint.vocabulary())?;

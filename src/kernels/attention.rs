@@ -9,7 +9,7 @@ use super::isa::Isa;
 use super::math;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile;
+use super::tile::{self, TileKernel};
 
 /// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
 const KEY_BLOCK: usize = 64;
@@ -17,10 +17,6 @@ const KEY_BLOCK: usize = 64;
 const TASK_QUERIES: usize = 192;
 /// f32 of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
 const TASK_STATE: usize = 96 * 1024;
-/// Tiles of keys or channels by vectors of queries: 24 accumulators of 32 registers, or 10 of 16 (a
-/// compiler spills 12). Both heights divide the usual head sizes.
-const TALL_TILE: (usize, usize) = (8, 3);
-const SMALL_TILE: (usize, usize) = (5, 2);
 
 /// Sizes of a multi-head attention.
 ///
@@ -78,7 +74,7 @@ impl Attention {
         }
         assert_eq!(output.len(), batch * q_len * width, "an output of {batch} x {q_len} rows of {width}");
 
-        let (height, lanes) = isa.run(TileShape);
+        let (height, lanes) = isa.properties().attention_tile;
         let padded_dim = head_dim.next_multiple_of(height);
         let panel_state = lanes * (head_dim + padded_dim + 2);
         let panels = (TASK_QUERIES / lanes).min(TASK_STATE / panel_state).clamp(1, q_len.div_ceil(lanes));
@@ -108,18 +104,6 @@ impl Attention {
     }
 }
 
-/// Height and lanes of a set's tiles.
-struct TileShape;
-
-impl Kernel for TileShape {
-    type Output = (usize, usize);
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        let (height, vectors) = if S::REGISTERS == 32 { TALL_TILE } else { SMALL_TILE };
-        (height, vectors * S::LANES)
-    }
-}
-
 /// Some queries of one head over all its keys. The slices begin at the head's first value.
 struct Task<'a> {
     sizes: &'a Attention,
@@ -140,11 +124,14 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::REGISTERS == 32 {
-            self.attend::<S, { TALL_TILE.0 }, { TALL_TILE.1 }>(simd)
-        } else {
-            self.attend::<S, { SMALL_TILE.0 }, { SMALL_TILE.1 }>(simd)
-        }
+        S::in_attention_tile(simd, self);
+    }
+}
+
+impl<S: Simd> TileKernel<S> for Task<'_> {
+    #[inline(always)]
+    fn run<const MR: usize, const QV: usize>(self, simd: S) {
+        self.attend::<S, MR, QV>(simd);
     }
 }
 

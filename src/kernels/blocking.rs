@@ -2,42 +2,25 @@
 
 use std::ops::Range;
 
-use super::isa::Isa;
-use super::simd::{Kernel, Simd};
+use super::tile::Tile;
 
-/// Rows of a chunk at most: a multiple of every tile height (6, 8), so that only the last chunk has
-/// overhanging tiles; its sums, 192 x 64 f32, fit in L2 beside the rows they come from.
+/// Rows of a chunk at most, rounded up to whole tiles: sums of 192 x 64 f32 fit in L2 beside the rows they come
+/// from.
 const CHUNK_ROWS: usize = 192;
-/// The least common multiple of the tile heights.
-pub(super) const TILE_HEIGHTS: usize = 24;
 
-struct VectorShape;
-
-impl Kernel for VectorShape {
-    type Output = (usize, usize);
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        (S::LANES, S::REGISTERS)
-    }
-}
-
-/// Vectors and columns of a panel for `out` columns: the width that does least work, counting the columns
-/// that overhang and the lower reuse of narrow panels.
-pub(super) fn panel(isa: Isa, out: usize) -> (usize, usize) {
-    let (lanes, registers) = isa.run(VectorShape);
-    // Cost of a vector of columns, in percent of the widest panel's.
-    let widths: &[(usize, usize)] =
-        if registers == 32 { &[(4, 100), (3, 100), (2, 106), (1, 130)] } else { &[(2, 100), (1, 125)] };
-    let cost = |&&(vectors, percent): &&(usize, usize)| out.div_ceil(vectors * lanes) * vectors * percent;
-    let (vectors, _) = widths.iter().min_by_key(cost).expect("not empty");
-    (*vectors, vectors * lanes)
+/// The tiles that an instruction set has for a product.
+#[derive(Clone, Copy)]
+pub(super) struct Tiling {
+    /// Columns of a vector.
+    pub lanes: usize,
+    pub tiles: &'static [Tile],
 }
 
 /// Which columns of weights lie in which panel.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
-    /// Vectors of a panel's width.
-    pub vectors: usize,
+    /// The tile that panels are cut into: as wide, and so high.
+    pub tile: &'static Tile,
     /// Columns of weights in a panel.
     pub width: usize,
     /// Columns of the output.
@@ -48,16 +31,23 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    pub fn plain(isa: Isa, out: usize) -> Self {
-        let (vectors, width) = panel(isa, out);
-        Self { vectors, width, out, gated: false }
+    /// Panels for `out` columns, of the width that does least work: counting the columns that overhang and the
+    /// lower reuse of narrow panels.
+    pub fn plain(tiling: Tiling, out: usize) -> Self {
+        let cost =
+            |tile: &&'static Tile| out.div_ceil(tile.vectors * tiling.lanes) * tile.vectors * tile.cost;
+        Self::new(tiling, tiling.tiles.iter().min_by_key(cost), out, false)
     }
 
-    /// Panels of an even number of vectors for `out` values and as many gates.
-    pub fn gated(isa: Isa, out: usize) -> Self {
-        let (lanes, registers) = isa.run(VectorShape);
-        let vectors = if registers == 32 { 4 } else { 2 };
-        Self { vectors, width: vectors * lanes, out, gated: true }
+    /// Panels for `out` values and as many gates, of the greatest width that has halves.
+    pub fn gated(tiling: Tiling, out: usize) -> Self {
+        let even = tiling.tiles.iter().filter(|tile| tile.vectors.is_multiple_of(2));
+        Self::new(tiling, even.max_by_key(|tile| tile.vectors), out, true)
+    }
+
+    fn new(tiling: Tiling, tile: Option<&'static Tile>, out: usize, gated: bool) -> Self {
+        let tile = tile.expect("every set has a tile for every product");
+        Self { tile, width: tile.vectors * tiling.lanes, out, gated }
     }
 
     /// Columns of weights: the output's, or those of its values and then those of its gates.
@@ -95,13 +85,15 @@ pub(super) struct Blocks {
     chunk: usize,
     chunks: usize,
     panels: usize,
+    tile_rows: usize,
 }
 
 impl Blocks {
-    pub fn new(rows: usize, panels: usize) -> Self {
+    pub fn new(rows: usize, panels: &Panels) -> Self {
+        let tile_rows = panels.tile.rows;
         let chunks = rows.div_ceil(CHUNK_ROWS).max(1);
-        let chunk = rows.div_ceil(chunks).next_multiple_of(TILE_HEIGHTS);
-        Self { rows, chunk, chunks: rows.div_ceil(chunk), panels }
+        let chunk = rows.div_ceil(chunks).next_multiple_of(tile_rows);
+        Self { rows, chunk, chunks: rows.div_ceil(chunk), panels: panels.count(), tile_rows }
     }
 
     pub fn count(&self) -> usize {
@@ -118,5 +110,9 @@ impl Blocks {
         };
         let first = chunk * self.chunk;
         (first, (first + self.chunk).min(self.rows), panel)
+    }
+    /// `rows` rounded up to whole tiles, whose overhang needs memory too.
+    pub fn whole_tiles(&self, rows: usize) -> usize {
+        rows.next_multiple_of(self.tile_rows)
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to a product's sums on their way to memory: scale, biases, residual, activation.
+//! What happens to a product's sums on their way to memory: scale, bias, residual, activation, gate.
 
 use std::ops::Range;
 
@@ -7,38 +7,15 @@ use super::math;
 use super::parallel::Disjoint;
 use super::simd::Simd;
 
-/// A function applied to each output value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activation {
-    #[default]
-    None,
-    /// max(x, 0).
-    Relu,
-    /// x * sigmoid(x).
-    Silu,
-}
-
-/// What is added to each output value.
-#[derive(Debug, Clone, Copy, Default)]
-pub enum Residual<'a> {
-    #[default]
-    None,
-    /// A tensor of the output's shape.
-    Of(&'a [f32]),
-    /// What the output buffer holds already.
-    Output,
-}
-
-/// `activation(sum + bias + image_bias + residual)`, written once.
+/// `activation(sum + bias + residual)`, written once.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// One per column of weights: `[out]`, or `[2 * out]` of a gated product.
     pub bias: Option<&'a [f32]>,
-    /// `[images, out]`, each row added to all rows of its image; the number of output rows must be a
-    /// multiple of the number of images.
-    pub image_bias: Option<&'a [f32]>,
-    pub residual: Residual<'a>,
-    pub activation: Activation,
+    /// Of the output's shape.
+    pub residual: Option<&'a [f32]>,
+    /// Whether max(x, 0) follows.
+    pub relu: bool,
 }
 
 impl Epilogue<'_> {
@@ -53,29 +30,18 @@ impl Epilogue<'_> {
             let columns = panels.weight_columns();
             assert_eq!(bias.len(), columns, "one bias for each of {columns} columns");
         }
-        if let Some(bias) = self.image_bias {
-            let images = bias.len() / out;
-            assert!(
-                images > 0 && bias.len() == images * out && rows.is_multiple_of(images),
-                "an image bias of {} values for {rows} x {out}",
-                bias.len()
-            );
-        }
-        if let Residual::Of(residual) = self.residual {
+        if let Some(residual) = self.residual {
             assert_eq!(residual.len(), output.len(), "a residual of the output's size");
         }
-        let plain = self.image_bias.is_none()
-            && matches!(self.residual, Residual::None)
-            && self.activation == Activation::None;
+        let plain = self.residual.is_none() && !self.relu;
         assert!(plain || !panels.gated, "a gated product takes nothing but a bias");
     }
 }
 
-/// Where finished sums go: an output of `rows` x `panels.out`, validated.
+/// Where finished sums go: a validated output of `panels.out` columns.
 pub(super) struct Destination<'a> {
     pub epilogue: &'a Epilogue<'a>,
     pub output: Disjoint<'a, f32>,
-    pub rows: usize,
     pub panels: Panels,
     /// Multiplies the sums, one per column of weights: the scales of integer weights.
     pub scale: Option<&'a [f32]>,
@@ -98,7 +64,6 @@ impl Destination<'_> {
         let epilogue = self.epilogue;
         let out = self.panels.out;
         let width = columns.len();
-        let rows_per_image = epilogue.image_bias.map_or(1, |bias| self.rows / (bias.len() / out));
         if self.panels.gated {
             // SAFETY: the caller's promise.
             unsafe { self.finish_gated(simd, sums, pitch, rows, columns) };
@@ -110,14 +75,7 @@ impl Destination<'_> {
             let output = unsafe { self.output.part(start..start + width) };
             let scale = self.scale.map(|scale| &scale[columns.clone()]);
             let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
-            let image_bias = epilogue.image_bias.map(|bias| {
-                let start = row / rows_per_image * out + columns.start;
-                &bias[start..start + width]
-            });
-            let residual = match epilogue.residual {
-                Residual::Of(residual) => Some(&residual[start..start + width]),
-                _ => None,
-            };
+            let residual = epilogue.residual.map(|residual| &residual[start..start + width]);
             let mut at = 0;
             while at < width {
                 let lanes = at..(at + S::LANES).min(width);
@@ -128,21 +86,12 @@ impl Destination<'_> {
                 if let Some(bias) = bias {
                     x = simd.add(x, simd.read_up_to(&bias[lanes.clone()]));
                 }
-                if let Some(bias) = image_bias {
-                    x = simd.add(x, simd.read_up_to(&bias[lanes.clone()]));
+                if let Some(residual) = residual {
+                    x = simd.add(x, simd.read_up_to(&residual[lanes.clone()]));
                 }
-                match residual {
-                    Some(residual) => x = simd.add(x, simd.read_up_to(&residual[lanes.clone()])),
-                    None if matches!(epilogue.residual, Residual::Output) => {
-                        x = simd.add(x, simd.read_up_to(&output[lanes.clone()]))
-                    }
-                    None => {}
+                if epilogue.relu {
+                    x = simd.max(x, simd.splat(0.0));
                 }
-                x = match epilogue.activation {
-                    Activation::None => x,
-                    Activation::Relu => simd.max(x, simd.splat(0.0)),
-                    Activation::Silu => math::silu(simd, x),
-                };
                 simd.write_up_to(&mut output[lanes], x);
                 at += S::LANES;
             }

@@ -1,4 +1,4 @@
-//! Which input row each output row of a product reads at each kernel tap: the tables that make a matrix product a convolution.
+//! Which input row an output row reads at each kernel tap: the tables that make a matrix product a convolution.
 //!
 //! The idea is the indirection buffer of Dukhan, "The Indirect Convolution Algorithm" (2019), held here as
 //! one small table per axis instead of one pointer per output pixel and tap.

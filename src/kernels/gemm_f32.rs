@@ -6,13 +6,13 @@
 use rayon::prelude::*;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{self, Blocks, Panels};
+use super::blocking::{Blocks, Panels};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile;
+use super::tile::{self, TileKernel};
 
 /// Input channels accumulated before the next rows: a panel of 64 columns by 128 fills most of a 48 KB L1.
 const DEPTH_BLOCK: usize = 128;
@@ -37,18 +37,18 @@ impl PackedF32 {
     /// If a size is zero or `weight` has another length.
     pub fn pack(weight: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0);
-        Self::pack_into(weight, Panels::plain(isa, out), taps, depth, isa)
+        Self::pack_into(weight, Panels::plain(isa.properties().tiling, out), taps, depth, isa)
     }
 
     /// Packs `weight`, `[2 * out][depth]`, of a gated linear layer: `out` values, then as many gates. Its
-    /// outputs are `value * gelu(gate)`, see [`super::geglu`], and the product is never written; its biases
-    /// are `[2 * out]`, and its epilogue has nothing else.
+    /// outputs are `value * gelu(gate)` (GEGLU, Shazeer 2020; exact GELU), and the product is never written; its
+    /// biases are `[2 * out]`, and its epilogue has nothing else.
     ///
     /// # Panics
     /// If a size is zero or `weight` has another length.
     pub fn pack_gated(weight: &[f32], out: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0);
-        Self::pack_into(weight, Panels::gated(isa, out), 1, depth, isa)
+        Self::pack_into(weight, Panels::gated(isa.properties().tiling, out), 1, depth, isa)
     }
 
     fn pack_into(weight: &[f32], panels: Panels, taps: usize, depth: usize, isa: Isa) -> Self {
@@ -72,24 +72,9 @@ impl PackedF32 {
         self.isa
     }
 
-    /// Output columns.
-    pub fn out(&self) -> usize {
-        self.panels.out
-    }
-
-    /// Kernel positions: 1, or 9 for a 3x3 convolution.
-    pub fn taps(&self) -> usize {
-        self.taps
-    }
-
     /// Input columns.
     pub fn depth(&self) -> usize {
         self.depth
-    }
-
-    /// Bytes of the packed weights.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.weights.as_slice())
     }
 
     /// `output[i][o] = epilogue(sum over tap, d of input[gather(i, tap)][d] * weight[o][tap][d])`.
@@ -105,12 +90,12 @@ impl PackedF32 {
         let rows = gather.out_rows();
         epilogue.validate(rows, &self.panels, output);
         let destination =
-            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale: None };
-        let blocks = Blocks::new(rows, self.panels.count());
+            Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale: None };
+        let blocks = Blocks::new(rows, &self.panels);
         let panels_first = size_of_val(self.weights.as_slice()) > size_of_val(input);
         for_each_index(blocks.count(), |index| {
             let (first_row, end_row, panel) = blocks.block(index, panels_first);
-            let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
+            let pitch = blocks.whole_tiles(end_row - first_row);
             with_scratch(pitch * self.panels.width, self.taps * pitch, |scratch| {
                 let table = &mut scratch.indices[..self.taps * pitch];
                 gather.fill(first_row..end_row, pitch, table);
@@ -150,19 +135,14 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::REGISTERS == 32 {
-            match self.packed.panels.vectors {
-                4 => self.product::<S, 6, 4>(simd),
-                3 => self.product::<S, 8, 3>(simd),
-                2 => self.product::<S, 8, 2>(simd),
-                _ => self.product::<S, 8, 1>(simd),
-            }
-        } else {
-            match self.packed.panels.vectors {
-                2 => self.product::<S, 6, 2>(simd),
-                _ => self.product::<S, 8, 1>(simd),
-            }
-        }
+        S::in_tile(self.packed.panels.tile.vectors, simd, self);
+    }
+}
+
+impl<S: Simd> TileKernel<S> for Block<'_> {
+    #[inline(always)]
+    fn run<const MR: usize, const NV: usize>(self, simd: S) {
+        self.product::<S, MR, NV>(simd);
     }
 }
 

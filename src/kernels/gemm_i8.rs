@@ -1,4 +1,4 @@
-//! u8 x i8 products: linear layers and convolutions over quantized rows with prepacked weights; f32 ones are in `gemm_f32`.
+//! u8 x i8 products: linear layers and convolutions over quantized rows with prepacked weights.
 //!
 //! Each input row (a pixel or token) has a scale and zero point of its own, and a convolution sums over
 //! rows, so sums stay integers only within one tap. Padding is a row whose scale is zero.
@@ -6,15 +6,15 @@
 use rayon::prelude::*;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{self, Blocks, Panels};
-use super::dot::{Dot, DotKernel};
+use super::blocking::{Blocks, Panels};
+use super::byte_product::{ByteKernel, ByteProduct};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::quantized_rows::QuantizedRows;
 use super::simd::Simd;
-use super::tile;
+use super::tile::{self, TileKernel};
 
 /// Inputs at most: 65536 products of 255 and 127 sum to less than 2^31.
 const MAX_DEPTH: usize = 65536;
@@ -26,14 +26,13 @@ pub struct PackedI8 {
     panels: Panels,
     taps: usize,
     depth: usize,
-    /// `[panel][tap][depth / 4, rounded up][panel width][4]`, zeros beyond `depth` and in columns that no
-    /// weights fill.
+    /// `[panel][tap]`, each as [`ByteProduct`] says, zeros beyond `depth` and in columns that no weights fill.
     weights: AlignedBuf<i8>,
     /// The weights' sums over depth, `[panel][tap][panel width]`.
     column_sums: AlignedBuf<i32>,
     /// One per column of weights, in their order.
     scales: Vec<f32>,
-    /// The row that padding reads.
+    /// The row that padding reads, with what lies between its groups.
     zeros: AlignedBuf<u8>,
 }
 
@@ -41,25 +40,25 @@ impl PackedI8 {
     /// Packs `weight`, `[out][taps][depth]` (for a convolution `[out][kernel y][kernel x][in]`), where output
     /// o has weights `scales[o] * weight[o]`.
     ///
-    /// Where the instruction set sums pairs of products in 16 bits ([`Isa::may_saturate`]), the weights of an
+    /// Where the instruction set sums pairs of products in 16 bits, as `vpmaddubsw` does, the weights of an
     /// output are made just small enough that no pair can saturate, and its scale larger by as much.
     ///
     /// # Panics
     /// If a size is zero, `depth` exceeds 65536, a slice has another length or a weight is -128.
     pub fn pack(weight: &[i8], scales: &[f32], out: usize, taps: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0);
-        Self::pack_into(weight, scales, Panels::plain(isa, out), taps, depth, isa)
+        Self::pack_into(weight, scales, Panels::plain(isa.properties().byte_tiling, out), taps, depth, isa)
     }
 
     /// Packs `weight`, `[2 * out][depth]`, of a gated linear layer: `out` values, then as many gates. Its
-    /// outputs are `value * gelu(gate)`, see [`super::geglu`], and the product is never written; its scales
-    /// and biases are `[2 * out]`, and its epilogue has nothing else.
+    /// outputs are `value * gelu(gate)` (GEGLU, Shazeer 2020; exact GELU), and the product is never written; its
+    /// scales and biases are `[2 * out]`, and its epilogue has nothing else.
     ///
     /// # Panics
     /// As [`PackedI8::pack`].
     pub fn pack_gated(weight: &[i8], scales: &[f32], out: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0);
-        Self::pack_into(weight, scales, Panels::gated(isa, out), 1, depth, isa)
+        Self::pack_into(weight, scales, Panels::gated(isa.properties().byte_tiling, out), 1, depth, isa)
     }
 
     fn pack_into(weight: &[i8], scales: &[f32], panels: Panels, taps: usize, depth: usize, isa: Isa) -> Self {
@@ -68,37 +67,25 @@ impl PackedI8 {
         assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
         assert_eq!(scales.len(), columns, "one scale for each of {columns} columns");
         assert!(!weight.contains(&i8::MIN), "symmetric weights end at -127");
-        let factors: Vec<f32> = if isa.may_saturate() {
+        let factors: Vec<f32> = if isa.properties().may_saturate {
             weight.par_chunks_exact(taps * depth).map(|weight| unsaturating(weight, depth)).collect()
         } else {
             vec![1.0; columns]
         };
         let panel_width = panels.width;
-        let padded_depth = depth.next_multiple_of(4);
+        let layout = isa.properties().rows;
+        let padded_depth = layout.stride(depth);
         let panel_len = taps * padded_depth * panel_width;
         let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
         let mut column_sums = AlignedBuf::zeros(panels.count() * taps * panel_width);
         let packed = weights.as_mut_slice().par_chunks_exact_mut(panel_len);
         let sums = column_sums.as_mut_slice().par_chunks_exact_mut(taps * panel_width);
         packed.zip(sums).enumerate().for_each(|(panel, (packed, sums))| {
-            for (column, o) in panels.members(panel) {
-                let weight = weight[o * taps * depth..][..taps * depth].chunks_exact(depth);
-                let taps = packed.chunks_exact_mut(padded_depth * panel_width);
-                for ((weight, packed), sums) in weight.zip(taps).zip(sums.chunks_exact_mut(panel_width)) {
-                    let mut sum = 0;
-                    for (group, weight) in weight.chunks(4).enumerate() {
-                        let to = &mut packed[(group * panel_width + column) * 4..][..weight.len()];
-                        for (to, &w) in to.iter_mut().zip(weight) {
-                            *to = scaled(w, factors[o]);
-                            sum += i32::from(*to);
-                        }
-                    }
-                    sums[column] = sum;
-                }
-            }
+            let (panels, factors) = (&panels, &factors);
+            isa.run_bytes(PackPanel { weight, factors, panels, panel, taps, depth, packed, sums });
         });
         let scales = scales.iter().zip(&factors).map(|(scale, factor)| scale / factor).collect();
-        let zeros = AlignedBuf::zeros(padded_depth);
+        let zeros = AlignedBuf::zeros(padded_depth * layout.together);
         Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
     }
 
@@ -106,24 +93,9 @@ impl PackedI8 {
         self.isa
     }
 
-    /// Output columns.
-    pub fn out(&self) -> usize {
-        self.panels.out
-    }
-
-    /// Kernel positions: 1, or 9 for a 3x3 convolution.
-    pub fn taps(&self) -> usize {
-        self.taps
-    }
-
     /// Input columns.
     pub fn depth(&self) -> usize {
         self.depth
-    }
-
-    /// Bytes of the packed weights.
-    pub fn bytes(&self) -> usize {
-        self.weights.as_slice().len()
     }
 
     /// `output[i][o] = epilogue(scales[o] * sum over tap, d of x(gather(i, tap))[d] * weight[o][tap][d])`,
@@ -133,24 +105,24 @@ impl PackedI8 {
     /// `[gather.out_rows(), out]`.
     ///
     /// # Panics
-    /// If a size does not fit the others.
+    /// If a size does not fit the others, or `input` was written for a set that lays rows out differently.
     pub fn apply(&self, input: &QuantizedRows, gather: &Gather, epilogue: &Epilogue<'_>, output: &mut [f32]) {
         assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
         assert_eq!((input.rows, input.depth), (gather.in_rows(), self.depth), "an input of the table's rows");
+        assert_eq!(input.layout, self.isa.properties().rows, "rows laid out for {}", self.isa);
         let rows = gather.out_rows();
         epilogue.validate(rows, &self.panels, output);
         let scale = Some(self.scales.as_slice());
-        let destination =
-            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale };
-        let blocks = Blocks::new(rows, self.panels.count());
-        let panels_first = self.bytes() > input.rows * input.stride;
+        let destination = Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale };
+        let blocks = Blocks::new(rows, &self.panels);
+        let panels_first = self.weights.as_slice().len() > input.rows * input.stride;
         for_each_index(blocks.count(), |index| {
             let (first_row, end_row, panel) = blocks.block(index, panels_first);
-            let pitch = (end_row - first_row).next_multiple_of(blocking::TILE_HEIGHTS);
+            let pitch = blocks.whole_tiles(end_row - first_row);
             with_scratch(pitch * self.panels.width, self.taps * pitch, |scratch| {
                 let table = &mut scratch.indices[..self.taps * pitch];
                 gather.fill(first_row..end_row, pitch, table);
-                self.isa.run_dot(Block {
+                self.isa.run_bytes(Block {
                     packed: self,
                     input,
                     table,
@@ -187,6 +159,42 @@ fn scaled(w: i8, factor: f32) -> i8 {
     if factor == 1.0 { w } else { (f32::from(w) * factor).round_ties_even() as i8 }
 }
 
+/// The weights of one panel, `[taps][depth]` of each column, to their places and their sums.
+struct PackPanel<'a> {
+    weight: &'a [i8],
+    /// One per column of weights; see [`unsaturating`].
+    factors: &'a [f32],
+    panels: &'a Panels,
+    panel: usize,
+    taps: usize,
+    depth: usize,
+    packed: &'a mut [i8],
+    sums: &'a mut [i32],
+}
+
+impl ByteKernel for PackPanel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<B: ByteProduct>(self, _: B) {
+        let Self { weight, factors, panels, panel, taps, depth, packed, sums } = self;
+        let width = panels.width;
+        let tap_len = packed.len() / taps;
+        let mut used = vec![0; depth];
+        for (column, o) in panels.members(panel) {
+            for tap in 0..taps {
+                let mut sum = 0;
+                for (used, &w) in used.iter_mut().zip(&weight[(o * taps + tap) * depth..][..depth]) {
+                    *used = scaled(w, factors[o]);
+                    sum += i32::from(*used);
+                }
+                sums[tap * width + column] = sum;
+                B::pack_column(&used, column, width, &mut packed[tap * tap_len..][..tap_len]);
+            }
+        }
+    }
+}
+
 /// One panel of columns for a chunk of rows.
 struct Block<'a> {
     packed: &'a PackedI8,
@@ -202,44 +210,41 @@ struct Block<'a> {
     panel: usize,
 }
 
-impl DotKernel for Block<'_> {
+impl ByteKernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<D: Dot>(self, dot: D) {
-        if D::Simd::REGISTERS == 32 {
-            match self.packed.panels.vectors {
-                4 => self.product::<D, 6, 4>(dot),
-                3 => self.product::<D, 8, 3>(dot),
-                2 => self.product::<D, 8, 2>(dot),
-                _ => self.product::<D, 8, 1>(dot),
-            }
-        } else {
-            match self.packed.panels.vectors {
-                2 => self.product::<D, 6, 2>(dot),
-                _ => self.product::<D, 8, 1>(dot),
-            }
-        }
+    fn run<B: ByteProduct>(self, bytes: B) {
+        B::in_tile(self.packed.panels.tile.vectors, bytes, self);
+    }
+}
+
+impl<B: ByteProduct> TileKernel<B> for Block<'_> {
+    #[inline(always)]
+    fn run<const MR: usize, const NV: usize>(self, bytes: B) {
+        self.product::<B, MR, NV>(bytes);
     }
 }
 
 impl Block<'_> {
     #[inline(always)]
-    fn product<D: Dot, const MR: usize, const NV: usize>(self, dot: D) {
+    fn product<B: ByteProduct, const MR: usize, const NV: usize>(self, bytes: B) {
         let Self { packed, input, table, pitch, sums, destination, first_row, end_row, panel } = self;
         let PackedI8 { taps, .. } = *packed;
         let width = packed.panels.width;
-        let simd = dot.simd();
-        let lanes = D::Simd::LANES;
+        let simd = bytes.simd();
+        let lanes = B::Simd::LANES;
         assert_eq!(width, NV * lanes);
         let rows = (end_row - first_row).next_multiple_of(MR);
         let stride = input.stride;
-        let groups = stride / 4;
+        let groups = stride / B::ROWS.group;
         let panel_len = taps * stride * width;
         let panel_weights = &packed.weights.as_slice()[panel * panel_len..][..panel_len];
         let column_sums = &packed.column_sums.as_slice()[panel * taps * width..][..taps * width];
         let values = input.values.as_slice();
-        assert!(values.len() >= input.rows * stride && packed.zeros.as_slice().len() == stride);
+        let together = B::ROWS.together;
+        assert!(values.len() >= input.rows.next_multiple_of(together) * stride);
+        assert!(packed.zeros.as_slice().len() == stride * together);
 
         for tap in 0..taps {
             let weights = &panel_weights[tap * stride * width..][..stride * width];
@@ -250,14 +255,15 @@ impl Block<'_> {
                 let mut zeros = [0; MR];
                 for (m, &row) in table[tap * pitch + i..][..MR].iter().enumerate() {
                     if row != PAD {
-                        // SAFETY: the gather's rows lie below `in_rows`, of `stride` bytes each in `values`.
-                        a[m] = unsafe { values.as_ptr().add(row as usize * stride) };
+                        // SAFETY: the gather's rows lie below `in_rows`, and `values` holds as many.
+                        a[m] = unsafe { values.as_ptr().add(B::ROWS.start(row as usize, stride)) };
                         scales[m] = input.scales[row as usize];
                         zeros[m] = input.zeros[row as usize];
                     }
                 }
-                // SAFETY: each row has `stride` bytes, four per group; `weights` has `groups` groups of NV vectors.
-                let acc: [[D::I; NV]; MR] = unsafe { accumulate(dot, a, weights.as_ptr(), groups) };
+                // SAFETY: each row has `stride` bytes in `groups` groups, as far apart as the layout says;
+                // `weights` has as many of NV vectors.
+                let acc = unsafe { bytes.accumulate::<MR, NV>(a, weights.as_ptr(), groups) };
                 let sums = &mut sums[i * width..][..MR * width];
                 let mut tile = [[simd.splat(0.0); NV]; MR];
                 if tap > 0 {
@@ -269,7 +275,7 @@ impl Block<'_> {
                     for v in 0..NV {
                         // SAFETY: `column_sums` holds `width` = NV vectors.
                         let sum =
-                            unsafe { dot.settle(acc[m][v], zeros[m], column_sums.as_ptr().add(v * lanes)) };
+                            unsafe { bytes.settle(acc[m][v], zeros[m], column_sums.as_ptr().add(v * lanes)) };
                         tile[m][v] = simd.mul_add(sum, scale, tile[m][v]);
                     }
                 }
@@ -281,35 +287,4 @@ impl Block<'_> {
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
     }
-}
-
-/// The micro-kernel: sums of a tile of MR rows by NV vectors over `groups` groups of four inputs.
-///
-/// # Safety
-/// Each `a[i]` must be readable for `4 * groups` bytes, `weights` for `groups * NV * LANES * 4`.
-#[inline(always)]
-unsafe fn accumulate<D: Dot, const MR: usize, const NV: usize>(
-    dot: D,
-    a: [*const u8; MR],
-    weights: *const i8,
-    groups: usize,
-) -> [[D::I; NV]; MR] {
-    let mut acc = [[dot.zero(); NV]; MR];
-    let group_len = NV * D::Simd::LANES * 4;
-    for group in 0..groups {
-        // SAFETY: group `group` of those promised.
-        let mut columns = [unsafe { dot.weights(weights.add(group * group_len)) }; NV];
-        for (v, column) in columns.iter_mut().enumerate().skip(1) {
-            // SAFETY: likewise.
-            *column = unsafe { dot.weights(weights.add(group * group_len + v * D::Simd::LANES * 4)) };
-        }
-        for i in 0..MR {
-            // SAFETY: as for the weights.
-            let x = unsafe { dot.activations(a[i].add(4 * group)) };
-            for v in 0..NV {
-                acc[i][v] = dot.dot(acc[i][v], x, columns[v]);
-            }
-        }
-    }
-    acc
 }

@@ -1,42 +1,25 @@
-//! Which instruction sets the processor has, under printable names, and the entry into code compiled for one; the vectors themselves are in `simd`.
+//! Which instruction sets the processor has, under printable names, and which one computes; the sets are in `sets`.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::dot::plain::Plain;
-#[cfg(target_arch = "x86_64")]
-use super::dot::x86::{DotAvx2, DotAvx512, DotAvx512Vnni, DotAvxVnni, DotSse2};
-use super::dot::{Dot, DotKernel};
-#[cfg(target_arch = "aarch64")]
-use super::simd::neon::Neon;
-use super::simd::scalar::Scalar;
-#[cfg(target_arch = "x86_64")]
-use super::simd::x86::{Avx2, Avx512, Sse2};
-use super::simd::{Kernel, Simd};
+use super::byte_product::ByteKernel;
+use super::sets::{Properties, Set};
+use super::simd::Kernel;
 
-/// An instruction set that this processor has been found to have.
-///
-/// Values come only from [`Isa::best`] and [`Isa::available`], so a kernel given one may use it unasked.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Isa(pub(super) Kind);
+/// The environment variable that holds the kernels down to a set of this name; see [`Isa::chosen`].
+pub const VARIABLE: &str = "POCHADE_KERNEL";
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    Scalar,
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-    #[cfg(target_arch = "x86_64")]
-    Sse2,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// AVX2 with 256-bit `vpdpbusd`.
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// AVX-512 with 512-bit `vpdpbusd`.
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni,
+/// An instruction set that this processor has been found to have: a kernel given one may use it unasked.
+#[derive(Clone, Copy)]
+pub struct Isa(Set);
+
+/// A name under which this processor has no instruction set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoSuchKernel {
+    name: String,
+    /// Whether another processor of this architecture could have it.
+    exists: bool,
 }
 
 impl Isa {
@@ -45,78 +28,74 @@ impl Isa {
         *Self::available().last().expect("the baseline is always there")
     }
 
+    /// The set that is to compute: the one that [`VARIABLE`] names, or the fastest if it is unset or empty.
+    ///
+    /// This is the only reader of the variable. Kernels are handed their set.
+    ///
+    /// # Errors
+    /// When it names none that this processor has.
+    pub fn chosen() -> Result<Self, NoSuchKernel> {
+        match std::env::var_os(VARIABLE) {
+            Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    /// The set of this name, long (`x86_64-avx2`) or short (`avx2`), in letters of any case.
+    ///
+    /// # Errors
+    /// When this processor has no such set.
+    pub fn named(name: &str) -> Result<Self, NoSuchKernel> {
+        let fits = |full: &str| full.eq_ignore_ascii_case(name) || short(full).eq_ignore_ascii_case(name);
+        Self::available().iter().copied().find(|isa| fits(isa.name())).ok_or_else(|| NoSuchKernel {
+            name: name.to_owned(),
+            exists: Set::NAMES.iter().any(|full| fits(full)),
+        })
+    }
+
     /// All sets of this processor, slowest first; detected once.
     pub fn available() -> &'static [Self] {
         static DETECTED: OnceLock<Vec<Isa>> = OnceLock::new();
-        DETECTED.get_or_init(detect)
+        DETECTED.get_or_init(|| Set::detect().into_iter().map(Self).collect())
     }
 
     /// The name that reports print, such as `x86_64-avx512vnni`.
     pub fn name(self) -> &'static str {
-        match self.0 {
-            Kind::Scalar => "scalar",
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => "aarch64-neon",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Sse2 => "x86_64-sse2",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => "x86_64-avx2",
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => "x86_64-avxvnni",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => "x86_64-avx512",
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Vnni => "x86_64-avx512vnni",
-        }
+        self.0.name()
+    }
+
+    /// The name without the architecture, such as `avx512vnni`.
+    pub fn short_name(self) -> &'static str {
+        short(self.name())
     }
 
     /// Runs `kernel` compiled for this set.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        match self.0 {
-            Kind::Scalar => Scalar::new().vectorize(kernel),
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => Neon::new().vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Sse2 => Sse2::new().vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::AvxVnni => Avx2::new().expect("detected").vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx512Vnni => Avx512::new().expect("detected").vectorize(kernel),
-        }
+        self.0.run(kernel)
     }
 
     /// Runs `kernel` compiled for this set.
-    pub(super) fn run_dot<K: DotKernel>(self, kernel: K) -> K::Output {
-        match self.0 {
-            Kind::Scalar => Plain(Scalar::new()).vectorize(kernel),
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => Plain(Neon::new()).vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Sse2 => DotSse2::new().vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => DotAvx2::new().expect("detected").vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => DotAvxVnni::new().expect("detected").vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => DotAvx512::new().expect("detected").vectorize(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Vnni => DotAvx512Vnni::new().expect("detected").vectorize(kernel),
-        }
+    pub(super) fn run_bytes<K: ByteKernel>(self, kernel: K) -> K::Output {
+        self.0.run_bytes(kernel)
     }
 
-    /// Whether integer products sum pairs in 16 bits, as `vpmaddubsw` does, where large weights would saturate.
-    pub fn may_saturate(self) -> bool {
-        struct MaySaturate;
-        impl DotKernel for MaySaturate {
-            type Output = bool;
-            #[inline(always)]
-            fn run<D: Dot>(self, _: D) -> bool {
-                D::MAY_SATURATE
-            }
-        }
-        self.run_dot(MaySaturate)
+    pub(super) fn properties(self) -> Properties {
+        self.0.properties()
     }
 }
+
+/// A set's name without the architecture.
+fn short(name: &str) -> &str {
+    name.split_once('-').map_or(name, |(_, short)| short)
+}
+
+impl PartialEq for Isa {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Isa {}
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,30 +109,51 @@ impl fmt::Debug for Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn detect() -> Vec<Isa> {
-    let mut sets = vec![Isa(Kind::Scalar), Isa(Kind::Sse2)];
-    if Avx2::new().is_some() {
-        sets.push(Isa(Kind::Avx2));
-        if DotAvxVnni::new().is_some() {
-            sets.push(Isa(Kind::AvxVnni));
+impl fmt::Display for NoSuchKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, exists } = self;
+        let names: Vec<_> = Isa::available().iter().map(|isa| isa.short_name()).collect();
+        let names = names.join(", ");
+        if *exists {
+            write!(f, "this processor can't run kernel '{name}'; it has {names}")
+        } else {
+            write!(f, "there is no kernel '{name}'; this processor has {names}")
         }
-        if Avx512::new().is_some() {
-            sets.push(Isa(Kind::Avx512));
-            if DotAvx512Vnni::new().is_some() {
-                sets.push(Isa(Kind::Avx512Vnni));
+    }
+}
+
+impl std::error::Error for NoSuchKernel {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_long_and_short() {
+        for names in [Set::NAMES.to_vec(), Set::NAMES.iter().map(|name| short(name)).collect()] {
+            for (i, name) in names.iter().enumerate() {
+                assert!(!names[..i].contains(name), "two sets are called {name}");
             }
         }
     }
-    sets
-}
 
-#[cfg(target_arch = "aarch64")]
-fn detect() -> Vec<Isa> {
-    vec![Isa(Kind::Scalar), Isa(Kind::Neon)]
-}
+    #[test]
+    fn a_set_is_found_by_either_name_in_any_case() {
+        for &isa in Isa::available() {
+            for name in [isa.name().to_owned(), isa.short_name().to_owned(), isa.name().to_uppercase()] {
+                assert_eq!(Isa::named(&name), Ok(isa));
+            }
+        }
+    }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn detect() -> Vec<Isa> {
-    vec![Isa(Kind::Scalar)]
+    #[test]
+    fn what_is_missing_is_told_with_what_there_is() {
+        let unknown = Isa::named("avx3").unwrap_err().to_string();
+        assert!(unknown.starts_with("there is no kernel 'avx3'; this processor has "), "{unknown}");
+        assert!(unknown.contains("scalar"), "{unknown}");
+        let elsewhere = NoSuchKernel { name: "avx512".to_owned(), exists: true }.to_string();
+        assert!(elsewhere.starts_with("this processor can't run kernel 'avx512'; it has "), "{elsewhere}");
+        // Even in tests, where sets of no processor are listed, the best is one of its own.
+        assert!(!Isa::best().name().starts_with("model"));
+    }
 }

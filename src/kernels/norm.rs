@@ -1,4 +1,4 @@
-//! Group and layer normalisation of channels-last rows, with SiLU and quantization fused in; other row operations are in `elementwise`.
+//! Group and layer normalisation of channels-last rows, with SiLU and quantization fused in.
 
 use super::isa::Isa;
 use super::math;

@@ -1,44 +1,81 @@
-//! Activations as bytes with a scale and a zero point per row, and how a row becomes them; products of such rows are in `gemm_i8`.
+//! Activations as bytes with a scale and a zero point per row, and how a row becomes them; products are in `gemm_i8`.
 
 use super::aligned::AlignedBuf;
 use super::simd::Simd;
 
-/// A matrix of u8 whose row r stands for `scale[r] * (value - zero[r])`.
+/// How rows of bytes lie in memory, which is for the instruction set that multiplies them to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RowLayout {
+    /// Neighbouring values that are read together. Rows are padded to a multiple.
+    pub group: usize,
+    /// Neighbouring rows whose groups alternate: `[rows / together][groups][together][group]`.
+    pub together: usize,
+}
+
+impl RowLayout {
+    /// Bytes of a row of `depth` values.
+    pub const fn stride(self, depth: usize) -> usize {
+        depth.next_multiple_of(self.group)
+    }
+
+    /// Where row `row` begins among rows of `stride` bytes.
+    #[inline(always)]
+    pub const fn start(self, row: usize, stride: usize) -> usize {
+        row / self.together * self.together * stride + row % self.together * self.group
+    }
+
+    /// From a group of a row to its next.
+    pub const fn step(self) -> usize {
+        self.together * self.group
+    }
+
+    /// Writes `row`, group by group, where `to` begins.
+    pub fn scatter(self, row: &[u8], to: &mut [u8]) {
+        for (to, group) in to.chunks_mut(self.step()).zip(row.chunks(self.group)) {
+            to[..group.len()].copy_from_slice(group);
+        }
+    }
+}
+
+/// A matrix of u8 whose row r stands for `scale[r] * (value - zero[r])`, laid out for an instruction set.
 ///
-/// The buffers are kept when the matrix is resized to something smaller, so that one instance can serve
-/// many layers.
+/// Empty until an operation writes it (see [`super::RowsMut`]). The buffers are kept when the matrix becomes
+/// smaller, so that one instance can serve many layers.
 #[derive(Clone)]
 pub struct QuantizedRows {
     pub(super) rows: usize,
     pub(super) depth: usize,
-    /// Bytes from row to row: `depth` rounded up to 4; those beyond `depth` are unspecified.
+    pub(super) layout: RowLayout,
+    /// Bytes of a row; those beyond `depth` are unspecified.
     pub(super) stride: usize,
     pub(super) values: AlignedBuf<u8>,
     pub(super) scales: Vec<f32>,
+    /// Each in 0..=255.
     pub(super) zeros: Vec<i32>,
 }
 
-impl QuantizedRows {
-    /// `rows` x `depth`, all zero.
-    pub fn new(rows: usize, depth: usize) -> Self {
-        let mut new = Self {
+impl Default for QuantizedRows {
+    fn default() -> Self {
+        Self {
             rows: 0,
             depth: 0,
+            layout: RowLayout { group: 1, together: 1 },
             stride: 0,
             values: AlignedBuf::zeros(0),
             scales: vec![],
             zeros: vec![],
-        };
-        new.resize(rows, depth);
-        new
+        }
     }
+}
 
+impl QuantizedRows {
     /// Becomes `rows` x `depth`, of unspecified values.
-    pub fn resize(&mut self, rows: usize, depth: usize) {
-        self.stride = depth.next_multiple_of(4);
+    pub(super) fn resize(&mut self, rows: usize, depth: usize, layout: RowLayout) {
+        self.layout = layout;
+        self.stride = layout.stride(depth);
         self.rows = rows;
         self.depth = depth;
-        self.values.reserve_len(rows * self.stride);
+        self.values.reserve_len(rows.next_multiple_of(layout.together) * self.stride);
         self.scales.resize(rows, 0.0);
         self.zeros.resize(rows, 0);
     }
@@ -47,14 +84,12 @@ impl QuantizedRows {
         self.rows
     }
 
-    pub fn depth(&self) -> usize {
-        self.depth
-    }
-
     /// The bytes of row `row`.
-    pub fn row(&self, row: usize) -> &[u8] {
+    pub fn row(&self, row: usize) -> impl Iterator<Item = u8> {
         assert!(row < self.rows);
-        &self.values.as_slice()[row * self.stride..][..self.depth]
+        let values = &self.values.as_slice()[self.layout.start(row, self.stride)..];
+        let groups = values.chunks(self.layout.step()).map(|step| &step[..self.layout.group]);
+        groups.flatten().copied().take(self.depth)
     }
 
     /// One per row.
@@ -62,15 +97,10 @@ impl QuantizedRows {
         &self.scales[..self.rows]
     }
 
-    /// One per row, each in 0..=255.
-    pub fn zeros(&self) -> &[i32] {
-        &self.zeros[..self.rows]
-    }
-
     /// The values that row `row` stands for.
     pub fn dequantize(&self, row: usize) -> Vec<f32> {
         let (scale, zero) = (self.scales[row], self.zeros[row]);
-        self.row(row).iter().map(|&q| scale * (q as i32 - zero) as f32).collect()
+        self.row(row).map(|q| scale * (q as i32 - zero) as f32).collect()
     }
 }
 

@@ -1,8 +1,8 @@
-//! Row-by-row operations whose result is kept as f32 or quantized on the way out; what a row becomes is said in `norm` and `elementwise`.
+//! Row-by-row operations whose result is kept as f32 or quantized on the way out; the norms are in `norm`.
 
 use super::isa::Isa;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
-use super::quantized_rows::{QuantizedRows, quantize_row};
+use super::quantized_rows::{QuantizedRows, RowLayout, quantize_row};
 use super::simd::{Kernel, Simd};
 
 /// Values of one task: enough to outweigh its dispatch, few enough to spread over many threads.
@@ -11,7 +11,7 @@ const TASK_VALUES: usize = 16 * 1024;
 /// Where a row-wise operation writes: f32, or u8 with a scale and zero point per row.
 ///
 /// An operation takes `impl Into<RowsMut>`, so that `&mut [f32]` and `&mut QuantizedRows` both do; the
-/// latter is resized to fit.
+/// latter becomes what fits, laid out for the operation's instruction set.
 pub enum RowsMut<'a> {
     F32(&'a mut [f32]),
     U8(&'a mut QuantizedRows),
@@ -52,7 +52,8 @@ pub(super) fn for_each_row(
     operation: &impl RowOperation,
     output: RowsMut,
 ) {
-    let per_task = (TASK_VALUES / width.max(1)).max(1);
+    let layout = isa.properties().rows;
+    let per_task = (TASK_VALUES / width.max(1)).max(1).next_multiple_of(layout.together);
     let tasks = rows.div_ceil(per_task);
     let task = |index: usize| (index * per_task, ((index + 1) * per_task).min(rows));
     match output {
@@ -67,24 +68,24 @@ pub(super) fn for_each_row(
             });
         }
         RowsMut::U8(output) => {
-            output.resize(rows, width);
+            output.resize(rows, width, layout);
             let stride = output.stride;
             let values = Disjoint::new(output.values.as_mut_slice());
             let scales = Disjoint::new(&mut output.scales);
             let zeros = Disjoint::new(&mut output.zeros);
             for_each_index(tasks, |index| {
                 let (first, end) = task(index);
-                // SAFETY: each task has rows of its own.
+                // SAFETY: each task has rows of its own, and only whole lots of those that lie together.
                 let (values, scales, zeros) = unsafe {
                     (
-                        values.part(first * stride..end * stride),
+                        values.part(first * stride..end.next_multiple_of(layout.together) * stride),
                         scales.part(first..end),
                         zeros.part(first..end),
                     )
                 };
                 with_scratch(width, 0, |scratch| {
                     let scratch = &mut scratch.floats.as_mut_slice()[..width];
-                    isa.run(Quantized { first, stride, operation, scratch, values, scales, zeros });
+                    isa.run(Quantized { first, layout, stride, operation, scratch, values, scales, zeros });
                 });
             });
         }
@@ -110,7 +111,9 @@ impl<O: RowOperation> Kernel for Float<'_, O> {
 }
 
 struct Quantized<'a, O> {
+    /// A multiple of the rows that lie together.
     first: usize,
+    layout: RowLayout,
     stride: usize,
     operation: &'a O,
     /// One row.
@@ -126,9 +129,37 @@ impl<O: RowOperation> Kernel for Quantized<'_, O> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = self.scratch.len();
-        for (i, to) in self.values.chunks_exact_mut(self.stride).enumerate() {
+        let scattered = self.layout.together > 1;
+        let mut row = vec![0; if scattered { width } else { 0 }];
+        for i in 0..self.scales.len() {
             self.operation.row(simd, self.first + i, self.scratch);
-            (self.scales[i], self.zeros[i]) = quantize_row(simd, self.scratch, &mut to[..width]);
+            let to = &mut self.values[self.layout.start(i, self.stride)..];
+            let whole = if scattered { row.as_mut_slice() } else { &mut to[..width] };
+            (self.scales[i], self.zeros[i]) = quantize_row(simd, self.scratch, whole);
+            if scattered {
+                self.layout.scatter(&row, to);
+            }
         }
+    }
+}
+
+/// Quantizes rows of `depth` values; see [`QuantizedRows`].
+///
+/// # Panics
+/// If `input` is not whole rows.
+pub fn quantize_rows(isa: Isa, input: &[f32], depth: usize, output: &mut QuantizedRows) {
+    let rows = input.len() / depth;
+    assert_eq!(input.len(), rows * depth, "rows of {depth}");
+    for_each_row(isa, rows, depth, &Copied { input }, RowsMut::U8(output));
+}
+
+struct Copied<'a> {
+    input: &'a [f32],
+}
+
+impl RowOperation for Copied<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, row: usize, to: &mut [f32]) {
+        to.copy_from_slice(&self.input[row * to.len()..][..to.len()]);
     }
 }

@@ -75,7 +75,9 @@ impl ConvShape {
         if self.packing().form != Form::Winograd {
             return 0;
         }
-        kernels::PackedWinograd::bytes(Isa::best(), self.out_channels, self.in_channels, batch, height, width)
+        // A set that this CPU lacks is refused when a model is loaded.
+        let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
+        kernels::Winograd::bytes(isa, self.out_channels, self.in_channels, batch, height, width)
     }
 
     /// As what its time and its multiply-accumulates are booked.

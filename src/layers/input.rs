@@ -64,8 +64,8 @@ impl Input<'_> {
     /// The rows quantized on the way out of whatever computes them.
     pub(super) fn to_quantized(self, isa: Isa) -> Result<QuantizedRows> {
         let dims = self.dims();
-        let (&depth, outer) = dims.split_last().context("a product takes rows")?;
-        let mut rows = QuantizedRows::new(outer.iter().product(), depth);
+        let &depth = dims.last().context("a product takes rows")?;
+        let mut rows = QuantizedRows::default();
         let quantize = |tensor: &Tensor, rows: &mut QuantizedRows| {
             host::with_values(tensor, |values| {
                 kernels::quantize_rows(isa, values, depth, rows);

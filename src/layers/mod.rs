@@ -27,7 +27,7 @@ pub use norm::{GroupNorm, LayerNorm, measure};
 pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::TensorSet;
-use crate::kernels::Isa;
+use crate::kernels::{self, Isa};
 use crate::quantize::{Policy, QuantizedWeight, Weight};
 
 /// What computes the layers.
@@ -46,25 +46,34 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Our f32 kernels for the best instruction set of this CPU.
-    pub fn cpu() -> Self {
-        Self {
+    /// Our f32 kernels for the instruction set that is chosen on this CPU.
+    ///
+    /// # Errors
+    /// When the environment chooses one that this CPU lacks; see [`Isa::chosen`].
+    pub fn cpu() -> Result<Self> {
+        Ok(Self {
             device: Device::Cpu,
             dtype: DType::F32,
             int8: false,
-            kernels: Some(Isa::best()),
+            kernels: Some(Isa::chosen().context(kernels::VARIABLE)?),
             simulation: None,
-        }
+        })
     }
 
     /// Our int8 kernels, and f32 ones where int8 would cost too much of the picture.
-    pub fn cpu_int8() -> Self {
-        Self { int8: true, ..Self::cpu() }
+    ///
+    /// # Errors
+    /// See [`Backend::cpu`].
+    pub fn cpu_int8() -> Result<Self> {
+        Ok(Self { int8: true, ..Self::cpu()? })
     }
 
     /// Our f32 kernels, some of which can be made to lose what int8 would.
-    pub fn cpu_simulating(simulation: Arc<Simulation>) -> Self {
-        Self { simulation: Some(simulation), ..Self::cpu() }
+    ///
+    /// # Errors
+    /// See [`Backend::cpu`].
+    pub fn cpu_simulating(simulation: Arc<Simulation>) -> Result<Self> {
+        Ok(Self { simulation: Some(simulation), ..Self::cpu()? })
     }
 
     /// candle's operations in `dtype` on any device.

@@ -142,7 +142,7 @@ impl GroupNorm {
 pub fn measure(rows: &Tensor, moments: &mut ChannelMoments) -> Result<()> {
     if rows.device().is_cpu() && rows.dtype() == DType::F32 {
         return host::with_values(rows, |values| {
-            moments.add(Isa::best(), values);
+            moments.add(Isa::chosen()?, values);
             Ok(())
         });
     }

@@ -6,7 +6,7 @@ use candle_core::{Device, Shape, Tensor};
 use super::simulation::Trial;
 use super::weight::Packed;
 use super::{Input, host};
-use crate::kernels::{self, Activation, Epilogue, Gather, PackedWinograd, Residual, Workspace};
+use crate::kernels::{self, Epilogue, Gather};
 
 /// Packed weights `[out, taps, depth]` and what is always added to their products.
 pub struct Product {
@@ -71,12 +71,8 @@ impl Product {
         };
         let shifted = added.shift.map(|shift| self.shifted_bias(shift)).transpose()?;
         host::with_optional(added.residual, |residual| {
-            let epilogue = Epilogue {
-                bias: shifted.as_deref().or(self.bias.as_deref()),
-                residual: residual.map_or(Residual::None, Residual::Of),
-                activation: if added.relu { Activation::Relu } else { Activation::None },
-                ..Epilogue::default()
-            };
+            let epilogue =
+                Epilogue { bias: shifted.as_deref().or(self.bias.as_deref()), residual, relu: added.relu };
             let shape = shape.into();
             let mut output = vec![0.0; shape.elem_count()];
             match weights {
@@ -93,16 +89,14 @@ impl Product {
                     let rows = input.to_quantized(weights.isa())?;
                     weights.apply(&rows, &reads.gather(), &epilogue, &mut output);
                 }
-                Packed::Winograd { isa, weight, out, depth } => {
+                Packed::Winograd(weights) => {
                     let Reads::Pixels(conv) = reads else {
                         bail!("Winograd's algorithm is for convolutions")
                     };
                     let input = input.to_tensor()?;
-                    check_depth(input.dims(), *depth)?;
-                    let mut packed = PackedWinograd::new(*isa);
-                    packed.repack(weight, *out, *depth);
+                    check_depth(input.dims(), weights.depth())?;
                     host::with_values(&input, |rows| {
-                        packed.apply(rows, conv, &epilogue, &mut Workspace::default(), &mut output);
+                        weights.apply(rows, conv, &epilogue, &mut output);
                         Ok(())
                     })?;
                 }

@@ -114,7 +114,7 @@ impl Trial {
         let rounded = rounded == Rounded::All || rounded == Rounded::One(self.number);
         let isa = match packed {
             Packed::F32(weights) => weights.isa(),
-            Packed::Winograd { isa, .. } => *isa,
+            Packed::Winograd(weights) => weights.isa(),
             Packed::I8(_) => return Ok(None),
         };
         if !rounded && !recording {
@@ -139,7 +139,7 @@ impl Trial {
 
 /// Rows of `depth` values as they are after having been quantized by the kernels.
 fn through_bytes(values: &[f32], depth: usize, isa: Isa) -> Vec<f32> {
-    let mut quantized = QuantizedRows::new(values.len() / depth, depth);
+    let mut quantized = QuantizedRows::default();
     kernels::quantize_rows(isa, values, depth, &mut quantized);
     (0..quantized.rows()).flat_map(|row| quantized.dequantize(row)).collect()
 }

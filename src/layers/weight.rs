@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::{Isa, PackedF32, PackedI8};
+use crate::kernels::{Isa, PackedF32, PackedI8, Winograd};
 use crate::quantize::{QuantizedWeight, Weight};
 
 /// Weights of several layers, one after the other; int8 only if all of them are.
@@ -42,14 +42,7 @@ pub enum Form {
 pub enum Packed {
     F32(PackedF32),
     I8(PackedI8),
-    /// Weights of a 3x3 convolution that are transformed for Winograd's algorithm at each call: held
-    /// transformed, they would take four times the memory.
-    Winograd {
-        isa: Isa,
-        weight: Vec<f32>,
-        out: usize,
-        depth: usize,
-    },
+    Winograd(Winograd),
 }
 
 pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
@@ -60,7 +53,7 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
             match form {
                 Form::Plain => Packed::F32(PackedF32::pack(&weight, outputs, taps, inputs, isa)),
                 Form::Gated => Packed::F32(PackedF32::pack_gated(&weight, outputs / 2, inputs, isa)),
-                Form::Winograd => Packed::Winograd { isa, weight, out: outputs, depth: inputs },
+                Form::Winograd => Packed::Winograd(Winograd::new(weight, outputs, inputs, isa)),
             }
         }
         Weight::Int8(QuantizedWeight { values, scales }) => {

@@ -33,8 +33,8 @@ impl Numerics {
     /// When the device can't compute in the precision.
     fn backend(&self) -> Result<Backend> {
         match (&self.device, self.precision) {
-            (Device::Cpu, Precision::F32) => Ok(Backend::cpu()),
-            (Device::Cpu, Precision::Int8) => Ok(Backend::cpu_int8()),
+            (Device::Cpu, Precision::F32) => Backend::cpu(),
+            (Device::Cpu, Precision::Int8) => Backend::cpu_int8(),
             (Device::Cpu, precision) => bail!("precision {precision} is not possible on the cpu"),
             (device, Precision::F32) => Ok(Backend::candle(device.clone(), DType::F32)),
             (device, Precision::F16) => Ok(Backend::candle(device.clone(), DType::F16)),

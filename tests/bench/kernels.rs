@@ -2,24 +2,18 @@
 //!
 //! `cargo test --release --test bench -- --ignored --nocapture --test-threads 1 kernels`
 //!
-//! `POCHADE_ISA=x86_64-avx2` measures another instruction set than the best (rten-gemm and `gemm` choose theirs).
+//! `POCHADE_KERNEL=avx2` measures another instruction set than the best (rten-gemm and `gemm` choose theirs).
 //! Candidates of one line take turns, so that a busy machine slows all of them; figures are medians.
 
 use std::time::Instant;
 
 use pochade::kernels::{
-    Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, PackedWinograd,
-    Padding, QuantizedRows, Workspace, geglu, quantize_rows,
+    Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, Padding,
+    QuantizedRows, Winograd, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, NdTensorView};
-
-/// The set named by `POCHADE_ISA`, or the best.
-fn chosen_isa() -> Isa {
-    let Ok(name) = std::env::var("POCHADE_ISA") else { return Isa::best() };
-    *Isa::available().iter().find(|isa| isa.name() == name).expect("POCHADE_ISA names no set of this machine")
-}
 
 /// Median seconds of each candidate over alternating runs.
 fn medians<const N: usize>(mut candidates: [&mut dyn FnMut(); N]) -> [f64; N] {
@@ -159,7 +153,7 @@ fn im2col<T: Copy + Default + Send + Sync>(side: usize, input: &[T], depth: usiz
 #[test]
 #[ignore = "a benchmark"]
 fn f32_products() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
     let rten = GemmExecutor::<f32>::new();
     println!("\n{isa}; rten-gemm {}", rten.kernel_name());
@@ -205,7 +199,7 @@ fn f32_products() {
 #[test]
 #[ignore = "a benchmark"]
 fn attention() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
     println!("\n{:34} {:>9} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "R", "/ R");
     for (batch, heads, head_dim, q_len, kv_len) in [
@@ -232,14 +226,14 @@ fn attention() {
 #[test]
 #[ignore = "a benchmark"]
 fn row_operations() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     println!("\n{:34} {:>9} {:>9} {:>9}", "rows", "f32 ms", "u8 ms", "copy ms");
     for (images, pixels, channels) in [(2, 4096, 320), (2, 1024, 640), (2, 256, 1280), (1, 1 << 18, 128)] {
         let input = floats(images * pixels * channels);
         let (weight, bias) = (floats(channels), floats(channels));
         let mut output = vec![0.0; input.len()];
         let mut copy = vec![0.0; input.len()];
-        let mut quantized = QuantizedRows::new(images * pixels, channels);
+        let mut quantized = QuantizedRows::default();
         let group = GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, silu: true };
         let layer = LayerNorm { epsilon: 1e-5, weight: &weight, bias: &bias };
         let mut print = |name: &str, float: &mut dyn FnMut(), byte: &mut dyn FnMut()| {
@@ -253,17 +247,13 @@ fn row_operations() {
         print("layer norm", &mut || layer.apply(isa, &input, &mut output), &mut || {
             layer.apply(isa, &input, &mut quantized)
         });
-        let half = output.len() / 2;
-        print("GEGLU", &mut || geglu(isa, &input, channels / 2, &mut output[..half]), &mut || {
-            geglu(isa, &input, channels / 2, &mut quantized)
-        });
     }
 }
 
 #[test]
 #[ignore = "a benchmark"]
 fn i8_products() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
     let rten = GemmExecutor::<u8, i8, i32>::new();
     println!("\n{isa}; rten-gemm {}", rten.kernel_name());
@@ -271,9 +261,9 @@ fn i8_products() {
     for shape in shapes() {
         let (gather, taps, depth, out) = shape.geometry();
         let rows = gather.out_rows();
-        let mut input = QuantizedRows::new(0, 0);
+        let mut input = QuantizedRows::default();
         quantize_rows(isa, &floats(gather.in_rows() * depth), depth, &mut input);
-        let bytes: Vec<u8> = (0..gather.in_rows()).flat_map(|row| input.row(row).to_vec()).collect();
+        let bytes: Vec<u8> = (0..gather.in_rows()).flat_map(|row| input.row(row)).collect();
         let weight: Vec<i8> = floats(out * taps * depth).iter().map(|w| (w * 127.0) as i8).collect();
         let (bias, scales) = (floats(out), floats(out));
         let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
@@ -323,11 +313,11 @@ fn i8_products() {
 #[test]
 #[ignore = "a benchmark"]
 fn gated_products() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     println!("\n{isa}; int8, milliseconds");
-    println!("{:34} {:>9} {:>9} {:>9}", "linear, GEGLU, quantize", "separate", "fused", "");
+    println!("{:34} {:>9} {:>9} {:>9}", "linear, both halves", "plain", "gated", "ratio");
     for (rows, depth, out) in [(8192, 320, 1280), (2048, 640, 2560), (512, 1280, 5120)] {
-        let mut input = QuantizedRows::new(0, 0);
+        let mut input = QuantizedRows::default();
         quantize_rows(isa, &floats(rows * depth), depth, &mut input);
         let weight: Vec<i8> = floats(2 * out * depth).iter().map(|w| (w * 127.0) as i8).collect();
         let (bias, scales) = (floats(2 * out), floats(2 * out));
@@ -336,34 +326,22 @@ fn gated_products() {
         let plain = PackedI8::pack(&weight, &scales, 2 * out, 1, depth, isa);
         let gated = PackedI8::pack_gated(&weight, &scales, out, depth, isa);
         let (mut wide, mut narrow) = (vec![0.0; rows * 2 * out], vec![0.0; rows * out]);
-        let (mut one, mut other) = (QuantizedRows::new(rows, out), QuantizedRows::new(rows, out));
-        let [separate, fused] = medians([
-            &mut || {
-                plain.apply(&input, &gather, &epilogue, &mut wide);
-                geglu(isa, &wide, out, &mut one);
-            },
-            &mut || {
-                gated.apply(&input, &gather, &epilogue, &mut narrow);
-                quantize_rows(isa, &narrow, out, &mut other);
-            },
-        ]);
+        let [ungated, gated] =
+            medians([&mut || plain.apply(&input, &gather, &epilogue, &mut wide), &mut || {
+                gated.apply(&input, &gather, &epilogue, &mut narrow)
+            }]);
         let name = format!("{rows} x {depth} -> {out}");
-        println!("{name:34} {:9.2} {:9.2} {:9.2}", separate * 1e3, fused * 1e3, separate / fused);
+        println!("{name:34} {:9.2} {:9.2} {:9.2}", ungated * 1e3, gated * 1e3, ungated / gated);
     }
 }
 
 #[test]
 #[ignore = "a benchmark"]
 fn winograd() {
-    let isa = chosen_isa();
+    let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
-    let mut packed = PackedWinograd::new(isa);
-    let mut workspace = Workspace::default();
     println!("\n{isa}; GMAC/s count the plain convolution's multiplications");
-    println!(
-        "{:34} {:>8} {:>8} {:>8} {:>7} {:>9}",
-        "GMAC/s", "winograd", "indirect", "R", "ratio", "pack ms"
-    );
+    println!("{:34} {:>8} {:>8} {:>8} {:>7}", "GMAC/s", "winograd", "indirect", "R", "ratio");
     for (side, upsample, depth, out) in [
         (64, 1, 512, 512),
         (128, 1, 512, 512),
@@ -386,21 +364,20 @@ fn winograd() {
         let plain = PackedF32::pack(&weight, out, 9, depth, isa);
         let mut output = vec![0.0; gather.out_rows() * out];
         let mut other = output.clone();
-        let [pack] = medians([&mut || packed.repack(&weight, out, depth)]);
+        let layer = Winograd::new(weight, out, depth, isa);
         let [ours, indirect, yard] = medians([
-            &mut || packed.apply(&input, &conv, &epilogue, &mut workspace, &mut output),
+            &mut || layer.apply(&input, &conv, &epilogue, &mut output),
             &mut || plain.apply(&input, &gather, &epilogue, &mut other),
             &mut || yardstick.run(),
         ]);
         let gmac = (gather.out_rows() * 9 * depth * out) as f64 / 1e9;
         let name = format!("{side}x{side} x {upsample}, {depth} -> {out}");
         println!(
-            "{name:34} {:8.1} {:8.1} {:8.1} {:7.2} {:9.2}",
+            "{name:34} {:8.1} {:8.1} {:8.1} {:7.2}",
             gmac / ours,
             gmac / indirect,
             Yardstick::GMACS / yard,
-            indirect / ours,
-            pack * 1e3
+            indirect / ours
         );
     }
 }

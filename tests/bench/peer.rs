@@ -83,7 +83,7 @@ fn full_size_unet_is_no_slower_than_candles() -> Result<()> {
     // Ours first: the peak only ever rises.
     let peer = config.clone();
     let (our_output, our_seconds) = {
-        let backend = Backend::cpu();
+        let backend = Backend::cpu()?;
         let unet = Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), config)?;
         let context = unet.context(&embeddings)?;
         let step = || unet.forward(&latents, 500.0, &context);

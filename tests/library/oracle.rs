@@ -75,7 +75,7 @@ fn unets(checkpoint: &Checkpoint) -> (Unet, UNet2DConditionModel) {
         use_linear_projection: false,
     };
     let theirs = UNet2DConditionModel::new(variables(checkpoint, "unet"), 4, 4, false, config).unwrap();
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     (Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), ours).unwrap(), theirs)
 }
 
@@ -149,7 +149,7 @@ fn vae_decoder_equals_candles() {
         use_post_quant_conv: true,
     };
     let theirs = AutoEncoderKL::new(variables(&checkpoint, "vae"), 3, 3, config).unwrap();
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     let decoder = vae::Decoder::load(&Params::new(checkpoint.tensors(), &backend, "vae"), &ours).unwrap();
     for (height, width) in [(8, 8), (5, 11)] {
         let latents = noise(3, &[1, 4, height, width]);

@@ -28,7 +28,7 @@ fn reference(name: &str) -> HashMap<String, Tensor> {
 
 /// Every way the networks can be computed on this machine.
 fn backends() -> [Backend; 2] {
-    [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)]
+    [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)]
 }
 
 /// `max |a - b| / max |b|`.

@@ -44,7 +44,7 @@ fn embed(text: &Text, skipped: usize) -> Tensor {
     let tokenizer = Tokenizer::new(checkpoint.vocabulary()).unwrap();
     let mut config = ClipConfig::parse(&checkpoint.configs().text_encoder).unwrap();
     config.num_hidden_layers -= skipped;
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     let encoder = TextEncoder::load(&Params::new(checkpoint.tensors(), &backend, "text_encoder"), config);
     let prompts = Prompts::read(text, &tokenizer, Room { width: 64, positions: 77 }).unwrap();
     prompts.encode(&encoder.unwrap(), &tokenizer).unwrap()

@@ -379,7 +379,7 @@ fn text_embeddings_survive_int8_weights() {
     let source = small();
     let quantized = Checkpoint::open(&quantized(&source, &folder, &[])).unwrap();
     let embedding = |checkpoint: &Checkpoint| {
-        let backend = Backend::cpu();
+        let backend = Backend::cpu().unwrap();
         let params = Params::new(checkpoint.tensors(), &backend, "text_encoder");
         let config = ClipConfig::parse(&checkpoint.configs().text_encoder).unwrap();
         let encoder = TextEncoder::load(&params, config).unwrap();
@@ -406,7 +406,7 @@ fn noise_prediction(checkpoint: &Checkpoint, backend: &Backend) -> Vec<f32> {
 
 #[test]
 fn layers_run_as_their_file_says() {
-    let (float, int8) = (Backend::cpu(), Backend::cpu_int8());
+    let (float, int8) = (Backend::cpu().unwrap(), Backend::cpu_int8().unwrap());
     let folder = TempDir::new().unwrap();
     let source = pocket(&folder);
     let quantized = Checkpoint::open(&quantized(&source, &folder, &[])).unwrap();

@@ -67,7 +67,7 @@ fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
 
 /// The second pass of `request` from the library's parts; guidance as two calls.
 fn refined(checkpoint: &Checkpoint, request: &Request, first: &Tensor) -> Tensor {
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     let configs = checkpoint.configs();
     let params = |part| Params::new(checkpoint.tensors(), &backend, part);
     let clip = ClipConfig::parse(&configs.text_encoder).unwrap();
@@ -108,7 +108,7 @@ fn refined(checkpoint: &Checkpoint, request: &Request, first: &Tensor) -> Tensor
 fn the_projection_resembles_the_decoder() {
     let checkpoint = Checkpoint::built_in().unwrap();
     let config = VaeConfig::parse(&checkpoint.configs().vae).unwrap();
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     let decoder = LatentDecoder::load(&Params::new(checkpoint.tensors(), &backend, "vae"), &config).unwrap();
     let projection = Projection::fit(&decoder, config.latent_channels(), &Device::Cpu).unwrap();
     let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();

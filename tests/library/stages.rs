@@ -48,7 +48,8 @@ fn unets() -> Vec<Asked> {
     let mut distilled = TensorSet::default();
     distilled.add(file, |name| name.starts_with("unet.").then(|| name.to_owned())).unwrap();
     let models = [(small.tensors(), &small.configs().unet), (&distilled, &config)];
-    let backends = [Backend::cpu(), Backend::cpu_int8(), Backend::candle(Device::Cpu, DType::F32)];
+    let backends =
+        [Backend::cpu().unwrap(), Backend::cpu_int8().unwrap(), Backend::candle(Device::Cpu, DType::F32)];
     let ask = |backend: &Backend, (tensors, config): (&TensorSet, &serde_json::Value)| {
         let config = UnetConfig::parse(config).unwrap();
         let latents = noise(1, &[2, config.in_channels, 9, 14]);
@@ -170,7 +171,7 @@ fn the_work_done_is_the_work_described() {
     let checkpoint = Checkpoint::open(&data("small")).unwrap();
     let configs = checkpoint.configs();
     let meter = Meter::start();
-    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+    for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
         let params = |part| Params::new(checkpoint.tensors(), &backend, part);
         let config = UnetConfig::parse(&configs.unet).unwrap();
         let graph = unet::describe(&config);

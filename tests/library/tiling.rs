@@ -38,9 +38,11 @@ fn small() -> Checkpoint {
 fn decoders_give_the_same_picture_strip_by_strip() {
     for (checkpoint, least) in [(small(), 55.0), (Checkpoint::built_in().unwrap(), 55.0)] {
         let config = VaeConfig::parse(&checkpoint.configs().vae).unwrap();
-        for backend in
-            [Backend::cpu(), Backend::cpu_int8(), Backend::candle(Device::Cpu, candle_core::DType::F32)]
-        {
+        for backend in [
+            Backend::cpu().unwrap(),
+            Backend::cpu_int8().unwrap(),
+            Backend::candle(Device::Cpu, candle_core::DType::F32),
+        ] {
             let params = Params::new(checkpoint.tensors(), &backend, "vae");
             let decoder = LatentDecoder::load(&params, &config).unwrap();
             for (height, width) in [(1, 1), (9, 7), (16, 5)] {
@@ -58,7 +60,7 @@ fn decoders_give_the_same_picture_strip_by_strip() {
 
 #[test]
 fn encoders_give_the_same_latents_strip_by_strip() {
-    let backend = Backend::cpu();
+    let backend = Backend::cpu().unwrap();
     let checkpoint = small();
     let params = Params::new(checkpoint.tensors(), &backend, "vae");
     let VaeConfig::Kl(config) = VaeConfig::parse(&checkpoint.configs().vae).unwrap() else { panic!("kl") };

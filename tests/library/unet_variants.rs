@@ -38,7 +38,7 @@ fn assert_close(backend: &Backend, a: &Tensor, b: &Tensor) {
 #[test]
 fn a_unet_with_missing_blocks_and_nine_channels_is_diffusers() {
     let (tensors, config, stored) = reference("unet_distilled.safetensors");
-    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+    for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
         let config = UnetConfig::parse(&config).unwrap();
         assert_eq!((config.in_channels, config.has_mid_block, config.layers_per_block), (9, false, 1));
         let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
@@ -51,7 +51,7 @@ fn a_unet_with_missing_blocks_and_nine_channels_is_diffusers() {
 #[test]
 fn a_unet_that_takes_the_guidance_scale_is_diffusers() {
     let (tensors, config, stored) = reference("unet_guided.safetensors");
-    for backend in [Backend::cpu(), Backend::candle(Device::Cpu, DType::F32)] {
+    for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
         let config = UnetConfig::parse(&config).unwrap();
         let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
         for scale in [1.0, 2.5, 8.0] {

@@ -7,13 +7,13 @@
 mod transforms;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{self, Panels};
+use super::blocking::Panels;
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Conv2d, Padding, repeated};
 use super::isa::Isa;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile;
+use super::tile::{self, TileKernel};
 use transforms::{COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
 
 /// f32 of a block's transformed inputs or results at most, 4 MB: both stay in an L3 cache, and the
@@ -25,78 +25,66 @@ const COMPONENT_GAP: usize = 16;
 /// Input channels accumulated before the next tiles, as in `gemm_f32`.
 const DEPTH_BLOCK: usize = 128;
 
-/// Transformed 3x3 weights: four times the plain ones, so meant to be held for one layer at a time.
-pub struct PackedWinograd {
+/// A 3x3 convolution's weights, which are transformed anew at each call: held transformed, they would take four
+/// times the memory.
+#[derive(Clone)]
+pub struct Winograd {
     isa: Isa,
     panels: Panels,
     depth: usize,
-    /// `[panel][component][depth][panel width]`, zeros beyond the last column.
-    weights: AlignedBuf<f32>,
+    /// `[out][3 * 3][depth]`
+    weight: Vec<f32>,
 }
 
-/// Buffers of [`PackedWinograd::apply`], kept from call to call.
-pub struct Workspace {
-    /// `[component][tiles of a block][depth]`.
-    inputs: AlignedBuf<f32>,
-    /// `[component][tiles of a block][panels * panel width]`.
-    results: AlignedBuf<f32>,
-}
-
-impl Default for Workspace {
-    fn default() -> Self {
-        Self { inputs: AlignedBuf::zeros(0), results: AlignedBuf::zeros(0) }
-    }
-}
-
-impl PackedWinograd {
-    /// No weights yet; see [`PackedWinograd::repack`].
-    pub fn new(isa: Isa) -> Self {
-        Self { isa, panels: Panels::plain(isa, 0), depth: 0, weights: AlignedBuf::zeros(0) }
-    }
-
-    /// Transforms `weight`, `[out][3 * 3][depth]`, in place of the weights held, in parallel.
+impl Winograd {
+    /// Takes `weight`, `[out][3 * 3][depth]`.
     ///
     /// # Panics
     /// If a size is zero or `weight` has another length.
-    pub fn repack(&mut self, weight: &[f32], out: usize, depth: usize) {
+    pub fn new(weight: Vec<f32>, out: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0 && depth > 0);
         assert_eq!(weight.len(), out * 9 * depth, "weights of {out} x 3 x 3 x {depth}");
-        (self.panels, self.depth) = (Panels::plain(self.isa, out), depth);
-        let panels = self.panels.count();
-        let panel_len = COMPONENTS * depth * self.panels.width;
-        self.weights.reserve_len(panels * panel_len);
-        let shared = Disjoint::new(self.weights.as_mut_slice());
+        Self { isa, panels: Panels::plain(isa.properties().tiling, out), depth, weight }
+    }
+
+    /// The weights as `[panel][component][depth][panel width]`, zeros beyond the last column.
+    fn transformed(&self) -> AlignedBuf<f32> {
+        let Self { isa, panels, depth, weight } = self;
+        let (panel_width, depth) = (panels.width, *depth);
+        let panel_len = COMPONENTS * depth * panel_width;
+        let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
+        let shared = Disjoint::new(weights.as_mut_slice());
         let depth_blocks = depth.div_ceil(WEIGHT_DEPTH);
-        for_each_index(panels * depth_blocks, |index| {
+        for_each_index(panels.count() * depth_blocks, |index| {
             let (panel, block) = (index / depth_blocks, index % depth_blocks);
-            let depths = block * WEIGHT_DEPTH..((block + 1) * WEIGHT_DEPTH).min(depth);
-            self.isa.run(TransformWeights {
+            isa.run(TransformWeights {
                 weight,
-                out,
+                out: panels.out,
                 depth,
-                first_column: panel * self.panels.width,
-                panel_width: self.panels.width,
-                depths,
+                first_column: panel * panel_width,
+                panel_width,
+                depths: block * WEIGHT_DEPTH..((block + 1) * WEIGHT_DEPTH).min(depth),
                 to: &shared,
                 first: panel * panel_len,
             });
         });
+        weights
     }
 
-    pub fn out(&self) -> usize {
-        self.panels.out
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Bytes of the transformed weights, and of the workspace for outputs of this size.
+    /// Bytes that [`Winograd::apply`] takes for outputs of this size: transformed weights, and blocks of tiles.
     pub fn bytes(isa: Isa, out: usize, depth: usize, batch: usize, height: usize, width: usize) -> usize {
-        let panels = Panels::plain(isa, out);
+        let panels = Panels::plain(isa.properties().tiling, out);
         let pitch = panels.count() * panels.width;
         let tiles = batch * height.div_ceil(OUTPUT_SIDE) * width.div_ceil(OUTPUT_SIDE);
-        let (_, input_stride, result_stride) = block_size(tiles, depth, pitch);
+        let (_, input_stride, result_stride) = block_size(&panels, tiles, depth);
         size_of::<f32>() * COMPONENTS * (depth * pitch + input_stride + result_stride)
     }
 
@@ -112,45 +100,49 @@ impl PackedWinograd {
     /// are in an order that depends only on the sizes and the instruction set.
     ///
     /// # Panics
-    /// If `conv` does not fit (see [`PackedWinograd::fits`]), or a size is zero or does not fit the others.
-    pub fn apply(
-        &self,
-        input: &[f32],
-        conv: &Conv2d,
-        epilogue: &Epilogue<'_>,
-        workspace: &mut Workspace,
-        output: &mut [f32],
-    ) {
+    /// If `conv` does not fit (see [`Winograd::fits`]), or a size is zero or does not fit the others.
+    pub fn apply(&self, input: &[f32], conv: &Conv2d, epilogue: &Epilogue<'_>, output: &mut [f32]) {
         assert!(Self::fits(conv), "not a convolution for Winograd's algorithm: {conv:?}");
         let (height, width) = conv.output_size();
         assert_eq!(input.len(), conv.batch * conv.height * conv.width * self.depth, "an input of {conv:?}");
         let rows = conv.batch * height * width;
         epilogue.validate(rows, &self.panels, output);
         let destination =
-            Destination { epilogue, output: Disjoint::new(output), rows, panels: self.panels, scale: None };
+            Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale: None };
+        let weights = self.transformed();
 
         let (down, across) = (height.div_ceil(OUTPUT_SIDE), width.div_ceil(OUTPUT_SIDE));
         let tiles = conv.batch * down * across;
         let panels = self.panels.count();
         let pitch = panels * self.panels.width;
-        let (per_block, input_stride, result_stride) = block_size(tiles, self.depth, pitch);
-        workspace.inputs.reserve_len(COMPONENTS * input_stride);
-        workspace.results.reserve_len(COMPONENTS * result_stride);
+        let (per_block, input_stride, result_stride) = block_size(&self.panels, tiles, self.depth);
+        // `[component][tiles of a block][depth]` and `[component][tiles of a block][pitch]`.
+        let mut inputs = AlignedBuf::zeros(COMPONENTS * input_stride);
+        let mut results = AlignedBuf::zeros(COMPONENTS * result_stride);
 
         for first in (0..tiles).step_by(per_block) {
             let count = per_block.min(tiles - first);
-            let block = Block { packed: self, conv, down, across, input_stride, pitch, result_stride, first };
-            let inputs = Disjoint::new(workspace.inputs.as_mut_slice());
+            let block = Block { layer: self, conv, down, across, input_stride, pitch, result_stride, first };
+            let shared = Disjoint::new(inputs.as_mut_slice());
             for_each_index(count, |tile| {
-                self.isa.run(TransformInput { block: &block, input, tile, to: &inputs })
+                self.isa.run(TransformInput { block: &block, input, tile, to: &shared })
             });
-            let inputs = workspace.inputs.as_slice();
-            let results = Disjoint::new(workspace.results.as_mut_slice());
+            let inputs = inputs.as_slice();
+            let shared = Disjoint::new(results.as_mut_slice());
             for_each_index(COMPONENTS * panels, |index| {
                 let (component, panel) = (index / panels, index % panels);
-                self.isa.run(Multiply { block: &block, inputs, count, component, panel, to: &results });
+                let weights = weights.as_slice();
+                self.isa.run(Multiply {
+                    block: &block,
+                    weights,
+                    inputs,
+                    count,
+                    component,
+                    panel,
+                    to: &shared,
+                });
             });
-            let results = workspace.results.as_slice();
+            let results = results.as_slice();
             for_each_index(count, |tile| {
                 with_scratch(OUTPUT_SIDE * OUTPUT_SIDE * pitch, 0, |scratch| {
                     let sums = &mut scratch.floats.as_mut_slice()[..OUTPUT_SIDE * OUTPUT_SIDE * pitch];
@@ -163,9 +155,10 @@ impl PackedWinograd {
 }
 
 /// Tiles of a block, and values from one component's inputs, or results, to the next's.
-fn block_size(tiles: usize, depth: usize, pitch: usize) -> (usize, usize, usize) {
+fn block_size(panels: &Panels, tiles: usize, depth: usize) -> (usize, usize, usize) {
+    let pitch = panels.count() * panels.width;
     let most = (BLOCK_VALUES / COMPONENTS / depth.max(pitch)).max(1);
-    let per_block = most.min(tiles).next_multiple_of(blocking::TILE_HEIGHTS);
+    let per_block = most.min(tiles).next_multiple_of(panels.tile.rows);
     (per_block, per_block * depth + COMPONENT_GAP, per_block * pitch + COMPONENT_GAP)
 }
 
@@ -225,7 +218,7 @@ impl Kernel for TransformWeights<'_> {
 
 /// A block of tiles.
 struct Block<'a> {
-    packed: &'a PackedWinograd,
+    layer: &'a Winograd,
     conv: &'a Conv2d,
     /// Tiles down and across one image.
     down: usize,
@@ -265,7 +258,7 @@ impl Kernel for TransformInput<'_> {
         let Self { block, input, tile, to } = self;
         let Conv2d { height, width, .. } = *block.conv;
         let (seen_height, seen_width) = block.conv.seen_size();
-        let depth = block.packed.depth;
+        let depth = block.layer.depth;
         let (image, y, x) = block.position(tile);
         // The tile's pixels; `None` is padding.
         let mut pixels: [[Option<&[f32]>; INPUT_SIDE]; INPUT_SIDE] = [[None; INPUT_SIDE]; INPUT_SIDE];
@@ -306,6 +299,8 @@ impl Kernel for TransformInput<'_> {
 /// One component of all tiles times one panel of weights.
 struct Multiply<'a> {
     block: &'a Block<'a>,
+    /// Of all panels, see [`Winograd::transformed`].
+    weights: &'a [f32],
     /// `[component][tiles][depth]`.
     inputs: &'a [f32],
     /// Tiles of this block.
@@ -321,32 +316,26 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        if S::REGISTERS == 32 {
-            match self.block.packed.panels.vectors {
-                4 => self.product::<S, 6, 4>(simd),
-                3 => self.product::<S, 8, 3>(simd),
-                2 => self.product::<S, 8, 2>(simd),
-                _ => self.product::<S, 8, 1>(simd),
-            }
-        } else {
-            match self.block.packed.panels.vectors {
-                2 => self.product::<S, 6, 2>(simd),
-                _ => self.product::<S, 8, 1>(simd),
-            }
-        }
+        S::in_tile(self.block.layer.panels.tile.vectors, simd, self);
+    }
+}
+
+impl<S: Simd> TileKernel<S> for Multiply<'_> {
+    #[inline(always)]
+    fn run<const MR: usize, const NV: usize>(self, simd: S) {
+        self.product::<S, MR, NV>(simd);
     }
 }
 
 impl Multiply<'_> {
     #[inline(always)]
     fn product<S: Simd, const MR: usize, const NV: usize>(self, simd: S) {
-        let Self { block, inputs, count, component, panel, to } = self;
+        let Self { block, weights, inputs, count, component, panel, to } = self;
         let pitch = block.pitch;
-        let PackedWinograd { depth, panels: Panels { width, .. }, .. } = *block.packed;
+        let Winograd { depth, panels: Panels { width, .. }, .. } = *block.layer;
         assert_eq!(width, NV * S::LANES);
         let component_len = depth * width;
-        let weights = &block.packed.weights.as_slice()[(panel * COMPONENTS + component) * component_len..];
-        let weights = &weights[..component_len];
+        let weights = &weights[(panel * COMPONENTS + component) * component_len..][..component_len];
         let inputs = &inputs[component * block.input_stride..][..block.input_stride];
         let depth_step = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK));
         for first_depth in (0..depth).step_by(depth_step) {
@@ -416,7 +405,7 @@ impl Kernel for TransformOutput<'_> {
             let across = OUTPUT_SIDE.min(width - x);
             let sums = &sums[i * OUTPUT_SIDE * pitch..][..across * pitch];
             // SAFETY: each tile has output pixels of its own.
-            unsafe { destination.finish(simd, sums, pitch, row..row + across, 0..block.packed.panels.out) };
+            unsafe { destination.finish(simd, sums, pitch, row..row + across, 0..block.layer.panels.out) };
         }
     }
 }

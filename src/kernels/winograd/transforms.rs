@@ -1,4 +1,4 @@
-//! The three transforms of F(4x4, 3x3) on vectors of channels; which pixels and buffers they meet is said in the parent.
+//! The three transforms of F(4x4, 3x3) on vectors of channels; which pixels they meet is for the parent to say.
 //!
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), with interpolation points
 //! 0, 1, -1, 2, -2 and infinity.

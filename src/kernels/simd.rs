@@ -1,32 +1,31 @@
-//! Vectors of f32 as one trait with one implementation per instruction set; detection is in `isa`, formulas are in `math`.
+//! Vectors of f32 as one trait; its implementations are in `sets`, formulas are in `math`.
 
-#[cfg(target_arch = "aarch64")]
-pub(super) mod neon;
-pub(super) mod scalar;
-#[cfg(target_arch = "x86_64")]
-pub(super) mod x86;
+use super::tile::{Tile, TileKernel};
+use super::token::{Token, Work};
 
 /// The widest vector of any implementation, in f32 lanes.
 pub(super) const MAX_LANES: usize = 16;
 
-/// A token of an instruction set: a value exists only where the processor has it.
-///
-/// The arithmetic methods are safe because of that. They are fast only when inlined into a function
-/// compiled for the set, that is, below [`Simd::vectorize`]; hence `inline(always)` on everything generic
-/// over this trait, and no closures that take vectors: one left as a call is compiled for the baseline.
+/// f32 arithmetic of an instruction set.
 ///
 /// # Safety
-/// Implementors must be constructible only after their instructions have been detected.
-pub(super) unsafe trait Simd: Copy + Send + Sync + 'static {
+/// What reads and writes memory must touch `LANES` values, no more; `LANES` must not exceed `MAX_LANES`.
+pub(super) unsafe trait Simd: Token {
     /// A vector of `LANES` f32.
     type F: Copy;
     /// Lanes of a vector, at most `MAX_LANES`.
     const LANES: usize;
-    /// Architectural vector registers: how large a tile of accumulators may be.
-    const REGISTERS: usize;
+    /// The tiles of products; see `tiles!`, which makes this and `in_tile`.
+    const TILES: &'static [Tile];
+    /// Rows and vectors of attention's tile; see `attention_tile!`, which makes this and `in_attention_tile`.
+    /// Heights divide the usual head sizes.
+    const ATTENTION_TILE: (usize, usize);
 
-    /// Runs `kernel` compiled for this set.
-    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Runs `kernel` with the tile that is `vectors` wide, for this set or one with the same tiles.
+    fn in_tile<T, K: TileKernel<T>>(vectors: usize, token: T, kernel: K);
+
+    /// Runs `kernel` with the tile of attention.
+    fn in_attention_tile<T, K: TileKernel<T>>(token: T, kernel: K);
 
     /// # Safety
     /// `from` must be readable for `LANES` f32; no alignment is required.
@@ -123,9 +122,22 @@ pub(super) unsafe trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// Work to be compiled once per instruction set.
+/// Work with f32 vectors to be compiled once per instruction set.
 pub(super) trait Kernel {
     type Output;
     /// Implementations must be `#[inline(always)]`, or the work is compiled for the baseline.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for `simd`.
+pub(super) fn vectorize<S: Simd, K: Kernel>(simd: S, kernel: K) -> K::Output {
+    struct With<S, K>(S, K);
+    impl<S: Simd, K: Kernel> Work for With<S, K> {
+        type Output = K::Output;
+        #[inline(always)]
+        fn run(self) -> K::Output {
+            self.1.run(self.0)
+        }
+    }
+    simd.compiled(With(simd, kernel))
 }

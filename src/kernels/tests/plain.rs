@@ -1,6 +1,7 @@
-//! The definitions the kernels are tested against, written for clarity and summed in f64, and seeded random operands.
+//! The definitions the kernels are tested against, written for clarity, most in f64, and seeded random operands.
 
-use pochade::kernels::Conv2d;
+use crate::kernels::simd::{Kernel, Simd};
+use crate::kernels::{Conv2d, Isa, math};
 
 /// Splitmix64 (Steele, Lea and Flood 2014).
 pub struct Random(u64);
@@ -105,4 +106,24 @@ pub fn gelu(x: f64) -> f64 {
         sum += term;
     }
     0.5 * x * (1.0 + sum * (-z * z).exp() * std::f64::consts::FRAC_2_SQRT_PI)
+}
+
+/// `value * gelu(gate)` for rows `[value | gate]` of twice `width`, with the set's own GELU: what a gated product
+/// gives to the bit.
+pub fn geglu(isa: Isa, input: &[f32], width: usize) -> Vec<f32> {
+    struct Geglu<'a>(&'a [f32], usize);
+    impl Kernel for Geglu<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let mut output = Vec::new();
+            for row in self.0.chunks_exact(2 * self.1) {
+                for (value, &gate) in row.iter().zip(&row[self.1..]) {
+                    output.push(value * simd.lanes(math::gelu(simd, simd.splat(gate)))[0]);
+                }
+            }
+            output
+        }
+    }
+    isa.run(Geglu(input, width))
 }

@@ -1,8 +1,7 @@
 //! Blocked attention against softmax by its definition.
 
-use pochade::kernels::{Attention, Isa};
-
-use crate::plain::{Random, difference, on_threads};
+use super::plain::{Random, difference, on_threads};
+use crate::kernels::{Attention, Isa};
 
 fn expected(sizes: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;

@@ -1,8 +1,7 @@
 //! F(4x4, 3x3) against the convolution's definition.
 
-use pochade::kernels::{Conv2d, Epilogue, Isa, PackedWinograd, Padding, Residual, Workspace};
-
-use crate::plain::{Random, difference, im2col, on_threads, product};
+use super::plain::{Random, difference, im2col, on_threads, product};
+use crate::kernels::{Conv2d, Epilogue, Isa, Padding, Winograd};
 
 /// A convolution of `batch` images of `height` x `width`, enlarged first if `enlarged`.
 fn conv2d(batch: usize, height: usize, width: usize, enlarged: Option<(usize, usize)>) -> Conv2d {
@@ -30,14 +29,11 @@ fn images_of_odd_sizes() {
         for (i, y) in expected.iter_mut().enumerate() {
             *y += bias[i % out] as f64 + residual[i] as f64;
         }
-        let mut workspace = Workspace::default();
         for &isa in Isa::available() {
-            let mut packed = PackedWinograd::new(isa);
-            packed.repack(&weight, out, depth);
-            let epilogue =
-                Epilogue { bias: Some(&bias), residual: Residual::Of(&residual), ..Default::default() };
+            let layer = Winograd::new(weight.clone(), out, depth, isa);
+            let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: false };
             let mut output = vec![f32::NAN; expected.len()];
-            packed.apply(&input, &conv, &epilogue, &mut workspace, &mut output);
+            layer.apply(&input, &conv, &epilogue, &mut output);
             let error = difference(&output, &expected);
             assert!(error < 2e-5, "{isa} {conv:?} {depth} -> {out}: {error}");
         }
@@ -45,18 +41,16 @@ fn images_of_odd_sizes() {
 }
 
 #[test]
-fn many_blocks_of_tiles_and_other_weights_after_larger_ones() {
+fn many_blocks_of_tiles() {
     let mut random = Random::new(41);
     let conv = conv2d(1, 64, 64, None);
-    let mut packed = PackedWinograd::new(Isa::best());
-    let mut workspace = Workspace::default();
     for (depth, out) in [(512, 24), (40, 3)] {
         let input = random.floats(64 * 64 * depth);
         let weight = random.floats(out * 9 * depth);
         let expected = product(&im2col(&conv, &input, depth), &weight, 9 * depth);
-        packed.repack(&weight, out, depth);
+        let layer = Winograd::new(weight, out, depth, Isa::best());
         let mut output = vec![f32::NAN; expected.len()];
-        packed.apply(&input, &conv, &Epilogue::default(), &mut workspace, &mut output);
+        layer.apply(&input, &conv, &Epilogue::default(), &mut output);
         let error = difference(&output, &expected);
         assert!(error < 2e-5, "{depth} -> {out}: {error}");
     }
@@ -67,11 +61,10 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(42);
     let conv = conv2d(1, 30, 30, Some((60, 60)));
     let input = random.floats(900 * 36);
-    let mut packed = PackedWinograd::new(Isa::best());
-    packed.repack(&random.floats(70 * 9 * 36), 70, 36);
+    let layer = Winograd::new(random.floats(70 * 9 * 36), 70, 36, Isa::best());
     let run = || {
         let mut output = vec![0.0; 3600 * 70];
-        packed.apply(&input, &conv, &Epilogue::default(), &mut Workspace::default(), &mut output);
+        layer.apply(&input, &conv, &Epilogue::default(), &mut output);
         output
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));

@@ -1,28 +1,37 @@
 //! Byte dot products in plain arithmetic, for sets without fitting instructions.
 
-use super::{Dot, DotKernel};
+use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::{MAX_LANES, Simd};
+use crate::kernels::token::{Token, Work};
 
 /// The f32 vectors of `S` with integer arithmetic left to the compiler.
 #[derive(Clone, Copy)]
-pub struct Plain<S>(pub S);
+pub struct Plain<S>(S);
 
 // SAFETY: `S` is the proof of its own instructions; no others are used.
+unsafe impl<S: Token> Token for Plain<S> {
+    fn detect() -> Option<Self> {
+        S::detect().map(Self)
+    }
+
+    #[inline]
+    fn compiled<W: Work>(self, work: W) -> W::Output {
+        self.0.compiled(work)
+    }
+}
+
+// SAFETY: loads are of four activations and of four weights of each lane.
 unsafe impl<S: Simd> Dot for Plain<S> {
     type Simd = S;
     type A = [i32; 4];
     type W = [[i8; 4]; MAX_LANES];
     type I = [i32; MAX_LANES];
+    const GROUP: usize = 4;
     const MAY_SATURATE: bool = false;
 
     #[inline(always)]
     fn simd(self) -> S {
         self.0
-    }
-
-    #[inline]
-    fn vectorize<K: DotKernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
     }
 
     #[inline(always)]

@@ -2,39 +2,35 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, Simd};
+use super::intrinsics;
+use crate::kernels::simd::Simd;
+use crate::kernels::tile::{attention_tile, tiles};
+use crate::kernels::token::{Token, Work};
 
 /// Every AArch64 processor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Neon(());
 
-impl Neon {
-    pub fn new() -> Self {
-        Self(())
+// SAFETY: NEON is part of AArch64.
+unsafe impl Token for Neon {
+    fn detect() -> Option<Self> {
+        Some(Self(()))
+    }
+
+    #[inline]
+    fn compiled<W: Work>(self, work: W) -> W::Output {
+        work.run()
     }
 }
 
-/// Methods whose bodies are NEON intrinsics.
-macro_rules! intrinsics {
-    ($($name:ident($($arg:ident),*) = $body:expr;)*) => {
-        $(#[inline(always)]
-        fn $name(self, $($arg: Self::F),*) -> Self::F {
-            // SAFETY: NEON is part of AArch64.
-            unsafe { $body }
-        })*
-    };
-}
-
-// SAFETY: NEON is part of AArch64.
+// SAFETY: loads and stores are those of a whole vector.
 unsafe impl Simd for Neon {
     type F = float32x4_t;
     const LANES: usize = 4;
-    const REGISTERS: usize = 32;
 
-    #[inline]
-    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
+    tiles!(for 32 registers);
+    // 24 accumulators of 32 registers.
+    attention_tile!(8 x 3);
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {

@@ -1,14 +1,22 @@
 //! Vectors as arrays, for processors without an implementation of their own and as a check of the others.
 
-use super::{Kernel, Simd};
+use crate::kernels::simd::Simd;
+use crate::kernels::tile::{attention_tile, tiles};
+use crate::kernels::token::{Token, Work};
 
 /// Any processor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Scalar(());
 
-impl Scalar {
-    pub fn new() -> Self {
-        Self(())
+// SAFETY: no instructions beyond the target's are used.
+unsafe impl Token for Scalar {
+    fn detect() -> Option<Self> {
+        Some(Self(()))
+    }
+
+    #[inline]
+    fn compiled<W: Work>(self, work: W) -> W::Output {
+        work.run()
     }
 }
 
@@ -25,16 +33,14 @@ macro_rules! lanewise {
     };
 }
 
-// SAFETY: no instructions beyond the target's are used.
+// SAFETY: loads and stores are those of one array.
 unsafe impl Simd for Scalar {
     type F = [f32; 4];
     const LANES: usize = 4;
-    const REGISTERS: usize = 16;
 
-    #[inline]
-    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
+    tiles!(for 16 registers);
+    // 10 accumulators of 16 registers: a compiler spills 12.
+    attention_tile!(5 x 2);
 
     #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::F {

@@ -1,19 +1,17 @@
 //! int8 linear layers and convolutions.
 
-use pochade::kernels::{
-    Activation, Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, Residual, geglu,
-    quantize_rows,
+use super::plain::{Random, difference, geglu, im2col, on_threads, product};
+use crate::kernels::{
+    Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, quantize_rows,
 };
-
-use crate::plain::{Random, difference, im2col, on_threads, product};
 
 fn weights(random: &mut Random, count: usize) -> Vec<i8> {
     (0..count).map(|_| ((random.bits() % 255) as i32 - 127) as i8).collect()
 }
 
-fn quantize(input: &[f32], depth: usize) -> QuantizedRows {
-    let mut rows = QuantizedRows::new(0, 0);
-    quantize_rows(Isa::best(), input, depth, &mut rows);
+fn quantize(isa: Isa, input: &[f32], depth: usize) -> QuantizedRows {
+    let mut rows = QuantizedRows::default();
+    quantize_rows(isa, input, depth, &mut rows);
     rows
 }
 
@@ -28,7 +26,8 @@ fn effective(weight: &[i8], scales: &[f32], depth: usize, isa: Isa) -> Vec<f32> 
                 largest = largest.max(pair.iter().map(|&w| (sign * w as i32).max(0)).sum());
             }
         }
-        let factor = if isa.may_saturate() && largest > 128 { 127.0 / largest as f32 } else { 1.0 };
+        let factor =
+            if isa.properties().may_saturate && largest > 128 { 127.0 / largest as f32 } else { 1.0 };
         let scale = scale / factor;
         weight.iter().map(move |&w| (w as f32 * factor).round_ties_even() * scale)
     });
@@ -51,10 +50,10 @@ fn linear_layers_of_odd_sizes() {
             let (factor, shift) = [(1.0, 0.0), (0.01, 0.0), (1.0, 2.0), (0.0, 0.0), (0.5, -0.7)][i % 5];
             row.iter_mut().for_each(|x| *x = *x * factor + shift);
         }
-        let input = quantize(&input, depth);
         let weight = weights(&mut random, out * depth);
         let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
         for &isa in Isa::available() {
+            let input = quantize(isa, &input, depth);
             let expected = product(&dequantize(&input), &effective(&weight, &scales, depth, isa), depth);
             let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
@@ -93,11 +92,11 @@ fn convolutions_sum_taps_of_different_scales() {
         for (i, row) in input.chunks_exact_mut(depth).enumerate() {
             row.iter_mut().for_each(|x| *x = *x * (1 + i % 7) as f32 + (i % 3) as f32);
         }
-        let input = quantize(&input, depth);
         let weight = weights(&mut random, out * taps * depth);
         let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
-        let columns = im2col(&conv, &dequantize(&input), depth);
         for &isa in Isa::available() {
+            let input = quantize(isa, &input, depth);
+            let columns = im2col(&conv, &dequantize(&input), depth);
             let expected = product(&columns, &effective(&weight, &scales, depth, isa), taps * depth);
             let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
             let mut output = vec![f32::NAN; expected.len()];
@@ -116,9 +115,10 @@ fn values_and_weights_at_their_limits_are_exact() {
         for (positive, weight) in [(true, 127i8), (true, -127), (false, 127), (false, -127), (true, 0)] {
             // A row of one value spans 0 to it: all bytes 255 and zero point 0, or 0 and 255.
             let value = if positive { 255.0 } else { -255.0 };
-            let input = quantize(&vec![value; rows * depth], depth);
-            assert_eq!((input.row(0)[0], input.zeros()[0]), if positive { (255, 0) } else { (0, 255) });
             for &isa in Isa::available() {
+                let input = quantize(isa, &vec![value; rows * depth], depth);
+                let first = (input.row(0).next().unwrap(), input.zeros[0]);
+                assert_eq!(first, if positive { (255, 0) } else { (0, 255) });
                 let packed = PackedI8::pack(&vec![weight; out * depth], &vec![1.0; out], out, 1, depth, isa);
                 let mut output = vec![f32::NAN; rows * out];
                 packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
@@ -134,11 +134,12 @@ fn values_and_weights_at_their_limits_are_exact() {
 fn sets_with_equal_weights_agree_to_the_bit_on_one_tap() {
     let mut random = Random::new(32);
     let (rows, out, depth) = (50, 90, 333);
-    let input = quantize(&random.floats(rows * depth), depth);
+    let values = random.floats(rows * depth);
     let (weight, scales) = (weights(&mut random, out * depth), random.floats(out));
     for saturating in [false, true] {
         let mut first: Option<Vec<f32>> = None;
-        for &isa in Isa::available().iter().filter(|isa| isa.may_saturate() == saturating) {
+        for &isa in Isa::available().iter().filter(|isa| isa.properties().may_saturate == saturating) {
+            let input = quantize(isa, &values, depth);
             let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
             packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
@@ -154,18 +155,13 @@ fn sets_with_equal_weights_agree_to_the_bit_on_one_tap() {
 fn the_epilogue_is_that_of_f32_products() {
     let mut random = Random::new(33);
     let (rows, out, depth) = (26, 70, 10);
-    let input = quantize(&random.floats(rows * depth), depth);
+    let values = random.floats(rows * depth);
     let weight = weights(&mut random, out * depth);
     let scales: Vec<f32> = random.floats(out).iter().map(|s| 0.01 * (s + 1.5)).collect();
-    let (bias, image_bias, residual) =
-        (random.floats(out), random.floats(2 * out), random.floats(rows * out));
-    let epilogue = Epilogue {
-        bias: Some(&bias),
-        image_bias: Some(&image_bias),
-        residual: Residual::Of(&residual),
-        activation: Activation::Silu,
-    };
+    let (bias, residual) = (random.floats(out), random.floats(rows * out));
+    let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: true };
     for &isa in Isa::available() {
+        let input = quantize(isa, &values, depth);
         let gather = Gather::identity(rows);
         let (mut output, mut float) = (vec![f32::NAN; rows * out], vec![f32::NAN; rows * out]);
         PackedI8::pack(&weight, &scales, out, 1, depth, isa).apply(&input, &gather, &epilogue, &mut output);
@@ -184,17 +180,18 @@ fn the_epilogue_is_that_of_f32_products() {
 fn gated_layers_are_products_then_geglu() {
     let mut random = Random::new(35);
     let (rows, out, depth) = (50, 77, 30);
-    let input = quantize(&random.floats(rows * depth), depth);
+    let values = random.floats(rows * depth);
     let weight = weights(&mut random, 2 * out * depth);
     let scales: Vec<f32> = random.floats(2 * out).iter().map(|s| 0.01 * (s + 1.5)).collect();
     let bias = random.floats(2 * out);
     let epilogue = Epilogue { bias: Some(&bias), ..Default::default() };
     let gather = Gather::identity(rows);
     for &isa in Isa::available() {
+        let input = quantize(isa, &values, depth);
         let mut sums = vec![f32::NAN; rows * 2 * out];
         PackedI8::pack(&weight, &scales, 2 * out, 1, depth, isa).apply(&input, &gather, &epilogue, &mut sums);
-        let (mut separate, mut fused) = (vec![f32::NAN; rows * out], vec![f32::NAN; rows * out]);
-        geglu(isa, &sums, out, &mut separate);
+        let separate = geglu(isa, &sums, out);
+        let mut fused = vec![f32::NAN; rows * out];
         PackedI8::pack_gated(&weight, &scales, out, depth, isa).apply(&input, &gather, &epilogue, &mut fused);
         assert_eq!(separate, fused, "{isa}");
     }
@@ -213,20 +210,31 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         enlarged: None,
     };
     let (depth, out) = (140, 130);
-    let input = quantize(&random.floats(800 * depth), depth);
+    let values = random.floats(800 * depth);
     let weight = weights(&mut random, out * 9 * depth);
-    let packed = PackedI8::pack(&weight, &vec![0.01; out], out, 9, depth, Isa::best());
-    let run = || {
-        let mut output = vec![0.0; 800 * out];
-        packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
-        output
-    };
-    assert_eq!(on_threads(1, run), on_threads(2, run));
-    assert_eq!(on_threads(1, run), on_threads(5, run));
+    for &isa in Isa::available() {
+        let input = quantize(isa, &values, depth);
+        let packed = PackedI8::pack(&weight, &vec![0.01; out], out, 9, depth, isa);
+        let run = || {
+            let mut output = vec![0.0; 800 * out];
+            packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
+            output
+        };
+        assert_eq!(on_threads(1, run), on_threads(2, run), "{isa}");
+        assert_eq!(on_threads(1, run), on_threads(5, run), "{isa}");
+    }
 }
 
 #[test]
 #[should_panic(expected = "symmetric weights")]
 fn weights_of_minus_128_are_refused() {
     PackedI8::pack(&[-128; 4], &[1.0], 1, 1, 4, Isa::best());
+}
+
+#[test]
+#[should_panic(expected = "rows laid out for model-smmla")]
+fn rows_of_another_layout_are_refused() {
+    let input = quantize(Isa::named("scalar").unwrap(), &[1.0; 8], 8);
+    let packed = PackedI8::pack(&[1; 8], &[1.0], 1, 1, 8, Isa::named("smmla").unwrap());
+    packed.apply(&input, &Gather::identity(1), &Epilogue::default(), &mut [0.0]);
 }

@@ -1,0 +1,128 @@
+//! 512-bit vectors of AVX-512, and their products of bytes by `vpmaddubsw` or, with AVX-512 VNNI, by `vpdpbusd`.
+
+use std::arch::x86_64::*;
+
+use super::intrinsics;
+use super::x86::{memory, x86_token};
+use crate::kernels::byte_product::Dot;
+use crate::kernels::simd::Simd;
+use crate::kernels::tile::{attention_tile, tiles};
+use crate::kernels::token::{Token, Work};
+
+x86_token! {
+    /// AVX-512 with byte and word instructions: Skylake-X, Zen 4 and later.
+    Avx512(()): "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"
+}
+
+x86_token! {
+    /// AVX-512 with `vpdpbusd`: Ice Lake, Zen 4 and later.
+    Avx512Vnni(Avx512): "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma"
+}
+
+// SAFETY: loads and stores are those of a whole vector.
+unsafe impl Simd for Avx512 {
+    type F = __m512;
+    const LANES: usize = 16;
+
+    tiles!(for 32 registers);
+    // 24 accumulators of 32 registers.
+    attention_tile!(8 x 3);
+    memory!(_mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);
+    intrinsics! {
+        add(a, b) = _mm512_add_ps(a, b);
+        sub(a, b) = _mm512_sub_ps(a, b);
+        mul(a, b) = _mm512_mul_ps(a, b);
+        div(a, b) = _mm512_div_ps(a, b);
+        min(a, b) = _mm512_min_ps(a, b);
+        max(a, b) = _mm512_max_ps(a, b);
+        mul_add(a, b, c) = _mm512_fmadd_ps(a, b, c);
+        pow2(n) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
+            _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)),
+        ));
+    }
+
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, x: Self::F) {
+        // SAFETY: the caller's promise; the token proves the instructions.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
+    }
+}
+
+/// Loads of byte products, and the end of a sum.
+macro_rules! bytes {
+    () => {
+        type A = __m512i;
+        type W = __m512i;
+        type I = __m512i;
+        const GROUP: usize = 4;
+
+        #[inline(always)]
+        fn zero(self) -> Self::I {
+            // SAFETY: a token exists only where its instructions do.
+            unsafe { _mm512_setzero_si512() }
+        }
+
+        #[inline(always)]
+        unsafe fn activations(self, from: *const u8) -> Self::A {
+            // SAFETY: the caller's promise; the token proves the instructions.
+            unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+        }
+
+        #[inline(always)]
+        unsafe fn weights(self, from: *const i8) -> Self::W {
+            // SAFETY: the caller's promise; the token proves the instructions.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> __m512 {
+            // SAFETY: the caller's promise; the token proves the instructions.
+            unsafe {
+                let columns = _mm512_loadu_si512(column_sums.cast());
+                let offset = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), columns);
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset))
+            }
+        }
+    };
+}
+
+// SAFETY: loads are of four activations and of 64 weights.
+unsafe impl Dot for Avx512 {
+    type Simd = Self;
+    const MAY_SATURATE: bool = true;
+
+    bytes!();
+
+    #[inline(always)]
+    fn simd(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+        // SAFETY: a token exists only where its instructions do.
+        unsafe {
+            let pairs = _mm512_maddubs_epi16(a, w);
+            _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+        }
+    }
+}
+
+// SAFETY: loads are of four activations and of 64 weights.
+unsafe impl Dot for Avx512Vnni {
+    type Simd = Avx512;
+    const MAY_SATURATE: bool = false;
+
+    bytes!();
+
+    #[inline(always)]
+    fn simd(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+        // SAFETY: a token exists only where its instructions do.
+        unsafe { _mm512_dpbusd_epi32(sums, a, w) }
+    }
+}
