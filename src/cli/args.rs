@@ -295,6 +295,9 @@ pub struct ComputeArgs {
     pub parts: PartArgs,
 
     /// Where to compute; auto is the GPU this build supports, else the CPU
+    ///
+    /// On the CPU, $POCHADE_KERNEL names the instruction set, one of those that `pochade doctor` lists; else the
+    /// fastest computes.
     #[arg(long, value_name = "NAME", value_enum, default_value_t = DeviceChoice::Auto, help_heading = "Model")]
     pub device: DeviceChoice,
 

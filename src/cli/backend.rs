@@ -10,6 +10,7 @@ use candle_core::Device;
 use super::args::DeviceChoice;
 use super::exit::{Exit, Failure, OrExit};
 use super::printer::Printer;
+use crate::kernels::{self, Isa};
 use crate::request::Precision;
 
 /// The back ends compiled in.
@@ -63,6 +64,14 @@ pub fn precision(asked: Option<Precision>, device: &Device) -> Result<Precision,
             Err(Failure::usage("precision int8 is not available on a GPU").hint("use `--precision f16`"))
         }
     }
+}
+
+/// The instruction set that kernels use on the CPU.
+///
+/// # Errors
+/// When the environment asks for one that this machine lacks.
+pub fn kernel() -> Result<Isa, Failure> {
+    Isa::chosen().context(kernels::VARIABLE).or_exit(Exit::Usage)
 }
 
 /// Starts the threads that compute: as many as asked for, but no more than there are processors to run them; one

@@ -11,7 +11,7 @@ use super::model::Choice;
 use super::report::shown;
 use super::{backend, models, printer};
 use crate::hub::environment;
-use crate::kernels::Isa;
+use crate::kernels::{self, Isa};
 use crate::memory::{self, Memory};
 use crate::request;
 
@@ -22,7 +22,14 @@ struct Findings {
     /// Of the processor, as far as they matter here.
     cpu_features: Vec<&'static str>,
     architecture: &'static str,
-    kernel: String,
+    /// What computes on the CPU.
+    kernel: Option<&'static str>,
+    /// What computes or could, slowest first.
+    kernels: Vec<&'static str>,
+    /// What the environment asks for.
+    kernel_asked: Option<String>,
+    /// Why there is none.
+    kernel_error: Option<String>,
     threads: usize,
     memory_total_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
@@ -55,21 +62,20 @@ pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// The kernels that compute on this CPU.
-fn kernel() -> String {
-    Isa::best().name().to_owned()
-}
-
 impl Findings {
     fn new() -> Result<Self, Failure> {
         let memory = memory::machine();
         let choice = Choice::new(None, None);
+        let chosen = Isa::chosen();
         let pulled = models::pulled().unwrap_or_default();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             cpu_features: cpu_features(),
             architecture: std::env::consts::ARCH,
-            kernel: kernel(),
+            kernel: chosen.as_ref().ok().map(|isa| isa.name()),
+            kernels: Isa::available().iter().map(|isa| isa.name()).collect(),
+            kernel_asked: Isa::asked(),
+            kernel_error: chosen.err().map(|error| error.to_string()),
             threads: rayon::current_num_threads(),
             memory_total_bytes: memory.map(|Memory { total, .. }| total),
             memory_available_bytes: memory.map(|Memory { available, .. }| available),
@@ -84,6 +90,25 @@ impl Findings {
             default_model_rule: choice.rule.to_string(),
             default_model_found: choice.is_there(),
         })
+    }
+
+    fn chosen_kernel(&self) -> String {
+        let asked = self.kernel_asked.as_ref().map(|name| format!("{}={name}", kernels::VARIABLE));
+        match (self.kernel, asked) {
+            (Some(name), None) => format!("{name}, the fastest"),
+            (Some(name), Some(asked)) => format!("{name}, held by {asked}"),
+            (None, asked) => {
+                let error = self.kernel_error.as_deref().unwrap_or_default();
+                format!("none, {}: {error}", asked.unwrap_or_default())
+            }
+        }
+    }
+
+    fn all_kernels(&self) -> String {
+        let mark = |name: &&'static str| {
+            if Some(*name) == self.kernel { format!("[{name}]") } else { (*name).to_owned() }
+        };
+        self.kernels.iter().map(mark).collect::<Vec<_>>().join(" ")
     }
 
     fn rows(&self) -> Vec<(&'static str, String)> {
@@ -106,7 +131,8 @@ impl Findings {
         vec![
             ("pochade", self.version.to_owned()),
             ("cpu", format!("{}: {features}", self.architecture)),
-            ("kernel", self.kernel.clone()),
+            ("kernel", self.chosen_kernel()),
+            ("kernels", self.all_kernels()),
             ("threads", self.threads.to_string()),
             ("memory", memory),
             ("devices built", self.devices.join(" ")),
@@ -131,6 +157,7 @@ fn cpu_features() -> Vec<&'static str> {
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avxvnni", is_x86_feature_detected!("avxvnni")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
     ]
     .into_iter()

@@ -8,6 +8,7 @@ use clap_mangen::Man;
 use super::args::{Cli, EXAMPLES};
 use super::exit::{Exit, Failure, OrExit};
 use super::{model, printer};
+use crate::kernels;
 
 /// Prints the page.
 ///
@@ -44,6 +45,10 @@ fn write(page: &mut Vec<u8>) -> io::Result<()> {
         (
             "POCHADE_CACHE",
             "where the int8 files made from them lie; else $XDG_CACHE_HOME/pochade, else ~/.cache/pochade",
+        ),
+        (
+            kernels::VARIABLE,
+            "the instruction set to compute with on the CPU, of those that `pochade doctor` lists; else the fastest",
         ),
         ("HF_ENDPOINT", "the server that models are pulled from, e.g. a mirror"),
         (

@@ -60,6 +60,9 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     if cli.offline {
         hub::environment::forbid_connections();
     }
+    if cli.command.as_ref().is_none_or(computes) {
+        backend::kernel()?;
+    }
     match cli.command {
         None => generate::run(&cli.generate),
         Some(Command::Generate(args)) => generate::run(&args),
@@ -74,6 +77,24 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Man) => man::run(),
+    }
+}
+
+/// Whether kernels may run.
+fn computes(command: &Command) -> bool {
+    match command {
+        Command::Generate(_)
+        | Command::Batch(_)
+        | Command::Verify(_)
+        | Command::Quantize(_)
+        | Command::Bench(_) => true,
+        Command::Tokens(_)
+        | Command::Info(_)
+        | Command::Doctor(_)
+        | Command::Convert(_)
+        | Command::Models(_)
+        | Command::Completions(_)
+        | Command::Man => false,
     }
 }
 

@@ -182,10 +182,11 @@ impl ByteKernel for PackPanel<'_> {
         let tap_len = packed.len() / taps;
         let mut used = vec![0; depth];
         for (column, o) in panels.members(panel) {
+            let factor = factors[o];
             for tap in 0..taps {
                 let mut sum = 0;
                 for (used, &w) in used.iter_mut().zip(&weight[(o * taps + tap) * depth..][..depth]) {
-                    *used = scaled(w, factors[o]);
+                    *used = scaled(w, factor);
                     sum += i32::from(*used);
                 }
                 sums[tap * width + column] = sum;

@@ -30,15 +30,16 @@ impl Isa {
 
     /// The set that is to compute: the one that [`VARIABLE`] names, or the fastest if it is unset or empty.
     ///
-    /// This is the only reader of the variable. Kernels are handed their set.
-    ///
     /// # Errors
     /// When it names none that this processor has.
     pub fn chosen() -> Result<Self, NoSuchKernel> {
-        match std::env::var_os(VARIABLE) {
-            Some(name) if !name.is_empty() => Self::named(&name.to_string_lossy()),
-            _ => Ok(Self::best()),
-        }
+        Self::asked().map_or_else(|| Ok(Self::best()), |name| Self::named(&name))
+    }
+
+    /// What [`VARIABLE`] names. Nothing else reads it: kernels are handed their set.
+    pub fn asked() -> Option<String> {
+        let name = std::env::var_os(VARIABLE).filter(|name| !name.is_empty())?;
+        Some(name.to_string_lossy().into_owned())
     }
 
     /// The set of this name, long (`x86_64-avx2`) or short (`avx2`), in letters of any case.
