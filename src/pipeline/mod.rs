@@ -97,6 +97,7 @@ impl<'m> Pipeline<'m> {
     pub fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Picture, DrawError> {
         let model = self.model;
         request.validate()?;
+        model.check_size(request)?;
         let picture_in = model.picture_in(request)?;
         if let Some(warning) = model.negative_prompt_warning(request) {
             observer.warn(warning);
@@ -165,6 +166,7 @@ impl<'m> Pipeline<'m> {
     /// Names the file, or says what in the prompt is not understood.
     pub fn check(&mut self, request: &Request) -> Result<Vec<UsedFile>> {
         let model = self.model;
+        model.check_size(request)?;
         // What is in memory for other requests stays; before that, what is read here serves the first picture.
         let is_fresh = self.unet.is_none() && !self.encodings.any_encoded();
         let prompts = match is_fresh {

@@ -109,3 +109,16 @@ fn an_inpainting_model_without_a_mask_says_what_it_needs() {
     fs::write(&path, config.to_string()).unwrap();
     sandbox.run(&["-m", ".", "x", "--steps", "1"]).refused(2, &["inpainting model", "a mask"]);
 }
+
+#[test]
+fn sizes_of_no_whole_latents_are_refused() {
+    let sandbox = Sandbox::new();
+    model_with(&sandbox, "unet_guided.safetensors");
+    let path = sandbox.join("vae/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    // A fifth level: 16 pixels for each latent.
+    config["block_out_channels"].as_array_mut().unwrap().push(64.into());
+    fs::write(&path, config.to_string()).unwrap();
+    let run = sandbox.run(&["-m", ".", "x", "--steps", "1", "--size", "72x64"]);
+    run.refused(2, &["multiples of 16", "72x64"]);
+}
