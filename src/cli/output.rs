@@ -3,9 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::exit::Failure;
+use super::exit::{Exit, Failure, OrExit};
 use super::slug::slug;
 use super::template::{Template, Values};
 use crate::files;
@@ -114,6 +114,9 @@ pub fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
         return Err(Failure::usage(format!("output '{}' is not a regular file", path.display()))
             .hint("write to stdout with `-o -`, or choose another name"));
     }
+    for path in paths {
+        check_lengths(path).context("--output").or_exit(Exit::Usage)?;
+    }
     let mut folders: Vec<&Path> = paths.iter().map(|path| files::folder_of(path)).collect();
     folders.sort_unstable();
     folders.dedup();
@@ -131,6 +134,30 @@ pub fn check_paths(paths: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The longest name of a file or folder that every common file system takes, in bytes.
+const MAX_NAME: usize = 255;
+/// The longest path, in bytes.
+const MAX_PATH: usize = 4095;
+
+/// Refuses a path that no file can have, of which the system would tell only when the picture is drawn.
+///
+/// # Errors
+/// Names the part that is too long.
+pub fn check_lengths(path: &Path) -> Result<()> {
+    let long = path.iter().find(|part| part.len() > MAX_NAME);
+    if let Some(part) = long {
+        let start: String = part.to_string_lossy().chars().take(40).collect();
+        bail!("the name '{}…' has {} bytes: the most is {MAX_NAME}", start.escape_debug(), part.len());
+    }
+    let length = path.as_os_str().len();
+    ensure!(length <= MAX_PATH, "the path has {length} bytes: the most is {MAX_PATH}");
+    Ok(())
+}
+
+/// Refuses the name of a format that is not written.
+///
+/// # Errors
+/// Names the file.
 pub fn check_format(path: &Path) -> Result<()> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     if OTHER_FORMATS.contains(&extension.as_str()) {

@@ -14,4 +14,4 @@ mod components;
 mod exit_codes;
 mod hostile_files;
 mod hub;
-mod kernels;
+mod overwriting;

@@ -43,28 +43,8 @@ impl<'a> Place<'a> {
             Err(_) if self.allow_absolute && ends_as_file(&name) => Ok(self.folder.join(&name)),
             Err(error) => Err(error),
         }
-        .and_then(|path| check_lengths(&path).map(|()| path))
+        .and_then(|path| output::check_lengths(&path).map(|()| path))
     }
-}
-
-/// The longest name of a file or folder that every common file system takes, in bytes.
-const MAX_NAME: usize = 255;
-/// The longest path, in bytes.
-const MAX_PATH: usize = 4095;
-
-/// Refuses a path that no file can have, of which the system would tell only when the picture is drawn.
-///
-/// # Errors
-/// Names the part that is too long.
-pub fn check_lengths(path: &Path) -> Result<()> {
-    let long = path.iter().find(|part| part.len() > MAX_NAME);
-    if let Some(part) = long {
-        let start: String = part.to_string_lossy().chars().take(40).collect();
-        bail!("the name '{}…' has {} bytes: the most is {MAX_NAME}", start.escape_debug(), part.len());
-    }
-    let length = path.as_os_str().len();
-    ensure!(length <= MAX_PATH, "the path has {length} bytes: the most is {MAX_PATH}");
-    Ok(())
 }
 
 fn ends_as_file(name: &str) -> bool {
