@@ -1,4 +1,4 @@
-//! Seeded normal noise equal to PyTorch's, on the CPU or as on CUDA; what the noise is scaled with lives in `schedule` and `samplers`.
+//! Seeded normal noise equal to PyTorch's, on the CPU or as on CUDA; scaling it is the samplers' business.
 
 use std::f32::consts::TAU;
 

@@ -1,4 +1,4 @@
-//! The noise a model was trained with (betas, sigmas) and the ways to spread timesteps over it; which sampler takes which timesteps lives in `samplers`.
+//! The noise a model was trained with (betas, sigmas) and the ways to spread timesteps over it.
 
 use std::f64::consts::FRAC_PI_2;
 

@@ -1,4 +1,4 @@
-//! How much the UNet's output suffers from each layer's int8, measured by rounding one layer at a time; the rounding itself is in `layers`, how results are shown in `cli`.
+//! How much the UNet's output suffers from each layer's int8, measured by rounding one layer at a time.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Measures a model on this machine: seconds by part of a picture and by kind of operation, beside a yardstick; printing is the command line's.
+//! Measures a model on this machine: seconds by part and by operation, beside a yardstick; printing is the CLI's.
 
 mod report;
 mod watch;

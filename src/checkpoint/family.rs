@@ -1,4 +1,4 @@
-//! Models of other families and files of other purposes, recognised by the names and shapes of their tensors and refused by name.
+//! Models of other families, recognized by the names and shapes of their tensors and refused by name.
 
 use anyhow::{Result, bail};
 

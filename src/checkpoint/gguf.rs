@@ -1,4 +1,4 @@
-//! GGUF: its header, checked against the file's length before anything is allocated, and its blocks of quantized values as floats.
+//! GGUF: its header, checked before anything is allocated, and its blocks of quantized values as floats.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};

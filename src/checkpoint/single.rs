@@ -1,4 +1,4 @@
-//! Reads a single file, safetensors or GGUF, that holds a whole model or a UNet: LDM's names, or diffusers' behind prefixes.
+//! Single files, safetensors or GGUF, that hold a whole model or a UNet under LDM's or diffusers' names.
 
 use std::path::Path;
 

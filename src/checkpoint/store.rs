@@ -1,4 +1,4 @@
-//! Writing tensors to a safetensors file in another type, one in memory at a time; what goes into which file is decided elsewhere.
+//! Writing tensors to a safetensors file in another type, one in memory at a time.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;

@@ -1,4 +1,4 @@
-//! Which device computes, in which numbers and on how many threads: from what was asked to what this build and machine have.
+//! Which device computes, in which precision and on how many threads: what was asked for and what there is.
 
 use std::error::Error as _;
 use std::num::NonZero;

@@ -1,4 +1,4 @@
-//! Whether a run's largest picture fits into memory, said before weights are loaded; estimating and asking the system is done elsewhere.
+//! Whether a run's largest picture fits into memory, said before weights are loaded; estimates are `memory`'s.
 
 use super::args::ComputeArgs;
 use super::exit::{Exit, Failure};

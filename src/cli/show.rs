@@ -1,4 +1,4 @@
-//! `--show`: a picture drawn in the terminal, in pixels where the terminal has a protocol for them, else in half blocks.
+//! `--show`: a picture in the terminal, in pixels where the terminal has a protocol for them, else in half blocks.
 
 use std::io::Write;
 

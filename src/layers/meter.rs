@@ -1,4 +1,4 @@
-//! A stopwatch for layers: seconds and multiply-accumulates by kind of operation, on the thread that runs the network; off unless a [`Meter`] lives.
+//! A stopwatch for layers: seconds and multiply-accumulates by kind of operation; off unless a [`Meter`] lives.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;

@@ -1,4 +1,4 @@
-//! The layers networks are made of: one interface each, with its parameters and its precision behind it; feature maps are `[batch, height, width, channels]`.
+//! The layers networks are made of: one interface each, with its parameters and its precision behind it.
 
 mod activation;
 mod attention;

@@ -1,4 +1,4 @@
-//! Lets single layers compute as int8 would, in float arithmetic, to find out what that costs; real int8 products are in `product`.
+//! Lets single layers compute as int8 would, in float arithmetic, to find out what that costs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,4 @@
-//! How much memory the process has used and the machine has, where the system tells; nothing is allocated or limited here.
+//! How much memory the process has used and the machine has, where the system tells.
 
 use std::fs;
 use std::path::Path;

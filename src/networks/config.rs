@@ -1,4 +1,4 @@
-//! The published configs of the networks, parsed and checked; a setting that would change the result and is not implemented is an error.
+//! The published configs of the networks, parsed and checked; a setting that isn't implemented is an error.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;

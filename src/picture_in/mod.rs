@@ -1,4 +1,4 @@
-//! The picture a request starts from and the mask over it, at the size of the picture to be made; their latents are made in `pipeline`.
+//! The picture a request starts from and the mask over it, at the size to be drawn; latents are the pipeline's.
 
 mod mask;
 mod read;

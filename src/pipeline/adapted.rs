@@ -1,4 +1,4 @@
-//! A model with the LoRAs of a request merged: which files, how they fit, and the tensors that result; merging is the checkpoint's business.
+//! A model with the LoRAs of a request merged: which files, how they fit, and the tensors that result.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One request through a model: prompt -> context, noise or a picture -> latents -> picture; files are written elsewhere.
+//! One request through a model: prompt, noise or a picture in, a picture out; files are written elsewhere.
 
 mod adapted;
 mod decode;

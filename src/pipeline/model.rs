@@ -29,6 +29,10 @@ impl Numerics {
         Self { device, precision }
     }
 
+    pub fn on_cpu(precision: Precision) -> Self {
+        Self::new(Device::Cpu, precision)
+    }
+
     /// # Errors
     /// When the device can't compute in the precision.
     fn backend(&self) -> Result<Backend> {

@@ -1,4 +1,4 @@
-//! Who watches a picture being made: progress, warnings, previews, and the way to stop; what is shown is the watcher's business.
+//! Who watches a picture being made: progress, warnings, previews, and the way to stop.
 
 use std::ops::ControlFlow;
 
@@ -55,3 +55,6 @@ pub trait Observer {
         ControlFlow::Continue(())
     }
 }
+
+/// Looks away.
+impl Observer for () {}

@@ -1,4 +1,4 @@
-//! Latents to a small picture by one matrix, for previews; the matrix is fitted to the decoder in use, the decoder lives in `networks`.
+//! Latents to a small preview by one matrix, fitted to the decoder in use; the decoder lives in `networks`.
 //!
 //! A fitted matrix suits every latent space, also those of fine-tuned autoencoders and with other channels; the
 //! factors published for Stable Diffusion 1.5 are for its own alone.

@@ -1,4 +1,4 @@
-//! Textual inversions (Gal et al. 2022): files whose vectors stand for a word, found by that word among a prompt's tokens.
+//! Textual inversions (Gal et al. 2022): files whose vectors take the place of a word among a prompt's tokens.
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The files a request names beside its model, and how they are told apart later: LoRAs, textual inversions, pictures and their hashes; nothing is read here.
+//! The files a request names beside its model, and the hashes that tell them apart; nothing is read here.
 
 use std::path::{Path, PathBuf};
 

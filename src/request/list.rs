@@ -1,4 +1,4 @@
-//! Lists of requests, one a line: JSONL whose keys are the long flags, or a prompt per line; what is drawn and where is not decided here.
+//! Lists of requests, one per line: JSONL whose keys are the long flags, or plain prompts; drawing is elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! One fully resolved description of one picture: its fields, their names, limits and spellings (JSON and `parameters` text); flags and files are read elsewhere.
+//! One resolved description of one picture: its fields, limits and spellings; flags and files are read elsewhere.
 
 mod draft;
 mod files;

@@ -1,4 +1,4 @@
-//! What a picture carries about its making: the full request as JSON beside the `parameters` text, and reading either back.
+//! What a picture carries about its making: its request as JSON beside the `parameters` text, and reading both.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Solvers that walk from noise to latents, one file per family, and what they share; the noise levels they visit are laid out in `trajectory`.
+//! Solvers that walk from noise to latents, one file per family; the noise levels are laid out in `trajectory`.
 //!
 //! All of them work on `x = clean + sigma * noise` (Karras et al. 2022), whatever their paper's notation:
 //! there a step is a few multiplications by sigmas, and the alphas of Ho et al. 2020 appear only where the

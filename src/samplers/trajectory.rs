@@ -1,4 +1,4 @@
-//! The timesteps and sigmas one run visits, for every pair of sampler and schedule; how a step is taken lives in the samplers' own files.
+//! The timesteps and sigmas one run visits, for every sampler and schedule; steps live in the samplers' files.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Multiply-accumulates of a UNet step and of a VAE decoding by walking the published architecture, apart from the networks' code.
+//! Multiply-accumulates by walking the published architecture, apart from the networks' code.
 
 use pochade::networks::config::{KlConfig, UnetConfig};
 

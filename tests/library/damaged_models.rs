@@ -1,4 +1,4 @@
-//! Model files that are cut, altered or of another purpose: one line names what is wrong, exit code 3, and nothing is allocated on a header's word.
+//! Model files cut, altered or of another purpose: one line names what is wrong, and nothing large is allocated.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Malformed inputs for the readers of requests and configs: every one is an error or a harmless value, never a panic or an allocation on a file's word; models have their own tests.
+//! Malformed requests and configs: every one is an error or harmless, never a panic or a large allocation.
 
 use std::path::PathBuf;
 

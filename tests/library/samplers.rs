@@ -1,4 +1,4 @@
-//! Every sampler walks as diffusers' scheduler of that name, on a network that is one formula; the real network's turn is in `parity`.
+//! Every sampler walks as diffusers' scheduler of that name, on a network that is one formula.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Writing a model: stopped, cut off from its source, or refused by the disk at any moment, it leaves nothing and names whose fault it is.
+//! A model that can't be written to its end leaves nothing behind and names whose fault it is.
 
 use std::cell::Cell;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Files that others could have made to hang the program, fill its memory, be replaced, draw nonsense or steer the terminal.
+//! Files made by others to hang the program, fill its memory, be replaced or steer the terminal.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The program: its commands, what they print and leave on disk, exit codes, and pulling models from a Hub on this machine.
+//! The program from outside: what its commands print and leave on disk, exit codes, and a Hub on this machine.
 //!
 //! `cargo test --release --test program`
 

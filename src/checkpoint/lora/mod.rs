@@ -1,4 +1,4 @@
-//! Adapters that change a model's weights (LoRA and its relatives): reading their files and merging them layer by layer; where a layer is used is not known here.
+//! Adapters that change a model's weights (LoRA and its relatives): reading their files and merging them.
 
 mod factors;
 mod keys;

@@ -1,4 +1,4 @@
-//! The layer an adapter's key means, in every spelling that is in use: kohya's over diffusers or LDM blocks, PEFT's, diffusers' old one.
+//! The layer an adapter's key means, in every spelling in use: kohya's, PEFT's, diffusers' old one.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Which tensor of a single file belongs to which component: prefixes of whole models, and the names of lone components.
+//! Which tensor of a single file belongs to which component: prefixes of whole models, names of lone parts.
 
 use super::ldm::{self, Geometry};
 use super::{Component, from_diffusers, tiny};

@@ -1,4 +1,4 @@
-//! The names of TAESD's own files (Bohan 2023) in diffusers' words: the decoder's and the encoder's are files of numbered layers.
+//! The names of TAESD's own files (Bohan 2023) in diffusers' words: files of numbered layers.
 
 /// Whether `names` are those of one half of TAESD as its author publishes it, and which.
 pub fn half<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {

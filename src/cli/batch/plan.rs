@@ -1,4 +1,4 @@
-//! From a list to items ready to be drawn: every line checked before anything is loaded, in memory that does not hold the list.
+//! From a list to items ready to be drawn: every line checked first, in memory that does not hold the list.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
