@@ -14,4 +14,5 @@ mod components;
 mod exit_codes;
 mod hostile_files;
 mod hub;
+mod kernels;
 mod overwriting;
