@@ -145,22 +145,26 @@ unsafe impl<D: Dot> ByteProduct for D {
         groups: usize,
     ) -> [[D::I; NV]; MR] {
         let mut acc = [[self.zero(); NV]; MR];
-        let vector_len = D::Simd::LANES * D::GROUP;
-        for group in 0..groups {
-            let at = group * NV * vector_len;
-            // SAFETY: group `group` of those promised.
-            let mut columns = [unsafe { self.weights(weights.add(at)) }; NV];
+        let vector_len = const { D::Simd::LANES * D::GROUP };
+        let mut weights = weights;
+        let mut offset = 0usize;
+        for _ in 0..groups {
+            // SAFETY: one of the groups promised.
+            let mut columns = [unsafe { self.weights(weights) }; NV];
             for (v, column) in columns.iter_mut().enumerate().skip(1) {
                 // SAFETY: likewise.
-                *column = unsafe { self.weights(weights.add(at + v * vector_len)) };
+                *column = unsafe { self.weights(weights.add(v * vector_len)) };
             }
             for i in 0..MR {
                 // SAFETY: as for the weights.
-                let x = unsafe { self.activations(rows[i].add(D::GROUP * group)) };
+                let x = unsafe { self.activations(rows[i].add(offset)) };
                 for v in 0..NV {
                     acc[i][v] = self.dot(acc[i][v], x, columns[v]);
                 }
             }
+            // Wrapping steps: they are not checked in each round, and the last may leave the allocation.
+            weights = weights.wrapping_add(NV * vector_len);
+            offset = offset.wrapping_add(D::GROUP);
         }
         acc
     }

@@ -184,10 +184,10 @@ impl ByteKernel for PackPanel<'_> {
         for (column, o) in panels.members(panel) {
             let factor = factors[o];
             for tap in 0..taps {
-                let mut sum = 0;
+                let mut sum = 0i32;
                 for (used, &w) in used.iter_mut().zip(&weight[(o * taps + tap) * depth..][..depth]) {
                     *used = scaled(w, factor);
-                    sum += i32::from(*used);
+                    sum = sum.wrapping_add(i32::from(*used));
                 }
                 sums[tap * width + column] = sum;
                 B::pack_column(&used, column, width, &mut packed[tap * tap_len..][..tap_len]);

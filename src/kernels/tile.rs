@@ -76,7 +76,7 @@ pub(super) unsafe fn accumulate<S: Simd, const MR: usize, const NV: usize>(
     mut acc: [[S::F; NV]; MR],
 ) -> [[S::F; NV]; MR] {
     let mut b = b;
-    let mut offset = 0;
+    let mut offset = 0usize;
     for _ in 0..depth {
         let mut columns = [simd.splat(0.0); NV];
         for (v, column) in columns.iter_mut().enumerate() {
@@ -90,9 +90,9 @@ pub(super) unsafe fn accumulate<S: Simd, const MR: usize, const NV: usize>(
                 acc[i][v] = simd.mul_add(x, columns[v], acc[i][v]);
             }
         }
-        // A wrapping step, because the one after the last row may leave the allocation.
+        // Wrapping steps: they are not checked in each round, and the last may leave the allocation.
         b = b.wrapping_add(NV * S::LANES);
-        offset += a_step;
+        offset = offset.wrapping_add(a_step);
     }
     acc
 }
@@ -108,11 +108,13 @@ pub(super) unsafe fn load<S: Simd, const MR: usize, const NV: usize>(
     pitch: usize,
 ) -> [[S::F; NV]; MR] {
     let mut tile = [[simd.splat(0.0); NV]; MR];
-    for (i, row) in tile.iter_mut().enumerate() {
+    let mut from = from;
+    for row in &mut tile {
         for (v, x) in row.iter_mut().enumerate() {
             // SAFETY: as promised for `from`.
-            *x = unsafe { simd.load(from.add(i * pitch + v * S::LANES)) };
+            *x = unsafe { simd.load(from.add(v * S::LANES)) };
         }
+        from = from.wrapping_add(pitch);
     }
     tile
 }
@@ -128,10 +130,12 @@ pub(super) unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
     pitch: usize,
     tile: [[S::F; NV]; MR],
 ) {
-    for (i, row) in tile.iter().enumerate() {
+    let mut to = to;
+    for row in &tile {
         for (v, &x) in row.iter().enumerate() {
             // SAFETY: as promised for `to`.
-            unsafe { simd.store(to.add(i * pitch + v * S::LANES), x) };
+            unsafe { simd.store(to.add(v * S::LANES), x) };
         }
+        to = to.wrapping_add(pitch);
     }
 }

@@ -55,11 +55,12 @@ unsafe impl<S: Simd> Dot for Plain<S> {
         weights
     }
 
+    /// With wrapping sums, which no check keeps from being vectorized.
     #[inline(always)]
     fn dot(self, mut sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
         for (sum, w) in sums[..S::LANES].iter_mut().zip(&w) {
             for (a, &w) in a.iter().zip(w) {
-                *sum += a * i32::from(w);
+                *sum = sum.wrapping_add(a.wrapping_mul(i32::from(w)));
             }
         }
         sums
@@ -71,7 +72,7 @@ unsafe impl<S: Simd> Dot for Plain<S> {
         for lane in 0..S::LANES {
             // SAFETY: the caller's promise.
             let column_sum = unsafe { *column_sums.add(lane) };
-            settled[lane] = (sums[lane] - zero_point * column_sum) as f32;
+            settled[lane] = sums[lane].wrapping_sub(zero_point.wrapping_mul(column_sum)) as f32;
         }
         self.0.read(&settled)
     }

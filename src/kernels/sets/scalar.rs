@@ -67,7 +67,7 @@ unsafe impl Simd for Scalar {
         min(a, b) = if a < b { a } else { b };
         max(a, b) = if a > b { a } else { b };
         mul_add(a, b, c) = a * b + c;
-        pow2(n) = f32::from_bits(((n as i32 + 127) as u32) << 23);
+        pow2(n) = f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23);
     }
 
     #[inline(always)]
