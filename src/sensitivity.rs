@@ -63,7 +63,7 @@ pub struct LayerReport {
 /// of how many layers are done, first with none.
 ///
 /// # Errors
-/// When the model can't be loaded, or has been quantized already.
+/// When the model can't be loaded, has been quantized already, or computes values that are not finite.
 pub fn study(
     checkpoint: &Checkpoint,
     policy: &Policy,
@@ -80,6 +80,8 @@ pub fn study(
 
     simulation.record(true);
     let reference = inputs.output(&unet)?;
+    let is_finite = reference.iter().all(|value| value.is_finite());
+    ensure!(is_finite, "the UNet computes NaN or infinite values in f32: the model is damaged");
     simulation.record(false);
 
     let candidates = simulation.candidates();
@@ -87,19 +89,20 @@ pub fn study(
     for (number, candidate) in candidates.iter().enumerate() {
         on_layer(number, candidates.len());
         simulation.round(Rounded::One(number));
+        let layer = layer_name(&candidate.tensors);
         layers.push(LayerReport {
-            layer: layer_name(&candidate.tensors),
+            weight_sqnr: decibel(candidate.weights.sqnr(), &layer)?,
+            activation_sqnr: decibel(candidate.inputs.sqnr(), &layer)?,
+            output_sqnr: decibel(sqnr(&reference, &inputs.output(&unet)?), &layer)?,
             tensors: candidate.tensors.clone(),
-            weight_sqnr: finite(candidate.weights.sqnr()),
-            activation_sqnr: finite(candidate.inputs.sqnr()),
-            output_sqnr: finite(sqnr(&reference, &inputs.output(&unet)?)),
+            layer,
         });
     }
     on_layer(candidates.len(), candidates.len());
     layers.sort_by(|a, b| order(a).total_cmp(&order(b)).then_with(|| a.layer.cmp(&b.layer)));
 
     simulation.round(Rounded::All);
-    let output_sqnr = finite(sqnr(&reference, &inputs.output(&unet)?));
+    let output_sqnr = decibel(sqnr(&reference, &inputs.output(&unet)?), "all layers")?;
     Ok(Report { model: checkpoint.name().to_owned(), settings, output_sqnr, layers })
 }
 
@@ -119,8 +122,10 @@ fn order(layer: &LayerReport) -> f64 {
     layer.output_sqnr.unwrap_or(f64::INFINITY)
 }
 
-fn finite(sqnr: f64) -> Option<f64> {
-    sqnr.is_finite().then_some(sqnr)
+/// `sqnr` unless nothing is lost, measured at `layer`.
+fn decibel(sqnr: f64, layer: &str) -> Result<Option<f64>> {
+    ensure!(!sqnr.is_nan() && sqnr > f64::NEG_INFINITY, "{layer} in int8 computes NaN or infinite values");
+    Ok((sqnr < f64::INFINITY).then_some(sqnr))
 }
 
 /// `unet.a.to_q.weight` and `unet.a.to_k.weight` as `unet.a.to_q+to_k`.
@@ -209,6 +214,15 @@ impl Inputs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_infinite_ratio_is_exact() {
+        assert_eq!(decibel(f64::INFINITY, "x").unwrap(), None);
+        assert_eq!(decibel(-3.0, "x").unwrap(), Some(-3.0));
+        for lost in [f64::NAN, f64::NEG_INFINITY] {
+            assert!(decibel(lost, "unet.conv1").unwrap_err().to_string().contains("unet.conv1"));
+        }
+    }
 
     #[test]
     fn stacked_layers_share_a_name() {

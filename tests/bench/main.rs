@@ -1,18 +1,21 @@
 //! The benchmark's report: complete, adding up, and counting the work that the published geometry implies.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod counts;
 mod kernels;
 mod memory;
 mod peer;
 
-use std::path::Path;
 use std::time::Duration;
 
 use counts::{Counts, unet_step, vae_decode};
 use pochade::bench::{self, Operation, Options, Part, Report};
 use pochade::checkpoint::Checkpoint;
-use pochade::networks::config::{KlConfig, UnetConfig, VaeConfig};
+use pochade::networks::config::{KlConfig, UnetConfig};
 use pochade::request::Precision;
+use support::models::{kl_config, small, unet_config};
 
 fn measure(checkpoint: &Checkpoint, width: usize, height: usize) -> Report {
     let opening = Duration::from_millis(1);
@@ -21,11 +24,7 @@ fn measure(checkpoint: &Checkpoint, width: usize, height: usize) -> Report {
 }
 
 fn geometry(checkpoint: &Checkpoint) -> (UnetConfig, KlConfig) {
-    let configs = checkpoint.configs();
-    let VaeConfig::Kl(vae) = VaeConfig::parse(&configs.vae).unwrap() else {
-        panic!("an AutoencoderKL is expected")
-    };
-    (UnetConfig::parse(&configs.unet).unwrap(), vae)
+    (unet_config(checkpoint), kl_config(checkpoint))
 }
 
 fn assert_adds_up(part: &Part) {
@@ -73,8 +72,7 @@ fn the_report_is_complete_and_adds_up() {
 
 #[test]
 fn the_work_done_is_the_work_implied() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small");
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = small();
     let (unet, vae) = geometry(&checkpoint);
     // 72 / 8 is odd, so that levels are rounded up.
     let report = measure(&checkpoint, 64, 72);

@@ -14,6 +14,8 @@ use pochade::memory;
 use pochade::networks::config::UnetConfig;
 use pochade::networks::unet::Unet;
 
+use crate::support::comparison::distance;
+
 /// Feeds candle-transformers' UNet the same random weights.
 struct Weights(Checkpoint);
 
@@ -96,8 +98,7 @@ fn full_size_unet_is_no_slower_than_candles() -> Result<()> {
     let (their_output, their_seconds) = (step()?, seconds(step)?);
     println!("candle f32:  {their_seconds:.2} s a step, peak memory {:.2} GB", gigabytes());
 
-    let largest = |t: &Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>();
-    let error = largest(&(&our_output - &their_output)?)? / largest(&their_output)?;
+    let error = distance(&our_output, &their_output).relative();
     println!("largest difference: {error:.1e} of the largest value");
     assert!(error < 1e-2, "the two compute different things");
     assert!(our_seconds <= their_seconds);

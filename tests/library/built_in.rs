@@ -1,18 +1,13 @@
 //! The built-in model: its pictures against diffusers', int8 against float, and the background that was asked for.
 
-use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use candle_core::Device;
 use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
-use pochade::compare::compare;
-use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::request::{Precision, Request};
 
-struct Quiet;
-
-impl Observer for Quiet {}
+use crate::support::comparison::distance;
+use crate::support::models::{data, generate, open, pipeline};
 
 static MODEL: LazyLock<Checkpoint> = LazyLock::new(|| Checkpoint::built_in().unwrap());
 
@@ -31,27 +26,23 @@ const BACKGROUNDS: [(&str, [u8; 3]); 10] = [
 ];
 
 fn draw(precision: Precision, requests: &[Request]) -> Vec<RgbImage> {
-    let model = Model::open(MODEL.clone(), &Numerics::new(Device::Cpu, precision)).unwrap();
-    let mut pipeline = Pipeline::new(&model, Residency::Kept);
-    requests.iter().map(|request| pipeline.generate(request, &mut Quiet).unwrap().rgb).collect()
+    let model = open(&MODEL, precision);
+    let mut pipeline = pipeline(&model);
+    requests.iter().map(|request| generate(&mut pipeline, request).rgb).collect()
 }
 
 fn psnr(expected: &RgbImage, got: &RgbImage) -> f64 {
-    compare(expected, got).unwrap().psnr
-}
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+    distance(got, expected).psnr(255.0)
 }
 
 /// What diffusers drew in float32, before the weights were rounded to int8, and what was asked for.
 fn samples() -> Vec<(Request, RgbImage)> {
-    let meta = std::fs::read_to_string(golden("meta.json")).unwrap();
+    let meta = std::fs::read_to_string(data("golden/meta.json")).unwrap();
     let samples: Vec<serde_json::Value> = serde_json::from_str(&meta).unwrap();
     let sample = |sample: &serde_json::Value| {
         let prompt = sample["prompt"].as_str().unwrap();
         let request = Request::new(prompt, sample["seed"].as_u64().unwrap(), &MODEL.defaults());
-        let picture = image::open(golden(sample["file"].as_str().unwrap())).unwrap().to_rgb8();
+        let picture = image::open(data("golden").join(sample["file"].as_str().unwrap())).unwrap().to_rgb8();
         (request, picture)
     };
     samples.iter().map(sample).collect()

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use pochade::checkpoint::{Checkpoint, FloatType, Storage, check_header};
+use pochade::checkpoint::{FloatType, Storage, check_header};
 use serde_json::json;
 
 use crate::support::model_files as files;
+use crate::support::models::{load_tensors, small};
 use crate::support::sandbox::Sandbox;
 
 /// Asserts that a run with `model` ends with one line that says each of `parts`, and code 3.
@@ -74,8 +75,7 @@ fn a_damaged_ldm_file_is_refused() {
 fn a_damaged_native_file_is_refused() {
     let sandbox = Sandbox::new();
     let path = sandbox.join("native.safetensors");
-    let small = Checkpoint::open(&files::small()).unwrap();
-    small.write_native(&path, Storage::Float(FloatType::F16)).unwrap();
+    small().write_native(&path, Storage::Float(FloatType::F16)).unwrap();
     let name = format!("unet.{CONV}");
     try_safetensors(&sandbox, "native.safetensors", &path, &name, &name);
 }
@@ -83,16 +83,32 @@ fn a_damaged_native_file_is_refused() {
 #[test]
 fn a_damaged_folder_is_refused() {
     let sandbox = Sandbox::new();
-    for part in ["unet", "vae", "text_encoder", "scheduler"] {
-        fs::create_dir(sandbox.join(part)).unwrap();
-        for file in fs::read_dir(files::small().join(part)).unwrap().map(Result::unwrap) {
-            fs::copy(file.path(), sandbox.join(part).join(file.file_name())).unwrap();
-        }
-    }
+    files::copy_small(sandbox.path());
     let path = sandbox.join("unet/diffusion_pytorch_model.safetensors");
     try_safetensors(&sandbox, ".", &path, CONV, &format!("unet.{CONV}"));
     fs::write(sandbox.join("model_index.json"), r#"{"_class_name": "StableDiffusionXLPipeline"}"#).unwrap();
     refused(&sandbox, ".", &["Stable Diffusion XL"]);
+}
+
+/// One NaN among float weights, which no layer's rounding looks at.
+#[test]
+fn a_model_that_computes_nan_draws_nothing() {
+    for (part, name) in [("unet", "conv_in.bias"), ("vae", "decoder.conv_in.bias")] {
+        let sandbox = Sandbox::new();
+        files::copy_small(sandbox.path());
+        let path = sandbox.join(part).join("diffusion_pytorch_model.safetensors");
+        let mut tensors = load_tensors(&path);
+        let mut values = tensors[name].to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        values[0] = f32::NAN;
+        tensors.insert(name.to_owned(), Tensor::new(values, &Device::Cpu).unwrap());
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        for precision in ["f32", "int8"] {
+            let args =
+                ["-m", ".", "x", "-s", "1", "--steps", "1", "--size", "64x64", "--precision", precision];
+            sandbox.run(&[&args[..], &["-q", "-o", "out.png"]].concat()).refused(1, &["the picture holds"]);
+            assert!(!sandbox.join("out.png").exists(), "{part} in {precision}");
+        }
+    }
 }
 
 #[test]

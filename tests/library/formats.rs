@@ -2,34 +2,24 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+use crate::support::comparison::{assert_identical, distance};
+use crate::support::model_files::copy_small;
+use crate::support::models::{data, load_tensors, small};
 
-fn small() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")
-}
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// A copy of the small checkpoint that may be changed.
 fn copy() -> TempDir {
     let folder = TempDir::new().unwrap();
-    for part in ["unet", "vae", "text_encoder", "scheduler"] {
-        fs::create_dir(folder.path().join(part)).unwrap();
-        for file in fs::read_dir(small().join(part)).unwrap() {
-            let file = file.unwrap();
-            fs::copy(file.path(), folder.path().join(part).join(file.file_name())).unwrap();
-        }
-    }
+    copy_small(folder.path());
     folder
-}
-
-fn tensors(path: &Path) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
 }
 
 fn edit_config(folder: &TempDir, path: &str, key: &str, value: Value) {
@@ -49,19 +39,20 @@ fn refusal(path: &Path) -> String {
 
 #[test]
 fn every_float_type_reads_alike() {
-    let expected = Checkpoint::open(&small()).unwrap();
+    let expected = small();
     let name = "unet.mid_block.resnets.0.conv1.weight";
     let shape = expected.tensors().view(name).unwrap().shape.to_vec();
     let expected = expected.tensors().f32(name, &shape).unwrap();
     for (dtype, tolerance) in [(DType::F32, 0.0), (DType::F64, 0.0), (DType::BF16, 1.0 / 256.0)] {
         let folder = copy();
         let path = folder.path().join(UNET);
-        let converted: HashMap<_, _> = tensors(&path)
+        let converted: HashMap<_, _> = load_tensors(&path)
             .into_iter()
             .map(|(name, tensor)| (name, tensor.to_dtype(dtype).unwrap()))
             .collect();
         candle_core::safetensors::save(&converted, &path).unwrap();
         let found = Checkpoint::open(folder.path()).unwrap().tensors().f32(name, &shape).unwrap();
+        distance(&found, &expected);
         for (a, b) in found.iter().zip(&expected) {
             assert!((a - b).abs() <= tolerance * b.abs(), "{dtype:?}: {a} {b}");
         }
@@ -72,7 +63,7 @@ fn every_float_type_reads_alike() {
 fn shards_are_found_through_their_index() {
     let folder = copy();
     let whole = folder.path().join(UNET);
-    let mut names: Vec<_> = tensors(&whole).into_iter().collect();
+    let mut names: Vec<_> = load_tensors(&whole).into_iter().collect();
     names.sort_by(|a, b| a.0.cmp(&b.0));
     let rest = names.split_off(names.len() / 3);
     let mut weight_map = serde_json::Map::new();
@@ -83,7 +74,7 @@ fn shards_are_found_through_their_index() {
     }
     let index = folder.path().join("unet/diffusion_pytorch_model.safetensors.index.json");
     fs::write(&index, json!({ "weight_map": weight_map }).to_string()).unwrap();
-    let expected: Vec<_> = Checkpoint::open(&small()).unwrap().tensors().names().map(str::to_owned).collect();
+    let expected: Vec<_> = small().tensors().names().map(str::to_owned).collect();
     fs::remove_file(&whole).unwrap();
     let found = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(found.tensors().names().collect::<Vec<_>>(), expected);
@@ -106,7 +97,7 @@ fn a_missing_config_is_sd15s() {
 #[test]
 fn the_native_file_holds_the_same_model() {
     let folder = TempDir::new().unwrap();
-    let source = Checkpoint::open(&small()).unwrap();
+    let source = small();
     for floats in [FloatType::F16, FloatType::F32] {
         let path = folder.path().join("native.safetensors");
         source.write_native(&path, Storage::Float(floats)).unwrap();
@@ -115,9 +106,8 @@ fn the_native_file_holds_the_same_model() {
         assert_eq!(native.vocabulary(), source.vocabulary());
         for name in source.tensors().names() {
             let shape = source.tensors().view(name).unwrap().shape;
-            let equal =
-                native.tensors().f32(name, shape).unwrap() == source.tensors().f32(name, shape).unwrap();
-            assert!(equal, "{name}");
+            let [found, expected] = [&native, &source].map(|model| model.tensors().f32(name, shape).unwrap());
+            assert_identical(&found, &expected, name);
         }
     }
 }
@@ -136,7 +126,7 @@ fn what_is_no_model_is_refused_by_name() {
     assert!(refusal(&file("empty.safetensors", b"")).contains("empty.safetensors"));
     assert!(refusal(&file("noise.safetensors", &[0xff; 64])).contains("damaged"));
 
-    let whole = fs::read(small().join(UNET)).unwrap();
+    let whole = fs::read(data("small").join(UNET)).unwrap();
     let cut = copy();
     fs::write(cut.path().join(UNET), &whole[..whole.len() - 1]).unwrap();
     let said = refusal(cut.path());

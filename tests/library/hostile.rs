@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
+use crate::support::models::data;
 use crate::support::sandbox::Sandbox;
 
 /// CRC-32 as PNG has it.
@@ -181,7 +182,7 @@ fn counts_that_no_model_has_are_refused() {
 #[test]
 fn a_config_file_that_is_no_config_is_refused() {
     let sandbox = Sandbox::new();
-    let small = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/small");
+    let small = data("small");
     for part in ["unet", "vae", "text_encoder", "scheduler"] {
         std::fs::create_dir(sandbox.join(part)).unwrap();
         for file in std::fs::read_dir(small.join(part)).unwrap().map(Result::unwrap) {

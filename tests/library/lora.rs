@@ -7,75 +7,29 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::lora::{Adapter, Merge, Summary};
 use pochade::checkpoint::{Checkpoint, Storage, TensorSet};
-use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::quantize::{Policy, QuantizedWeight, Weight, sqnr};
-use pochade::request::{Draft, Precision, Request, Sampler, Schedule};
+use pochade::request::{Draft, Precision, Request};
 use tempfile::TempDir;
 
+use crate::support::comparison::{Numbers, assert_close, assert_identical, distance};
+use crate::support::models::{
+    Listener, data, generate, load_tensors, open, pipeline, reference, reference_draft, resolve, small,
+};
 use crate::support::sandbox::Sandbox;
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
-
-fn small() -> Checkpoint {
-    Checkpoint::open(&data("small")).unwrap()
-}
-
-fn load(path: &Path) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
-}
-
-/// `max |a - b| / max |b|`.
-fn relative_error(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(0.0, |most: f32, value| most.max(value.abs()));
-    a.iter().zip(b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs())) / largest
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// Keeps what a run says.
-#[derive(Default)]
-struct Listener(Vec<String>);
-
-impl Observer for Listener {
-    fn warn(&mut self, message: &str) {
-        self.0.push(message.to_owned());
-    }
-
-    fn inform(&mut self, message: &str) {
-        self.0.push(message.to_owned());
-    }
-}
 
 /// The request of the references.
 fn request(lora: &[&str]) -> Request {
     let lora = lora.iter().map(|lora| format!("{}/{lora}", data("reference").display()).parse().unwrap());
-    let draft = Draft {
-        prompt: Some("a photo of an astronaut riding a horse on mars".to_owned()),
-        negative_prompt: Some("blurry, low quality".to_owned()),
-        width: Some(128),
-        height: Some(128),
-        steps: Some(10),
-        guidance_scale: Some(7.5),
-        sampler: Some(Sampler::Ddim),
-        schedule: Some(Schedule::Leading),
-        seed: Some(1234),
-        lora: Some(lora.collect()),
-        ..Draft::default()
-    };
-    draft.resolve(&small().defaults()).unwrap()
+    resolve(Draft { lora: Some(lora.collect()), ..reference_draft() }, &small())
 }
 
 #[test]
 fn both_spellings_draw_what_diffusers_draws() {
-    let model = Model::open(small(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
-    let mut pipeline = Pipeline::new(&model, Residency::Kept);
-    let plain = pipeline.generate(&request(&[]), &mut Listener::default()).unwrap();
-    let expected = &load(&data("reference/lora.safetensors"))["final"];
+    let checkpoint = small();
+    let model = open(&checkpoint, Precision::F32);
+    let mut pipeline = pipeline(&model);
+    let plain = generate(&mut pipeline, &request(&[]));
+    let expected = &reference("lora.safetensors")["final"];
     // One pipeline, so that each change of adapters reloads the networks; two halves add up to one whole.
     for (loras, layers) in [
         (&["lora_peft.safetensors:0.8"][..], 144),
@@ -84,15 +38,14 @@ fn both_spellings_draw_what_diffusers_draws() {
     ] {
         let mut listener = Listener::default();
         let picture = pipeline.generate(&request(loras), &mut listener).unwrap();
-        let error = relative_error(&values(&picture.latents), &values(expected));
-        assert!(error <= 2e-3, "{loras:?}: relative error of the final latents {error}");
+        assert_close(&picture.latents, expected, 2e-3, format_args!("final latents of {loras:?}"));
         assert_eq!(listener.0.len(), loras.len(), "{:?}", listener.0);
         let said = format!("merged into {layers} layers");
         assert!(listener.0.iter().all(|message| message.ends_with(&said)), "{:?}", listener.0);
         assert_eq!(picture.files.len(), loras.len());
     }
-    let again = pipeline.generate(&request(&[]), &mut Listener::default()).unwrap();
-    assert_eq!(values(&again.latents), values(&plain.latents));
+    let again = generate(&mut pipeline, &request(&[]));
+    assert_identical(&again.latents, &plain.latents, "the latents without an adapter");
 }
 
 /// A matrix or core of made-up numbers, of any rank.
@@ -163,9 +116,8 @@ fn adds(stem: &str, name: &str, factors: Vec<(&str, Tensor)>, delta: impl Fn(usi
         .enumerate()
         .map(|(at, before)| before + 0.7 * delta(at / columns, at % columns))
         .collect();
-    let error = relative_error(&merged.f32(name, &shape).unwrap(), &expected);
-    assert!(error < 1e-5, "{name}: {error}");
-    assert!(relative_error(&before, &expected) > 1e-3, "{name} was not changed");
+    assert_close(&merged.f32(name, &shape).unwrap(), &expected, 1e-5, name);
+    assert!(distance(&before, &expected).relative() > 1e-3, "{name} was not changed");
 }
 
 const LINEAR: &str = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.weight";
@@ -330,12 +282,12 @@ fn lokr() {
 fn lycoris_makes_the_same_of_the_same_factors() {
     let path = data("reference/lycoris.safetensors");
     let adapter = Adapter::open(&path).unwrap();
-    let tensors = load(&path);
+    let tensors = load_tensors(&path);
     assert_eq!(adapter.stems().count(), 11);
     for stem in adapter.stems() {
         let expected = &tensors[&format!("{stem}.expected")];
-        let error = relative_error(&adapter.delta(stem, expected.dims()).unwrap(), &values(expected));
-        assert!(error < 1e-5, "{stem}: {error}");
+        let delta = adapter.delta(stem, expected.dims()).unwrap();
+        assert_close(&delta, &expected.values(), 1e-5, stem);
     }
 }
 

@@ -1,7 +1,6 @@
 //! UNet and VAE decoder against candle-transformers' own, an independent implementation in Rust, at two sizes.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -11,15 +10,14 @@ use candle_transformers::models::stable_diffusion::unet_2d::{
 use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
-use pochade::networks::config::{UnetConfig, VaeConfig};
 use pochade::networks::unet::{Residuals, Step, Unet};
 use pochade::networks::vae;
-use pochade::noise::NoiseSource;
-use pochade::request::Rng;
 
-fn small() -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")).unwrap()
-}
+use crate::support::comparison::{assert_close, distance};
+use crate::support::models::{kl_config, noise, small, unet, unet_config};
+
+/// Wider than the bound against diffusers: candle-transformers approximates GEGLU's GELU by a tanh.
+const BOUND: f64 = 5e-4;
 
 /// The tensors of one component, f32, without its prefix.
 fn variables(checkpoint: &Checkpoint, component: &str) -> VarBuilder<'static> {
@@ -37,22 +35,9 @@ fn variables(checkpoint: &Checkpoint, component: &str) -> VarBuilder<'static> {
     VarBuilder::from_tensors(named, DType::F32, &Device::Cpu)
 }
 
-fn noise(seed: u64, shape: &[usize]) -> Tensor {
-    NoiseSource::new(Rng::Torch, seed).normal(shape, &Device::Cpu).unwrap()
-}
-
-/// Wider than the bound against diffusers: candle-transformers approximates GEGLU's GELU by a tanh.
-fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
-    assert_eq!(a.shape(), b.shape());
-    let max =
-        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    let error = max(&(a - b).unwrap()) / max(b);
-    assert!(error <= 5e-4, "{what} {:?}: relative error {error}", a.shape());
-}
-
 /// The small checkpoint's UNet and candle-transformers' of the same weights.
 fn unets(checkpoint: &Checkpoint) -> (Unet, UNet2DConditionModel) {
-    let ours = UnetConfig::parse(&checkpoint.configs().unet).unwrap();
+    let ours = unet_config(checkpoint);
     let blocks = ours.channels.iter().zip(&ours.heads).zip(&ours.down_attention);
     let config = UNet2DConditionModelConfig {
         center_input_sample: false,
@@ -75,21 +60,20 @@ fn unets(checkpoint: &Checkpoint) -> (Unet, UNet2DConditionModel) {
         use_linear_projection: false,
     };
     let theirs = UNet2DConditionModel::new(variables(checkpoint, "unet"), 4, 4, false, config).unwrap();
-    let backend = Backend::cpu().unwrap();
-    (Unet::load(&Params::new(checkpoint.tensors(), &backend, "unet"), ours).unwrap(), theirs)
+    (unet(checkpoint, &Backend::cpu().unwrap()), theirs)
 }
 
 #[test]
 fn unet_equals_candles() {
     let checkpoint = small();
-    let channels = UnetConfig::parse(&checkpoint.configs().unet).unwrap().context_channels;
-    let context = noise(1, &[2, 77, channels]);
+    let context = noise(1, &[2, 77, unet_config(&checkpoint).context_channels]);
     let (unet, theirs) = unets(&checkpoint);
     let prepared = unet.context(&context).unwrap();
     for (height, width, timestep) in [(16, 16, 999.0), (24, 40, 1.0)] {
         let latents = noise(2, &[2, 4, height, width]);
         let expected = theirs.forward(&latents, timestep, &context).unwrap();
-        assert_close("unet", &unet.forward(&latents, timestep, &prepared).unwrap(), &expected);
+        let found = unet.forward(&latents, timestep, &prepared).unwrap();
+        assert_close(&found, &expected, BOUND, format_args!("unet at {height} x {width}"));
     }
 }
 
@@ -98,8 +82,7 @@ fn unet_equals_candles() {
 fn residuals_from_outside_are_added_where_candle_adds_them() {
     let checkpoint = small();
     let (ours, theirs) = unets(&checkpoint);
-    let embeddings =
-        noise(1, &[2, 77, UnetConfig::parse(&checkpoint.configs().unet).unwrap().context_channels]);
+    let embeddings = noise(1, &[2, 77, unet_config(&checkpoint).context_channels]);
     let context = ours.context(&embeddings).unwrap();
     let latents = noise(2, &[2, 4, 16, 16]);
     let step = Step { latents: &latents, timestep: 400.0, context: &context, residuals: None };
@@ -127,9 +110,8 @@ fn residuals_from_outside_are_added_where_candle_adds_them() {
             Some(&maps),
             Some(&middle),
         );
-        assert_close(&format!("residual {changed}"), &output, &expected.unwrap());
-        let size = |t: &Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-        let change = size(&(&output - &without).unwrap()) / size(&without);
+        assert_close(&output, &expected.unwrap(), BOUND, format_args!("residual {changed}"));
+        let change = distance(&output, &without).relative_rms();
         assert!(change > 0.01, "residual {changed} changes the output by {change}");
     }
 }
@@ -137,9 +119,7 @@ fn residuals_from_outside_are_added_where_candle_adds_them() {
 #[test]
 fn vae_decoder_equals_candles() {
     let checkpoint = small();
-    let VaeConfig::Kl(ours) = VaeConfig::parse(&checkpoint.configs().vae).unwrap() else {
-        panic!("the small checkpoint has an AutoencoderKL")
-    };
+    let ours = kl_config(&checkpoint);
     let config = AutoEncoderKLConfig {
         block_out_channels: ours.channels.clone(),
         layers_per_block: ours.layers_per_block,
@@ -154,6 +134,7 @@ fn vae_decoder_equals_candles() {
     for (height, width) in [(8, 8), (5, 11)] {
         let latents = noise(3, &[1, 4, height, width]);
         let expected = theirs.decode(&latents).unwrap();
-        assert_close("vae decoder", &decoder.forward(&latents).unwrap(), &expected);
+        let found = decoder.forward(&latents).unwrap();
+        assert_close(&found, &expected, BOUND, format_args!("vae decoder at {height} x {width}"));
     }
 }

@@ -1,42 +1,27 @@
 //! Runs that start from a picture against diffusers' pipelines, and the pixels a mask keeps.
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use image::{Rgb, RgbImage};
 use pochade::checkpoint::Checkpoint;
-use pochade::pipeline::{Model, Numerics, Observer, Picture, Pipeline, Residency};
-use pochade::request::{Draft, FileKind, Precision, PromptSyntax, Sampler, Schedule};
+use pochade::pipeline::Picture;
+use pochade::request::{Draft, FileKind, Precision, PromptSyntax};
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
+use crate::support::comparison::assert_close;
+use crate::support::model_files::copy_small;
+use crate::support::models::{data, draw, load_tensors, reference, reference_draft, small};
 
-fn stored(name: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(data("reference").join(name), &Device::Cpu).unwrap()
-}
-
-struct Quiet;
-
-impl Observer for Quiet {}
-
-/// DDIM in 10 steps from `init.png`, as all references were made.
+/// From `init.png`, as all references were made.
 fn draft() -> Draft {
-    let meta = fs::read_to_string(data("reference/meta.json")).unwrap();
-    let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
     Draft {
-        prompt: meta["prompt"].as_str().map(str::to_owned),
-        negative_prompt: meta["negative_prompt"].as_str().map(str::to_owned),
-        steps: Some(10),
-        guidance_scale: Some(7.5),
-        sampler: Some(Sampler::Ddim),
-        schedule: Some(Schedule::Leading),
-        seed: meta["seed"].as_u64(),
+        // The picture's.
+        width: None,
+        height: None,
         prompt_syntax: Some(PromptSyntax::Plain),
         init: Some(data("reference/init.png")),
-        ..Draft::default()
+        ..reference_draft()
     }
 }
 
@@ -44,27 +29,16 @@ fn masked(strength: f64) -> Draft {
     Draft { mask: Some(data("reference/mask.png")), strength: Some(strength), ..draft() }
 }
 
-fn draw(checkpoint: &Checkpoint, precision: Precision, draft: Draft) -> Picture {
-    let request = draft.resolve(&checkpoint.defaults()).unwrap();
-    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, precision)).unwrap();
-    Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap()
-}
-
-fn small() -> Checkpoint {
-    Checkpoint::open(&data("small")).unwrap()
-}
-
 /// Latents within 2e-3, pixels within one level where `mask` is white and those of `init.png` elsewhere.
 #[track_caller]
-fn assert_close(picture: &Picture, latents: &Tensor, image: &Tensor, mask: bool) {
-    let max =
-        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    assert_eq!(picture.latents.shape(), latents.shape());
-    let error = max(&(&picture.latents - latents).unwrap()) / max(latents);
-    assert!(error <= 2e-3, "relative error of the final latents {error}");
-    let image = image.permute((1, 2, 0)).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
+fn assert_drawn(picture: &Picture, latents: &Tensor, image: &Tensor, mask: bool) {
+    assert_close(&picture.latents, latents, 2e-3, "final latents");
+    let image = image.permute((1, 2, 0)).unwrap();
+    assert_eq!(image.dims(), [128, 128, 3]);
+    let image = image.flatten_all().unwrap().to_vec1::<u8>().unwrap();
     let init = image::open(data("reference/init.png")).unwrap().into_rgb8();
     let white = image::open(data("reference/mask.png")).unwrap().into_luma8();
+    assert_eq!(picture.rgb.dimensions(), (128, 128));
     let (mut levels, mut kept) = (0, 0);
     for ((x, y, pixel), expected) in picture.rgb.enumerate_pixels().zip(image.as_chunks::<3>().0) {
         if mask && white.get_pixel(x, y)[0] == 0 {
@@ -80,17 +54,17 @@ fn assert_close(picture: &Picture, latents: &Tensor, image: &Tensor, mask: bool)
 
 #[test]
 fn a_picture_to_start_from() {
-    let expected = stored("img2img.safetensors");
+    let expected = reference("img2img.safetensors");
     let picture = draw(&small(), Precision::F32, Draft { strength: Some(0.6), ..draft() });
-    assert_close(&picture, &expected["final"], &expected["image"], false);
+    assert_drawn(&picture, &expected["final"], &expected["image"], false);
     assert_eq!(picture.files.iter().map(|file| file.kind).collect::<Vec<_>>(), [FileKind::Init]);
 }
 
 #[test]
 fn a_mask_over_any_model() {
-    let expected = stored("inpaint.safetensors");
+    let expected = reference("inpaint.safetensors");
     let picture = draw(&small(), Precision::F32, masked(1.0));
-    assert_close(&picture, &expected["final"], &expected["image"], true);
+    assert_drawn(&picture, &expected["final"], &expected["image"], true);
     let kinds: Vec<_> = picture.files.iter().map(|file| file.kind).collect();
     assert_eq!(kinds, [FileKind::Init, FileKind::Mask]);
 }
@@ -98,26 +72,21 @@ fn a_mask_over_any_model() {
 /// A sampler's own noise comes after what encoding the picture and its kept part draws.
 #[test]
 fn a_mask_partway_with_fresh_noise() {
-    let expected = stored("inpaint_variants.safetensors");
+    let expected = reference("inpaint_variants.safetensors");
     let picture = draw(&small(), Precision::F32, Draft { eta: Some(1.0), ..masked(0.6) });
-    assert_close(&picture, &expected["blended.final"], &expected["blended.image"], true);
+    assert_drawn(&picture, &expected["blended.final"], &expected["blended.image"], true);
 }
 
 /// The small model with a first convolution for 9 channels.
 fn inpainting_model(folder: &Path) -> Checkpoint {
-    for part in ["unet", "vae", "text_encoder"] {
-        fs::create_dir(folder.join(part)).unwrap();
-        for file in fs::read_dir(data("small").join(part)).unwrap().map(Result::unwrap) {
-            fs::copy(file.path(), folder.join(part).join(file.file_name())).unwrap();
-        }
-    }
+    copy_small(folder);
     let path = folder.join("unet/config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["in_channels"] = 9.into();
     fs::write(path, config.to_string()).unwrap();
     let path = folder.join("unet/diffusion_pytorch_model.safetensors");
-    let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    let conv_in = stored("inpaint_variants.safetensors")["conv_in.weight"].clone();
+    let mut weights = load_tensors(&path);
+    let conv_in = reference("inpaint_variants.safetensors")["conv_in.weight"].clone();
     weights.insert("conv_in.weight".to_owned(), conv_in);
     candle_core::safetensors::save(&weights, path).unwrap();
     Checkpoint::open(folder).unwrap()
@@ -127,11 +96,11 @@ fn inpainting_model(folder: &Path) -> Checkpoint {
 fn a_mask_for_an_inpainting_model() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = inpainting_model(folder.path());
-    let expected = stored("inpaint_variants.safetensors");
+    let expected = reference("inpaint_variants.safetensors");
     for strength in [1.0, 0.6] {
         let picture = draw(&checkpoint, Precision::F32, masked(strength));
         let of = |what: &str| &expected[&format!("native.{strength:?}.{what}")];
-        assert_close(&picture, of("final"), of("image"), true);
+        assert_drawn(&picture, of("final"), of("image"), true);
     }
 }
 

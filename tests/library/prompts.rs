@@ -1,29 +1,19 @@
 //! What a prompt does beyond its words: weights, chunks, clip skip, textual inversions, and `pochade tokens`.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
 use pochade::networks::clip::TextEncoder;
-use pochade::networks::config::ClipConfig;
-use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
-use pochade::request::{Draft, Precision, PromptSyntax, Sampler, Schedule};
+use pochade::request::{Draft, Precision, PromptSyntax};
 use serde_json::{Value, json};
 
+use crate::support::comparison::{assert_close, assert_identical, distance};
+use crate::support::models::{clip_config, data, draw, reference, reference_draft, small};
 use crate::support::sandbox::Sandbox;
 
 const PROMPT: &str = "a photo of an astronaut riding a horse on mars";
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
-
-fn reference(name: &str) -> HashMap<String, Tensor> {
-    candle_core::safetensors::load(data("reference").join(name), &Device::Cpu).unwrap()
-}
 
 fn text(prompt: &str) -> Text {
     Text {
@@ -40,9 +30,9 @@ fn text(prompt: &str) -> Text {
 
 /// What the small text encoder, short of `skipped` layers, makes of a text.
 fn embed(text: &Text, skipped: usize) -> Tensor {
-    let checkpoint = Checkpoint::open(&data("small")).unwrap();
+    let checkpoint = small();
     let tokenizer = Tokenizer::new(checkpoint.vocabulary()).unwrap();
-    let mut config = ClipConfig::parse(&checkpoint.configs().text_encoder).unwrap();
+    let mut config = clip_config(&checkpoint);
     config.num_hidden_layers -= skipped;
     let backend = Backend::cpu().unwrap();
     let encoder = TextEncoder::load(&Params::new(checkpoint.tensors(), &backend, "text_encoder"), config);
@@ -50,33 +40,21 @@ fn embed(text: &Text, skipped: usize) -> Tensor {
     prompts.encode(&encoder.unwrap(), &tokenizer).unwrap()
 }
 
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// `max |a - b| / max |b|`.
-fn relative_error(a: &Tensor, b: &Tensor) -> f32 {
-    assert_eq!(a.dims(), b.dims());
-    let (a, b) = (values(a), values(b));
-    let largest = b.iter().fold(0.0, |most: f32, value| most.max(value.abs()));
-    a.iter().zip(&b).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs())) / largest
-}
-
 #[test]
 fn a_layer_can_be_skipped() {
     let expected = reference("text.safetensors");
-    let error = relative_error(&embed(&text(PROMPT), 0), &expected["prompt_embeds"]);
-    assert!(error <= 1e-4, "{error}");
-    let error = relative_error(&embed(&text(PROMPT), 1), &expected["prompt_embeds_last_layer_skipped"]);
-    assert!(error <= 1e-4, "{error}");
+    assert_close(&embed(&text(PROMPT), 0), &expected["prompt_embeds"], 1e-4, "all layers");
+    let skipped = &expected["prompt_embeds_last_layer_skipped"];
+    assert_close(&embed(&text(PROMPT), 1), skipped, 1e-4, "without the last layer");
 }
 
 #[test]
 fn text_without_syntax_is_the_same_either_way() {
     let plain = Text { syntax: PromptSyntax::Plain, ..text(PROMPT) };
-    assert_eq!(values(&embed(&text(PROMPT), 0)), values(&embed(&plain, 0)));
-    let neutral = embed(&text("(a photo of an astronaut riding a horse on mars:1)"), 0);
-    assert_eq!(values(&neutral), values(&embed(&plain, 0)));
+    let plain = embed(&plain, 0);
+    assert_identical(&embed(&text(PROMPT), 0), &plain, PROMPT);
+    let neutral = format!("({PROMPT}:1)");
+    assert_identical(&embed(&text(&neutral), 0), &plain, neutral);
 }
 
 #[test]
@@ -89,9 +67,8 @@ fn weights_scale_their_tokens_and_keep_the_mean() {
     expected[5].iter_mut().for_each(|value| *value *= 1.5);
     let sum = |rows: &[Vec<f32>]| rows.iter().flatten().map(|value| f64::from(*value)).sum::<f64>();
     let restore = sum(&plain[0]) / sum(&expected);
-    for (expected, found) in expected.iter().flatten().zip(weighed[0].iter().flatten()) {
-        assert!((f64::from(*expected) * restore - f64::from(*found)).abs() < 1e-4, "{expected} {found}");
-    }
+    let expected: Vec<f64> = expected.iter().flatten().map(|value| f64::from(*value) * restore).collect();
+    assert!(distance(&weighed[0].concat(), &expected).largest < 1e-4);
 }
 
 #[test]
@@ -100,18 +77,14 @@ fn chunks_lie_side_by_side_and_both_prompts_have_as_many() {
     assert_eq!(both.dims(), [1, 154, 64]);
     for (at, part) in ["a photo", "of mars"].iter().enumerate() {
         let chunk = both.narrow(1, 77 * at, 77).unwrap();
-        assert_eq!(values(&chunk), values(&embed(&text(part), 0)));
+        assert_identical(&chunk, &embed(&text(part), 0), part);
     }
     let negative = Text { negative_prompt: Some("mars".to_owned()), ..text("a photo BREAK of mars") };
     let pair = embed(&negative, 0);
     assert_eq!(pair.dims(), [2, 154, 64]);
     let padding = pair.narrow(0, 0, 1).unwrap().narrow(1, 77, 77).unwrap();
-    assert_eq!(values(&padding), values(&embed(&text(""), 0)));
+    assert_identical(&padding, &embed(&text(""), 0), "the negative prompt's second chunk");
 }
-
-struct Quiet;
-
-impl Observer for Quiet {}
 
 #[test]
 fn textual_inversion_is_diffusers() {
@@ -119,32 +92,16 @@ fn textual_inversion_is_diffusers() {
     let inverted = |prompt: &str| Text { embedding: vec![thing.clone()], ..text(prompt) };
     let expected = reference("textual_inversion.safetensors");
     let found = embed(&inverted("a photo of thing on mars"), 0);
-    let error = relative_error(&found, &expected["prompt_embeds"]);
-    assert!(error <= 1e-4, "{error}");
+    assert_close(&found, &expected["prompt_embeds"], 1e-4, "embeddings");
     // In any case, between brackets, and from a folder.
-    assert_eq!(values(&embed(&inverted("a photo of (THING:1.0) on mars"), 0)), values(&found));
+    assert_identical(&embed(&inverted("a photo of (THING:1.0) on mars"), 0), &found, "between brackets");
     let folder = Text { embedding_dir: Some(data("reference")), ..text("a photo of Thing on mars") };
-    assert_eq!(values(&embed(&folder, 0)), values(&found));
+    assert_identical(&embed(&folder, 0), &found, "from a folder");
 
-    let checkpoint = Checkpoint::open(&data("small")).unwrap();
-    let draft = Draft {
-        prompt: Some("a photo of thing on mars".to_owned()),
-        negative_prompt: Some("blurry, low quality".to_owned()),
-        width: Some(128),
-        height: Some(128),
-        steps: Some(10),
-        guidance_scale: Some(7.5),
-        sampler: Some(Sampler::Ddim),
-        schedule: Some(Schedule::Leading),
-        seed: Some(1234),
-        embedding: Some(vec![thing]),
-        ..Draft::default()
-    };
-    let request = draft.resolve(&checkpoint.defaults()).unwrap();
-    let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
-    let picture = Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap();
-    let error = relative_error(&picture.latents, &expected["final"]);
-    assert!(error <= 2e-3, "{error}");
+    let prompt = Some("a photo of thing on mars".to_owned());
+    let draft = Draft { prompt, embedding: Some(vec![thing]), ..reference_draft() };
+    let picture = draw(&small(), Precision::F32, draft);
+    assert_close(&picture.latents, &expected["final"], 2e-3, "final latents");
     assert_eq!(picture.files[0].name, "thing");
 }
 

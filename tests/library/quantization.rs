@@ -2,30 +2,22 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use pochade::checkpoint::{Checkpoint, Defaults, FloatType, Storage, TensorFile, TensorSet};
-use pochade::layers::{Backend, Params};
-use pochade::networks::clip::TextEncoder;
-use pochade::networks::config::{ClipConfig, UnetConfig};
-use pochade::networks::unet::Unet;
-use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency};
+use pochade::checkpoint::{Checkpoint, FloatType, Storage, TensorFile, TensorSet};
+use pochade::layers::Backend;
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, sqnr};
-use pochade::request::{Precision, Request};
+use pochade::request::{Draft, Precision};
 use pochade::sensitivity::{self, Settings};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn small() -> Checkpoint {
-    Checkpoint::open(&repository("tests/data/small")).unwrap()
-}
+use crate::support::comparison::{assert_identical, distance, largest};
+use crate::support::model_files::copy_small;
+use crate::support::models::{data, draw, load_tensors, small, text_encoder, unet, unet_config};
 
 /// The built-in model, whose weights are int8, as a float file in `folder`.
 fn float_pocket(folder: &TempDir) -> PathBuf {
@@ -72,13 +64,12 @@ fn rounding_is_to_the_nearest_multiple() {
         assert_eq!((quantized.values.len(), quantized.scales.len()), (weight.len(), outputs));
         for (output, filter) in weight.chunks(filter).enumerate() {
             let scale = quantized.scales[output];
-            assert_eq!(scale, filter.iter().fold(0f32, |most, w| most.max(w.abs())) / 127.0);
+            assert_eq!(scale, largest(filter) as f32 / 127.0);
             for (w, value) in filter.iter().zip(&quantized.values[output * filter.len()..]) {
                 assert_eq!(*value, nearest_multiple(*w, scale), "{w} in steps of {scale}");
             }
         }
-        let error = weight.iter().zip(quantized.dequantize()).map(|(a, b)| (a - b).abs());
-        assert!(error.fold(0.0, f32::max) <= 0.5001 / 127.0);
+        assert!(distance(&quantized.dequantize(), &weight).largest <= 0.5001 / 127.0);
     }
 }
 
@@ -162,10 +153,11 @@ fn int8_files_hold_the_weights_within_half_a_step() {
         for (output, (a, b)) in
             expected.chunks(expected.len() / shape[0]).zip(found.chunks(found.len() / shape[0])).enumerate()
         {
-            let most = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(most <= 0.50001 * weight.scales[output], "{name}, output {output}: {most}");
+            let most = distance(b, a).largest;
+            let step = f64::from(weight.scales[output]);
+            assert!(most <= 0.50001 * step, "{name}, output {output}: {most}");
         }
-        assert!(sqnr(&expected, &found) > 38.0, "{name}");
+        assert!(distance(&found, &expected).snr() > 38.0, "{name}");
     }
     assert!(int8 > 130, "{int8} int8 tensors");
 
@@ -290,27 +282,18 @@ fn weights_that_are_no_numbers_are_not_written() {
     assert_eq!(left, ["damaged.safetensors"]);
 }
 
-struct Quiet;
-
-impl Observer for Quiet {}
-
 /// One picture in f32.
 fn picture(checkpoint: &Checkpoint) -> Vec<u8> {
-    let defaults = checkpoint.defaults();
-    let request = Request::new(
-        "a blue fish on a white background",
-        7,
-        &Defaults {
-            width: 64,
-            height: 64,
-            steps: 4,
-            guidance_scale: 3.0,
-            sampler: defaults.sampler,
-            schedule: defaults.schedule,
-        },
-    );
-    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
-    Pipeline::new(&model, Residency::OneByOne).generate(&request, &mut Quiet).unwrap().rgb.into_raw()
+    let draft = Draft {
+        prompt: Some("a blue fish on a white background".to_owned()),
+        width: Some(64),
+        height: Some(64),
+        steps: Some(4),
+        guidance_scale: Some(3.0),
+        seed: Some(7),
+        ..Draft::default()
+    };
+    draw(checkpoint, Precision::F32, draft).rgb.into_raw()
 }
 
 #[test]
@@ -341,10 +324,7 @@ fn exports_are_laid_out_as_diffusers_expects() {
     let folder = TempDir::new().unwrap();
     let export = folder.path().join("export");
     fs::create_dir(&export).unwrap();
-    Checkpoint::open(&repository("tests/data/small"))
-        .unwrap()
-        .write_diffusers(&export, FloatType::F16)
-        .unwrap();
+    small().write_diffusers(&export, FloatType::F16).unwrap();
     let json = |path: &str| -> serde_json::Value {
         serde_json::from_str(&fs::read_to_string(export.join(path)).unwrap()).unwrap()
     };
@@ -356,7 +336,7 @@ fn exports_are_laid_out_as_diffusers_expects() {
     for path in ["tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json"] {
         assert!(export.join(path).exists(), "{path}");
     }
-    let original = repository("tests/data/small");
+    let original = data("small");
     for (path, prefix) in [
         ("text_encoder/model.safetensors", "text_model."),
         ("unet/diffusion_pytorch_model.safetensors", ""),
@@ -379,29 +359,25 @@ fn text_embeddings_survive_int8_weights() {
     let source = small();
     let quantized = Checkpoint::open(&quantized(&source, &folder, &[])).unwrap();
     let embedding = |checkpoint: &Checkpoint| {
-        let backend = Backend::cpu().unwrap();
-        let params = Params::new(checkpoint.tensors(), &backend, "text_encoder");
-        let config = ClipConfig::parse(&checkpoint.configs().text_encoder).unwrap();
-        let encoder = TextEncoder::load(&params, config).unwrap();
+        let encoder = text_encoder(checkpoint, &Backend::cpu().unwrap());
         let tokenizer = Tokenizer::new(checkpoint.vocabulary()).unwrap();
         let (ids, _) = tokenizer.chunk("a red apple", encoder.positions()).unwrap();
-        encoder.forward(&ids).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        encoder.forward(&ids).unwrap()
     };
-    let loss = sqnr(&embedding(&source), &embedding(&quantized));
+    let loss = distance(&embedding(&quantized), &embedding(&source)).snr();
     assert!(loss > 35.0, "text embeddings from int8 weights: {loss} dB");
 }
 
 /// One call of the UNet.
-fn noise_prediction(checkpoint: &Checkpoint, backend: &Backend) -> Vec<f32> {
-    let params = Params::new(checkpoint.tensors(), backend, "unet");
-    let config = UnetConfig::parse(&checkpoint.configs().unet).unwrap();
+fn noise_prediction(checkpoint: &Checkpoint, backend: &Backend) -> Tensor {
+    let config = unet_config(checkpoint);
     let shape = (1, 32, config.context_channels);
     let embeddings = Tensor::from_vec(noise(32 * config.context_channels), shape, &Device::Cpu);
     let channels = config.in_channels;
     let latents = Tensor::from_vec(noise(channels * 16 * 16), (1, channels, 16, 16), &Device::Cpu).unwrap();
-    let unet = Unet::load(&params, config).unwrap();
+    let unet = unet(checkpoint, backend);
     let context = unet.context(&embeddings.unwrap()).unwrap();
-    unet.forward(&latents, 400.0, &context).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    unet.forward(&latents, 400.0, &context).unwrap()
 }
 
 #[test]
@@ -411,21 +387,37 @@ fn layers_run_as_their_file_says() {
     let source = pocket(&folder);
     let quantized = Checkpoint::open(&quantized(&source, &folder, &[])).unwrap();
     let reference = noise_prediction(&source, &float);
-    let loss = |checkpoint, backend| sqnr(&reference, &noise_prediction(checkpoint, backend));
+    let loss = |checkpoint, backend| distance(&noise_prediction(checkpoint, backend), &reference).snr();
     let before = loss(&quantized, &int8);
     assert!(before > 25.0, "{before} dB");
     // Rounded when loaded or before is the same: these are the file's values as floats.
     let path = folder.path().join("floats.safetensors");
     quantized.write_native(&path, Storage::Float(FloatType::F32)).unwrap();
     let floats = Checkpoint::open(&path).unwrap();
-    let again = sqnr(&noise_prediction(&quantized, &int8), &noise_prediction(&floats, &int8));
+    let again = distance(&noise_prediction(&floats, &int8), &noise_prediction(&quantized, &int8)).snr();
     assert!(again > 80.0, "{again} dB");
     assert!(loss(&quantized, &float) > before + 3.0);
     // Floats in an int8 file were kept to run as floats.
     let kept = folder.path().join("kept.safetensors");
     let policy = Policy::keeping(&["unet.*".to_owned()]);
     source.write_native(&kept, Storage::Int8(&policy)).unwrap();
-    assert_eq!(noise_prediction(&Checkpoint::open(&kept).unwrap(), &int8), reference);
+    let kept = noise_prediction(&Checkpoint::open(&kept).unwrap(), &int8);
+    assert_identical(&kept, &reference, "a unet kept in f16");
+}
+
+#[test]
+fn nothing_is_reported_of_a_model_that_computes_nan() {
+    let folder = TempDir::new().unwrap();
+    copy_small(folder.path());
+    let path = folder.path().join("unet/diffusion_pytorch_model.safetensors");
+    let mut tensors = load_tensors(&path);
+    tensors
+        .insert("conv_out.bias".to_owned(), Tensor::new(&[1.0, f32::NAN, 1.0, 1.0], &Device::Cpu).unwrap());
+    candle_core::safetensors::save(&tensors, path).unwrap();
+    let settings = Settings { prompts: vec!["a dog".to_owned()], steps: 1, width: 64, height: 64, seed: 3 };
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let error = sensitivity::study(&checkpoint, &Policy::default(), settings, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("NaN"), "{error}");
 }
 
 #[test]

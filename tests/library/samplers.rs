@@ -9,10 +9,14 @@ use pochade::request::{Rng, Sampler, Schedule};
 use pochade::samplers::{Progress, Run, Trajectory, num_model_calls, sample};
 use pochade::schedule::{BetaSchedule, NoiseSchedule, Prediction, SchedulerConfig};
 
+use crate::support::comparison::{assert_close, distance, largest};
+use crate::support::models::{data, reference, reference_settings};
+
 const SHAPE: [usize; 4] = [1, 4, 1, 5];
 
-fn references() -> Result<HashMap<String, Tensor>> {
-    Ok(candle_core::safetensors::load("tests/data/reference/synthetic_samplers.safetensors", &Device::Cpu)?)
+/// Latents of each run, flat.
+fn references() -> HashMap<String, Tensor> {
+    reference("synthetic_samplers.safetensors")
 }
 
 fn schedule(prediction_type: Prediction) -> Result<NoiseSchedule> {
@@ -52,19 +56,14 @@ fn walk(
     Ok((sample(sampler, eta, run, x)?, calls))
 }
 
-fn relative_error(actual: &Tensor, expected: &Tensor) -> Result<f32> {
-    let largest = |x: &Tensor| -> Result<f32> { Ok(x.flatten_all()?.abs()?.max(0)?.to_scalar()?) };
-    Ok(largest(&(actual.flatten_all()? - expected.flatten_all()?)?)? / largest(expected)?)
-}
-
 fn parse_eta(text: &str) -> Result<f64> {
     if text == "-" { Ok(0.0) } else { Ok(text.parse()?) }
 }
 
 #[test]
 fn samplers_equal_diffusers() -> Result<()> {
-    let (mut checked, mut worst) = (0, 0.0_f32);
-    for (name, expected) in references()? {
+    let (mut checked, mut worst) = (0, 0.0_f64);
+    for (name, expected) in references() {
         let [sampler, spacing, prediction, eta, all_steps] = *name.split('/').collect::<Vec<_>>() else {
             continue;
         };
@@ -79,7 +78,7 @@ fn samplers_equal_diffusers() -> Result<()> {
         for (row, steps) in all_steps.split(',').enumerate() {
             let trajectory = Trajectory::new(&noise_schedule, sampler, spacing.parse()?, steps.parse()?)?;
             let (latents, calls) = walk(&noise_schedule, sampler, eta, &trajectory, None)?;
-            let error = relative_error(&latents, &expected.get(row)?)?;
+            let error = distance(&latents.flatten_all()?, &expected.get(row)?).relative();
             assert!(error < 5e-5, "{name}, {steps} steps: relative error {error:e}");
             assert_eq!(calls, num_model_calls(sampler, steps.parse()?), "{name}, {steps} steps");
             (checked, worst) = (checked + 1, worst.max(error));
@@ -95,7 +94,7 @@ fn walks_from_an_image_equal_diffusers() -> Result<()> {
     let noise_schedule = schedule(Prediction::Epsilon)?;
     let clean = ((Tensor::arange(0_f32, 20.0, &Device::Cpu)? / 9.5)? - 1.0)?.reshape(&SHAPE)?;
     let mut checked = 0;
-    for (name, expected) in references()? {
+    for (name, expected) in references() {
         let ["strength", sampler, spacing, eta, strengths] = *name.split('/').collect::<Vec<_>>() else {
             continue;
         };
@@ -104,8 +103,8 @@ fn walks_from_an_image_equal_diffusers() -> Result<()> {
             let whole = Trajectory::new(&noise_schedule, sampler, spacing.parse()?, 10)?;
             let trajectory = whole.with_strength(strength.parse()?)?;
             let (latents, _) = walk(&noise_schedule, sampler, eta, &trajectory, Some(&clean))?;
-            let error = relative_error(&latents, &expected.get(row)?)?;
-            assert!(error < 5e-5, "{name}, strength {strength}: relative error {error:e}");
+            let what = format_args!("{name}, strength {strength}");
+            assert_close(&latents.flatten_all()?, &expected.get(row)?, 5e-5, what);
             checked += 1;
         }
     }
@@ -115,8 +114,7 @@ fn walks_from_an_image_equal_diffusers() -> Result<()> {
 
 #[test]
 fn timesteps_equal_diffusers() -> Result<()> {
-    let meta: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string("tests/data/reference/meta.json")?)?;
+    let meta = reference_settings();
     let noise_schedule = schedule(Prediction::Epsilon)?;
     for (name, reference) in meta["samplers"].as_object().context("no samplers")? {
         let sampler = Sampler::ALL.iter().filter(|sampler| name.starts_with(sampler.name()));
@@ -141,7 +139,7 @@ fn timesteps_equal_diffusers() -> Result<()> {
 
 #[test]
 fn sigmas_equal_diffusers() -> Result<()> {
-    let references = references()?;
+    let references = references();
     let sd15 = SchedulerConfig::default();
     for (name, config) in [
         ("scaled_linear", sd15.clone()),
@@ -177,7 +175,7 @@ fn sigmas_equal_diffusers() -> Result<()> {
 
 #[test]
 fn a_published_scheduler_config_is_stable_diffusion_15s() -> Result<()> {
-    let text = std::fs::read_to_string("tests/data/small/scheduler/scheduler_config.json")?;
+    let text = std::fs::read_to_string(data("small/scheduler/scheduler_config.json"))?;
     assert_eq!(serde_json::from_str::<SchedulerConfig>(&text)?, SchedulerConfig::default());
     Ok(())
 }
@@ -201,8 +199,8 @@ fn every_sampler_works_with_every_schedule_and_number_of_steps() -> Result<()> {
             assert!(trajectory.sigmas().is_sorted_by(|a, b| a > b), "{name}: {:?}", trajectory.sigmas());
             assert!(trajectory.timesteps().iter().all(|t| (0.0..1000.0).contains(t)), "{name}");
             let (latents, calls) = walk(&noise_schedule, sampler, 1.0, &trajectory, None)?;
-            let largest: f32 = latents.abs()?.max_all()?.to_scalar()?;
-            assert!(largest.is_finite() && largest < 50.0, "{name}: latents reach {largest}");
+            let largest = largest(&latents);
+            assert!(largest < 50.0, "{name}: latents reach {largest}");
             assert_eq!(calls, num_model_calls(sampler, steps), "{name}");
         }
         let steps_0 = Trajectory::new(&noise_schedule, sampler, spacing, 0);
@@ -244,11 +242,12 @@ fn a_network_that_knows_the_answer_is_believed() -> Result<()> {
         let trajectory = Trajectory::new(&noise_schedule, sampler, Schedule::Trailing, 6)?;
         let mut seen = Vec::new();
         let latents = walk_to(&clean, sampler, &trajectory, &mut |progress| {
-            assert!(relative_error(progress.denoised, &clean)? < 1e-3, "{sampler}, step {}", progress.index);
+            let what = format_args!("{sampler}, step {}", progress.index);
+            assert_close(progress.denoised, &clean, 1e-3, what);
             seen.push((progress.index, progress.total, progress.sigma));
             Ok(None)
         })?;
-        assert!(relative_error(&latents, &clean)? < 1e-3, "{sampler}: {latents}");
+        assert_close(&latents, &clean, 1e-3, sampler);
         let expected: Vec<_> = (1..=6).map(|i| (i, 6, trajectory.sigmas()[i])).collect();
         assert_eq!(seen, expected, "{sampler}");
     }
@@ -269,10 +268,8 @@ fn a_step_can_be_replaced_or_end_the_run() -> Result<()> {
             Ok(Some(progress.noised(&known, &clean)?))
         })?;
         assert_eq!((last, total), (6, 6), "{sampler}");
-        assert!(
-            relative_error(&latents, &known)? < 1e-6,
-            "{sampler}: the last replacement is not the result"
-        );
+        let what = format_args!("{sampler}: the last replacement and the result");
+        assert_close(&latents, &known, 1e-6, what);
 
         let stopped = walk_to(&clean, sampler, &trajectory, &mut |progress| {
             last = progress.index;

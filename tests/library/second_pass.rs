@@ -6,18 +6,18 @@ use candle_core::{Device, Tensor};
 use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
 use pochade::networks::autoencoder::LatentDecoder;
-use pochade::networks::clip::TextEncoder;
-use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
-use pochade::networks::unet::Unet;
+use pochade::networks::config::VaeConfig;
 use pochade::noise::NoiseSource;
 use pochade::pipeline::projection::Projection;
 use pochade::pipeline::tiling::{Tile, decode_peak_bytes};
-use pochade::pipeline::{Model, Numerics, Observer, Pipeline, Residency, Step};
+use pochade::pipeline::{Observer, Step};
 use pochade::prompt::{Prompts, Room, Text, Tokenizer};
 use pochade::request::{Draft, Hires, Precision, Request};
 use pochade::samplers::{self, Run, Trajectory};
 use pochade::schedule::NoiseSchedule;
 
+use crate::support::comparison::distance;
+use crate::support::models::{clip_config, generate, open, pipeline, resolve, text_encoder, unet};
 use crate::support::sandbox::Sandbox;
 
 /// The shapes of each step's estimate.
@@ -43,15 +43,15 @@ fn request(checkpoint: &Checkpoint, hires: Option<f64>) -> Request {
         hires_steps: hires.map(|_| 7),
         ..Draft::default()
     };
-    draft.resolve(&checkpoint.defaults()).unwrap()
+    resolve(draft, checkpoint)
 }
 
 #[test]
 fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
     let checkpoint = Checkpoint::built_in().unwrap();
-    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
-    let mut pipeline = Pipeline::new(&model, Residency::Kept);
-    let first = pipeline.generate(&request(&checkpoint, None), &mut Shapes::default()).unwrap();
+    let model = open(&checkpoint, Precision::F32);
+    let mut pipeline = pipeline(&model);
+    let first = generate(&mut pipeline, &request(&checkpoint, None));
     let both = request(&checkpoint, Some(1.5));
     assert_eq!(Hires::of(&both), Some(Hires { width: 96, height: 72, steps: 7, strength: 0.7 }));
     let mut shapes = Shapes::default();
@@ -60,8 +60,7 @@ fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
     let (small, big) = (first.latents.dims().to_vec(), large.latents.dims().to_vec());
     assert_eq!(shapes.0, [vec![small; 3], vec![big; 7]].concat());
     let expected = refined(&checkpoint, &both, &first.latents);
-    let size = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    let error = size(&(&large.latents - &expected).unwrap()) / size(&expected);
+    let error = distance(&large.latents, &expected).relative_rms();
     assert!(error < 1e-5, "{error}");
 }
 
@@ -69,14 +68,13 @@ fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
 fn refined(checkpoint: &Checkpoint, request: &Request, first: &Tensor) -> Tensor {
     let backend = Backend::cpu().unwrap();
     let configs = checkpoint.configs();
-    let params = |part| Params::new(checkpoint.tensors(), &backend, part);
-    let clip = ClipConfig::parse(&configs.text_encoder).unwrap();
+    let clip = clip_config(checkpoint);
     let tokenizer = Tokenizer::new(checkpoint.vocabulary()).unwrap();
     let room = Room { width: clip.hidden_size, positions: clip.max_position_embeddings };
     let prompts = Prompts::read(&Text::of(request, true), &tokenizer, room).unwrap();
-    let encoder = TextEncoder::load(&params("text_encoder"), clip).unwrap();
+    let encoder = text_encoder(checkpoint, &backend);
     let embeddings = prompts.encode(&encoder, &tokenizer).unwrap();
-    let unet = Unet::load(&params("unet"), UnetConfig::parse(&configs.unet).unwrap()).unwrap();
+    let unet = unet(checkpoint, &backend);
     let [negative, positive] =
         [0, 1].map(|at| unet.context(&embeddings.narrow(0, at, 1).unwrap().contiguous().unwrap()).unwrap());
     let schedule = NoiseSchedule::new(&serde_json::from_value(configs.scheduler.clone()).unwrap()).unwrap();
@@ -111,9 +109,9 @@ fn the_projection_resembles_the_decoder() {
     let backend = Backend::cpu().unwrap();
     let decoder = LatentDecoder::load(&Params::new(checkpoint.tensors(), &backend, "vae"), &config).unwrap();
     let projection = Projection::fit(&decoder, config.latent_channels(), &Device::Cpu).unwrap();
-    let model = Model::open(checkpoint.clone(), &Numerics::new(Device::Cpu, Precision::F32)).unwrap();
-    let mut pipeline = Pipeline::new(&model, Residency::Kept);
-    let picture = pipeline.generate(&request(&checkpoint, None), &mut Shapes::default()).unwrap();
+    let model = open(&checkpoint, Precision::F32);
+    let mut pipeline = pipeline(&model);
+    let picture = generate(&mut pipeline, &request(&checkpoint, None));
     let preview = projection.project(&picture.latents).unwrap();
     let (width, height) = preview.dimensions();
     let small = image::imageops::thumbnail(&picture.rgb, width, height);

@@ -7,11 +7,13 @@ use std::path::Path;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::{Checkpoint, Layout, Origin};
-use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use pochade::networks::config::{ClipConfig, UnetConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::comparison::distance;
 use crate::support::model_files as files;
+use crate::support::models::{data, kl_config, small};
 use crate::support::sandbox::Sandbox;
 
 /// Asserts that `found` has the tensors of `expected`, whose values differ by at most `tolerance` of the
@@ -26,17 +28,15 @@ fn assert_tensors(found: &Checkpoint, expected: &Checkpoint, tolerance: f64) {
         let shape = expected.tensors().view(name).unwrap().shape;
         let a = found.tensors().f32(name, shape).unwrap();
         let b = expected.tensors().f32(name, shape).unwrap();
-        let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
-        let error = sum(&mut a.iter().zip(&b).map(|(a, b)| a - b));
-        let signal = sum(&mut b.iter().copied());
-        assert!(error.sqrt() <= tolerance * signal.sqrt(), "{name}: {} of {}", error.sqrt(), signal.sqrt());
+        let error = distance(&a, &b).relative_rms();
+        assert!(error <= tolerance, "{name}: {error} of the root mean square");
     }
 }
 
 /// What the networks make of a model's configs.
 fn networks(checkpoint: &Checkpoint) -> (String, String, String) {
     let configs = checkpoint.configs();
-    let VaeConfig::Kl(vae) = VaeConfig::parse(&configs.vae).unwrap() else { panic!("a tiny one") };
+    let vae = kl_config(checkpoint);
     (
         format!("{:?}", UnetConfig::parse(&configs.unet).unwrap()),
         format!("{vae:?}"),
@@ -100,7 +100,7 @@ fn the_shapes_of_sd15_give_its_published_configs() {
 #[test]
 fn ldm_files_of_every_float_type_are_the_folder() {
     let folder = TempDir::new().unwrap();
-    let expected = Checkpoint::open(&files::small()).unwrap();
+    let expected = small();
     for (dtype, tolerance) in
         [(DType::F16, 0.0), (DType::F32, 0.0), (DType::F64, 0.0), (DType::BF16, 1.0 / 256.0)]
     {
@@ -127,7 +127,7 @@ fn ldm_files_of_every_float_type_are_the_folder() {
 #[test]
 fn every_spelling_of_the_text_encoder_and_the_vaes_attention_is_read() {
     let folder = TempDir::new().unwrap();
-    let expected = Checkpoint::open(&files::small()).unwrap();
+    let expected = small();
     let spellings = [
         ["q", "k", "v", "proj_out"],
         ["to_q", "to_k", "to_v", "to_out.0"],
@@ -156,7 +156,7 @@ fn every_spelling_of_the_text_encoder_and_the_vaes_attention_is_read() {
 fn gguf_files_of_every_type_are_the_folder_within_their_rounding() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.gguf");
-    let expected = Checkpoint::open(&files::small()).unwrap();
+    let expected = small();
     let ldm = files::ldm();
     for (dtype, tolerance) in [
         (GgmlDType::F32, 0.0),
@@ -191,7 +191,7 @@ fn gguf_files_of_every_type_are_the_folder_within_their_rounding() {
 fn gguf_files_with_diffusers_names_and_metadata_are_read() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.gguf");
-    let expected = Checkpoint::open(&files::small()).unwrap();
+    let expected = small();
     let architecture =
         [files::gguf_text("general.architecture"), 8u32.to_le_bytes().to_vec(), files::gguf_text("sd1")]
             .concat();
@@ -236,10 +236,10 @@ fn a_gguf_of_comfy_ui_is_a_unet_with_its_old_shapes() {
     let mut found = Checkpoint::open(&path).unwrap();
     let missing = format!("{:#}", found.check_complete().unwrap_err());
     assert!(missing.contains("--vae") && missing.contains("--text-encoder"), "{missing}");
-    found.replace(pochade::checkpoint::Replaceable::Vae, &files::small().join("vae")).unwrap();
-    found.replace(pochade::checkpoint::Replaceable::TextEncoder, &files::small()).unwrap();
+    found.replace(pochade::checkpoint::Replaceable::Vae, &data("small").join("vae")).unwrap();
+    found.replace(pochade::checkpoint::Replaceable::TextEncoder, &data("small")).unwrap();
     found.check_complete().unwrap();
-    assert_tensors(&found, &Checkpoint::open(&files::small()).unwrap(), 0.01);
+    assert_tensors(&found, &small(), 0.01);
 }
 
 /// The picture's pixels, from the command line.
@@ -254,7 +254,7 @@ fn pixels(sandbox: &Sandbox, args: &[&str]) -> Vec<u8> {
 #[test]
 fn every_form_draws_the_same_picture_and_converts() {
     let sandbox = Sandbox::new();
-    let small = files::small().to_str().unwrap().to_owned();
+    let small = data("small").to_str().unwrap().to_owned();
     files::save(&files::ldm(), &sandbox.join("ldm.safetensors"));
     files::write(&sandbox.join("f16.gguf"), &files::gguf(&files::stored(&files::ldm(), GgmlDType::F16), &[]));
     files::write(&sandbox.join("unet.gguf"), &comfy(GgmlDType::F16));

@@ -1,25 +1,15 @@
 //! A UNet stopped and gone on with between any two stages, run without its inner stages, and added to from outside.
 
-use std::path::{Path, PathBuf};
-
 use candle_core::{DType, Device, Tensor};
-use pochade::checkpoint::{Checkpoint, TensorFile, TensorSet};
+use pochade::checkpoint::{TensorFile, TensorSet};
 use pochade::layers::meter::{Kind, Meter};
 use pochade::layers::{Backend, Params};
-use pochade::networks::config::{UnetConfig, VaeConfig};
+use pochade::networks::config::UnetConfig;
 use pochade::networks::graph::Extent;
 use pochade::networks::unet::{self, Context, Residuals, Step, Unet};
 use pochade::networks::vae;
-use pochade::noise::NoiseSource;
-use pochade::request::Rng;
 
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
-
-fn noise(seed: u64, shape: &[usize]) -> Tensor {
-    NoiseSource::new(Rng::Torch, seed).normal(shape, &Device::Cpu).unwrap()
-}
+use crate::support::models::{data, kl_config, noise, small, unet_config};
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -42,7 +32,7 @@ impl Asked {
 
 /// UNets with and without a middle block, in all ways they can be computed, on a size that is odd lower down.
 fn unets() -> Vec<Asked> {
-    let small = Checkpoint::open(&data("small")).unwrap();
+    let small = small();
     let file = TensorFile::open(&data("reference/unet_distilled.safetensors")).unwrap();
     let config = serde_json::from_str(&file.metadata()["config"]).unwrap();
     let mut distilled = TensorSet::default();
@@ -168,12 +158,11 @@ fn residuals_that_do_not_fit_are_refused() {
 
 #[test]
 fn the_work_done_is_the_work_described() {
-    let checkpoint = Checkpoint::open(&data("small")).unwrap();
-    let configs = checkpoint.configs();
+    let checkpoint = small();
     let meter = Meter::start();
     for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
         let params = |part| Params::new(checkpoint.tensors(), &backend, part);
-        let config = UnetConfig::parse(&configs.unet).unwrap();
+        let config = unet_config(&checkpoint);
         let graph = unet::describe(&config);
         let extent = Extent { batch: 2, height: 9, width: 14 };
         let expected = graph.macs(&unet::extents(&config, extent), 5);
@@ -186,9 +175,7 @@ fn the_work_done_is_the_work_described() {
         assert_eq!(meter.take().macs(), expected);
         assert!(expected.of(Kind::Conv3x3) > 0 && expected.of(Kind::CrossAttention) > 0, "{expected:?}");
 
-        let VaeConfig::Kl(config) = VaeConfig::parse(&configs.vae).unwrap() else {
-            panic!("a kl autoencoder")
-        };
+        let config = kl_config(&checkpoint);
         let extent = Extent { batch: 1, height: 9, width: 7 };
         let decoder = vae::Decoder::load(&params("vae"), &config).unwrap();
         let picture = decoder.forward(&noise(3, &[1, 4, 9, 7])).unwrap();

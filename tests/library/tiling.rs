@@ -1,37 +1,31 @@
 //! Decoding and encoding strip by strip against whole maps, in every precision the CPU has.
 
-use std::path::Path;
-
 use candle_core::{Device, Tensor};
-use pochade::checkpoint::{Checkpoint, TensorFile, TensorSet};
+use pochade::checkpoint::Checkpoint;
 use pochade::layers::{Backend, Params};
 use pochade::networks::autoencoder::LatentDecoder;
 use pochade::networks::config::VaeConfig;
 use pochade::networks::strips::Strips;
 use pochade::networks::{taesd, vae};
-use pochade::noise::NoiseSource;
-use pochade::request::Rng;
+
+use crate::support::comparison::distance;
+use crate::support::models::{self, kl_config, small};
 
 /// So little that every map falls into strips of two rows, or of few.
 const TINY: [Strips; 2] = [Strips { bytes: 1 }, Strips { bytes: 40_000 }];
 
 /// Peak signal-to-noise ratio in dB of pictures from -1 to 1.
-fn psnr(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.dims(), b.dims());
-    let mean = (a - b).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
-    10.0 * (4.0 / f64::from(mean)).log10()
+#[track_caller]
+fn psnr(found: &Tensor, expected: &Tensor) -> f64 {
+    distance(found, expected).psnr(2.0)
 }
 
 /// Latents whose halves differ as much as sky and grass do, so that statistics of a part are wrong for the whole.
 fn latents(channels: usize, height: usize, width: usize) -> Tensor {
-    let noise = NoiseSource::new(Rng::Torch, 7).normal(&[1, channels, height, width], &Device::Cpu).unwrap();
+    let noise = models::noise(7, &[1, channels, height, width]);
     let slope =
         Tensor::arange(0f32, height as f32, &Device::Cpu).unwrap().reshape((1, 1, height, 1)).unwrap();
     noise.broadcast_add(&((slope / height as f64).unwrap() * 2.0).unwrap()).unwrap()
-}
-
-fn small() -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")).unwrap()
 }
 
 #[test]
@@ -63,8 +57,7 @@ fn encoders_give_the_same_latents_strip_by_strip() {
     let backend = Backend::cpu().unwrap();
     let checkpoint = small();
     let params = Params::new(checkpoint.tensors(), &backend, "vae");
-    let VaeConfig::Kl(config) = VaeConfig::parse(&checkpoint.configs().vae).unwrap() else { panic!("kl") };
-    let kl = vae::Encoder::load(&params, &config).unwrap();
+    let kl = vae::Encoder::load(&params, &kl_config(&checkpoint)).unwrap();
     let picture = latents(3, 72, 56).clamp(-1.0, 1.0).unwrap();
     let whole = kl.forward(&picture).unwrap();
     for strips in TINY {
@@ -73,14 +66,7 @@ fn encoders_give_the_same_latents_strip_by_strip() {
         assert!(psnr(&parts.log_variance, &whole.log_variance) >= 55.0);
     }
 
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small/taesd");
-    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let VaeConfig::Tiny(config) = VaeConfig::parse(&serde_json::from_str(&config).unwrap()).unwrap() else {
-        panic!("taesd is an AutoencoderTiny")
-    };
-    let mut tensors = TensorSet::default();
-    let file = TensorFile::open(&folder.join("diffusion_pytorch_model.safetensors")).unwrap();
-    tensors.add(file, |name| Some(format!("vae.{name}"))).unwrap();
+    let (tensors, config) = models::taesd();
     let params = Params::new(&tensors, &backend, "vae");
     let tiny = taesd::Encoder::load(&params, &config).unwrap();
     let whole = tiny.forward(&picture).unwrap();

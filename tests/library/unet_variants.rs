@@ -1,20 +1,18 @@
 //! Relatives of SD 1.5's UNet against diffusers: fewer blocks, more input channels, guidance as an input.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use pochade::checkpoint::{TensorFile, TensorSet};
-use pochade::layers::{Backend, Params};
+use pochade::layers::Params;
 use pochade::networks::config::UnetConfig;
 use pochade::networks::unet::Unet;
 use serde_json::Value;
 
+use crate::support::comparison::assert_close;
+use crate::support::model_files::copy_small;
+use crate::support::models::{data, float_backends, load_tensors};
 use crate::support::sandbox::Sandbox;
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
 
 /// A network of `reference` with its config, and the other tensors beside it.
 fn reference(name: &str) -> (TensorSet, Value, impl Fn(&str) -> Tensor) {
@@ -23,41 +21,34 @@ fn reference(name: &str) -> (TensorSet, Value, impl Fn(&str) -> Tensor) {
     let config = serde_json::from_str(&file.metadata()["config"]).unwrap();
     let mut tensors = TensorSet::default();
     tensors.add(file, |name| name.starts_with("unet.").then(|| name.to_owned())).unwrap();
-    let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let all = load_tensors(&path);
     (tensors, config, move |name: &str| all[name].clone())
-}
-
-#[track_caller]
-fn assert_close(backend: &Backend, a: &Tensor, b: &Tensor) {
-    let max =
-        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    let error = max(&(a - b).unwrap()) / max(b);
-    assert!(error <= 1e-4, "{}: relative error {error}", backend.name());
 }
 
 #[test]
 fn a_unet_with_missing_blocks_and_nine_channels_is_diffusers() {
     let (tensors, config, stored) = reference("unet_distilled.safetensors");
-    for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
+    for backend in float_backends() {
         let config = UnetConfig::parse(&config).unwrap();
         assert_eq!((config.in_channels, config.has_mid_block, config.layers_per_block), (9, false, 1));
         let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
         let context = unet.context(&stored("context")).unwrap();
         let output = unet.forward(&stored("latents"), 401.0, &context).unwrap();
-        assert_close(&backend, &output, &stored("output"));
+        assert_close(&output, &stored("output"), 1e-4, backend.name());
     }
 }
 
 #[test]
 fn a_unet_that_takes_the_guidance_scale_is_diffusers() {
     let (tensors, config, stored) = reference("unet_guided.safetensors");
-    for backend in [Backend::cpu().unwrap(), Backend::candle(Device::Cpu, DType::F32)] {
+    for backend in float_backends() {
         let config = UnetConfig::parse(&config).unwrap();
         let unet = Unet::load(&Params::new(&tensors, &backend, "unet"), config).unwrap();
         for scale in [1.0, 2.5, 8.0] {
             let context = unet.context(&stored("context")).unwrap().guided_by(scale);
             let output = unet.forward(&stored("latents"), 601.0, &context).unwrap();
-            assert_close(&backend, &output, &stored(&format!("output.{scale:?}")));
+            let expected = stored(&format!("output.{scale:?}"));
+            assert_close(&output, &expected, 1e-4, format_args!("{} at {scale}", backend.name()));
         }
     }
 }
@@ -65,14 +56,9 @@ fn a_unet_that_takes_the_guidance_scale_is_diffusers() {
 /// The small model's folder with a UNet of `reference` instead of its own.
 fn model_with(sandbox: &Sandbox, name: &str) {
     let (_, config, _) = reference(name);
-    for part in ["unet", "vae", "text_encoder"] {
-        fs::create_dir(sandbox.join(part)).unwrap();
-        for file in fs::read_dir(data("small").join(part)).unwrap().map(Result::unwrap) {
-            fs::copy(file.path(), sandbox.join(part).join(file.file_name())).unwrap();
-        }
-    }
+    copy_small(sandbox.path());
     fs::write(sandbox.join("unet/config.json"), config.to_string()).unwrap();
-    let tensors = candle_core::safetensors::load(data("reference").join(name), &Device::Cpu).unwrap();
+    let tensors = load_tensors(&data("reference").join(name));
     let weights = tensors
         .into_iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix("unet.")?.to_owned(), tensor)));

@@ -8,7 +8,7 @@ use pochade::checkpoint::{Checkpoint, FloatType, Form, Storage, WriteError};
 use pochade::quantize::Policy;
 use tempfile::TempDir;
 
-use crate::support::model_files::small;
+use crate::support::models::small;
 
 fn forms(policy: &Policy) -> [Form<'_>; 3] {
     [
@@ -26,7 +26,7 @@ fn names(folder: &Path) -> Vec<String> {
 #[test]
 fn a_stopped_writer_leaves_nothing() {
     let (folder, policy) = (TempDir::new().unwrap(), Policy::default());
-    let model = Checkpoint::open(&small()).unwrap();
+    let model = small();
     for form in forms(&policy) {
         let path = folder.path().join("model");
         let asked = Cell::new(0);
@@ -54,7 +54,7 @@ fn a_source_that_is_cut_meanwhile_is_the_models_fault() {
     let source = folder.path().join("source.safetensors");
     for form in forms(&policy) {
         for cut_at in [10, 1500] {
-            let model = Checkpoint::open(&small()).unwrap();
+            let model = small();
             model.write_native(&source, Storage::Float(FloatType::F16)).unwrap();
             let model = Checkpoint::open(&source).unwrap();
             let asked = Cell::new(0);
@@ -76,7 +76,7 @@ fn a_source_that_is_cut_meanwhile_is_the_models_fault() {
 #[test]
 fn a_place_that_can_not_be_written_is_the_disks_fault() {
     let (folder, policy) = (TempDir::new().unwrap(), Policy::default());
-    let model = Checkpoint::open(&small()).unwrap();
+    let model = small();
     fs::create_dir_all(folder.path().join("taken/inside")).unwrap();
     for form in forms(&policy) {
         for place in ["no/such/model", "taken"] {
@@ -91,7 +91,7 @@ fn a_place_that_can_not_be_written_is_the_disks_fault() {
 #[test]
 fn what_is_written_is_valid_and_aligned() {
     let (folder, policy) = (TempDir::new().unwrap(), Policy::default());
-    let model = Checkpoint::open(&small()).unwrap();
+    let model = small();
     for storage in [Storage::Int8(&policy), Storage::Float(FloatType::F16)] {
         let path = folder.path().join("model.safetensors");
         model.write_native(&path, storage).unwrap();

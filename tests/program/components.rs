@@ -6,10 +6,11 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use crate::support::model_files as files;
+use crate::support::models::data;
 use crate::support::sandbox::Sandbox;
 
 fn small() -> String {
-    files::small().to_str().unwrap().to_owned()
+    data("small").to_str().unwrap().to_owned()
 }
 
 /// The pixels of a picture of the small model with further `args`.

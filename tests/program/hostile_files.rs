@@ -8,6 +8,7 @@ use pochade::quantize::Policy;
 use serde_json::Value;
 
 use crate::support::model_files as files;
+use crate::support::models::small;
 use crate::support::sandbox::{Left, Sandbox};
 
 const DRAW: [&str; 9] = ["x", "-s", "1", "--steps", "1", "--size", "64x64", "-o", "out.png"];
@@ -197,7 +198,7 @@ fn weights_that_are_no_numbers_are_refused_in_every_precision_and_component() {
 fn scales_that_no_model_has_are_refused() {
     let sandbox = Sandbox::new();
     let path = sandbox.join("int8.safetensors");
-    let small = Checkpoint::open(&files::small()).unwrap();
+    let small = small();
     small.write_native(&path, Storage::Int8(&Policy::default())).unwrap();
     let whole = fs::read(&path).unwrap();
     for tensor in [

@@ -11,13 +11,10 @@ use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
 use server::{COMMIT, Hub, ID, etag, is_large};
 
+use crate::support::models::data;
 use crate::support::sandbox::{Left, Sandbox};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-
-fn small() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")
-}
 
 fn command(sandbox: &Sandbox, hub: &Hub, args: &[&str]) -> Command {
     let mut command = sandbox.command(args);
@@ -45,7 +42,7 @@ fn blob(sandbox: &Sandbox, hash: &str) -> PathBuf {
 }
 
 fn small_file(name: &str) -> Vec<u8> {
-    fs::read(small().join(name)).unwrap()
+    fs::read(data("small").join(name)).unwrap()
 }
 
 /// Nothing that looks pulled is left.
@@ -58,7 +55,7 @@ fn not_pulled(sandbox: &Sandbox) {
 
 #[test]
 fn a_pulled_model_is_found_shown_checked_and_drawn_with() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let left = run(&sandbox, &hub, &["models", "pull", ID]);
     let native = sandbox.join(&format!("pochade/models--org--small/{COMMIT}/small-int8.safetensors"));
     assert_eq!(left.done().trim(), native.to_str().unwrap());
@@ -129,7 +126,7 @@ fn a_pulled_model_is_found_shown_checked_and_drawn_with() {
 
 #[test]
 fn a_cut_is_continued_where_it_happened() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| state.cuts = vec![1_000_000, 2_000_000]);
     pull(&sandbox, &hub).done();
     let resumed: Vec<String> =
@@ -140,7 +137,7 @@ fn a_cut_is_continued_where_it_happened() {
 
 #[test]
 fn a_later_pull_continues_what_an_earlier_one_left() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let unet = small_file(UNET);
     let partial = blob(&sandbox, &format!("{}.incomplete", etag(&unet)));
     fs::create_dir_all(partial.parent().unwrap()).unwrap();
@@ -159,7 +156,7 @@ fn a_later_pull_continues_what_an_earlier_one_left() {
 
 #[test]
 fn a_server_that_cannot_continue_sends_all_of_it_again() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| (state.no_ranges, state.cuts) = (true, vec![1_000_000]));
     pull(&sandbox, &hub).done();
     let sandbox = Sandbox::new();
@@ -180,7 +177,7 @@ fn a_server_that_cannot_continue_sends_all_of_it_again() {
 
 #[test]
 fn passing_trouble_is_waited_out() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| {
         state.failures = vec![(429, "Retry-After: 0\r\n"), (503, "Retry-After: 0\r\n")];
         state.cdn_failures = vec![(500, "Retry-After: 0\r\n"), (502, "Retry-After: 0\r\n")];
@@ -194,7 +191,7 @@ fn passing_trouble_is_waited_out() {
 
 #[test]
 fn refusals_are_one_line_that_says_what_to_do() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     for (status, headers, parts) in [
         (401, "X-Error-Code: GatedRepo\r\n", ["restricted", "HF_TOKEN"]),
         (403, "", ["restricted", "accept the model's terms"]),
@@ -218,7 +215,7 @@ fn refusals_are_one_line_that_says_what_to_do() {
 
 #[test]
 fn connections_can_be_forbidden() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     run(&sandbox, &hub, &["models", "pull", ID, "--offline"]).refused(4, &["--offline", "not in the cache"]);
     let left: Left =
         command(&sandbox, &hub, &["models", "pull", ID]).env("HF_HUB_OFFLINE", "1").output().unwrap().into();
@@ -228,7 +225,7 @@ fn connections_can_be_forbidden() {
 
 #[test]
 fn the_token_goes_to_the_endpoint_only() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| state.token = Some("hf_secret"));
     pull(&sandbox, &hub).refused(3, &["restricted", "HF_TOKEN"]);
     sandbox.write("token", b"hf_secret\n");
@@ -242,7 +239,7 @@ fn the_token_goes_to_the_endpoint_only() {
 
 #[test]
 fn wrong_bytes_are_deleted() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| state.corrupt = Some(1000));
     pull(&sandbox, &hub).refused(4, &["do not have the hash", "deleted"]);
     not_pulled(&sandbox);
@@ -254,7 +251,7 @@ fn wrong_bytes_are_deleted() {
 
 #[test]
 fn names_that_lead_out_of_the_cache_are_refused() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     for hostile in ["../x", "/tmp/x", "unet/../../../x", "unet\\..\\x"] {
         hub.change(|state| {
             let names = state.files.keys().cloned().chain([hostile.to_owned()]);
@@ -267,7 +264,7 @@ fn names_that_lead_out_of_the_cache_are_refused() {
 
 #[test]
 fn a_mirror_may_tell_sizes_and_hashes_with_the_files() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| state.terse = true);
     pull(&sandbox, &hub).done();
     run(&sandbox, &hub, &["models", "verify", ID]).done();
@@ -300,7 +297,7 @@ fn a_single_file_is_chosen_by_name() {
 
 #[test]
 fn two_pulls_at_once_both_succeed() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let start = || {
         let mut command = command(&sandbox, &hub, &["models", "pull", ID, "-t", "1"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -368,7 +365,7 @@ fn what_other_tools_fetched_is_used_and_shared_content_stays() {
 
 #[test]
 fn stable_diffusion_is_the_default_once_it_is_there() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     pull(&sandbox, &hub).done();
     let name = "models--stable-diffusion-v1-5--stable-diffusion-v1-5";
     fs::rename(sandbox.join("hub/models--org--small"), sandbox.join("hub").join(name)).unwrap();
@@ -399,7 +396,7 @@ fn one_file_of_the_program_can_connect() {
 /// Plants something where the UNet is to be fetched to, pulls, and looks at what became of `victim`.
 #[cfg(unix)]
 fn planted(plant: impl Fn(&Sandbox, &Path)) {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let victim = sandbox.write("victim", b"mine");
     let hash = etag(&small_file(UNET));
     let partial = blob(&sandbox, &format!("{hash}.incomplete"));
@@ -456,7 +453,7 @@ fn nothing_is_written_through_what_others_planted_in_the_cache() {
 
 #[test]
 fn a_blob_of_the_right_size_is_used_only_with_the_right_hash() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let (unet, config) = (small_file(UNET), small_file("unet/config.json"));
     for file in [&unet, &config] {
         let path = blob(&sandbox, &etag(file));
@@ -478,7 +475,7 @@ fn a_blob_of_the_right_size_is_used_only_with_the_right_hash() {
 
 #[test]
 fn addresses_and_tokens_that_can_not_be_right_are_wrong_usage_at_once() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let started = std::time::Instant::now();
     for (name, value) in [
         ("HF_ENDPOINT", "hub.example"),
@@ -505,7 +502,7 @@ fn addresses_and_tokens_that_can_not_be_right_are_wrong_usage_at_once() {
 
 #[test]
 fn passwords_and_signatures_are_never_told() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let with_password = hub.endpoint.replace("http://", "http://me:secret@");
     let pull_from = |endpoint: &str| {
         let mut command = command(&sandbox, &hub, &["models", "pull", ID]);
@@ -543,7 +540,7 @@ fn passwords_and_signatures_are_never_told() {
 
 #[test]
 fn what_the_hub_says_does_not_steer_the_terminal() {
-    let (sandbox, hub) = (Sandbox::new(), Hub::new(&small()));
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     hub.change(|state| {
         state.licence = Some("mit\u{1b}[2J\u{9b}31m\u{202e}");
         let card = "---\nlicense: mit\u{1b}[2J\n---\n".as_bytes().to_vec();

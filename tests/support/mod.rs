@@ -1,6 +1,8 @@
-//! What several test files need: the program in a folder of its own, and the small model in other forms.
+//! What several test files need: comparison, models and runs, the program in a folder of its own, models in other forms.
 
 #![allow(dead_code, reason = "each test executable uses a part of it")]
 
+pub mod comparison;
 pub mod model_files;
+pub mod models;
 pub mod sandbox;

@@ -2,24 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
-pub fn small() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small")
-}
+use super::models::{data, load_tensors};
 
 /// Copies the small model to `folder`, where it may be changed.
 pub fn copy_small(folder: &Path) {
     for part in ["unet", "vae", "text_encoder", "scheduler"] {
         fs::create_dir_all(folder.join(part)).unwrap();
-        for file in fs::read_dir(small().join(part)).unwrap().map(Result::unwrap) {
+        for file in fs::read_dir(data("small").join(part)).unwrap().map(Result::unwrap) {
             fs::copy(file.path(), folder.join(part).join(file.file_name())).unwrap();
         }
     }
-    fs::copy(small().join("model_index.json"), folder.join("model_index.json")).unwrap();
+    fs::copy(data("small").join("model_index.json"), folder.join("model_index.json")).unwrap();
 }
 
 /// Puts `bytes` at the start of what the safetensors file at `path` holds of `tensor`.
@@ -60,8 +58,8 @@ pub fn inventory() -> Vec<Row> {
 /// The tensors of one component of the small model, under diffusers' names.
 pub fn component(name: &str) -> BTreeMap<String, Tensor> {
     let stem = if name == "text_encoder" { "model" } else { "diffusion_pytorch_model" };
-    let path = small().join(name).join(format!("{stem}.safetensors"));
-    candle_core::safetensors::load(path, &Device::Cpu).unwrap().into_iter().collect()
+    let path = data("small").join(name).join(format!("{stem}.safetensors"));
+    load_tensors(&path).into_iter().collect()
 }
 
 /// The small model under LDM's names.

@@ -1,6 +1,7 @@
 //! Blocked attention against softmax by its definition.
 
-use super::plain::{Random, difference, on_threads};
+use super::comparison::assert_close;
+use super::plain::{Random, on_threads};
 use crate::kernels::{Attention, Isa};
 
 fn expected(sizes: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
@@ -58,9 +59,8 @@ fn heads_of_every_size_and_odd_lengths() {
             for &isa in Isa::available() {
                 let mut output = vec![f32::NAN; expected.len()];
                 sizes.apply(isa, &q, &k, &v, &mut output);
-                let error = difference(&output, &expected);
                 let allowed = if factor == 1.0 { 2e-6 } else { 2e-4 };
-                assert!(error < allowed, "{isa} {sizes:?} x {factor}: {error}");
+                assert_close(&output, &expected, allowed, format_args!("{isa} {sizes:?} x {factor}"));
             }
         }
     }
@@ -80,7 +80,7 @@ fn queries_keys_and_values_may_share_rows() {
     for &isa in Isa::available() {
         let mut output = vec![f32::NAN; expected.len()];
         sizes.apply(isa, q, k, v, &mut output);
-        assert!(difference(&output, &expected) < 2e-6, "{isa}");
+        assert_close(&output, &expected, 2e-6, format_args!("{isa}"));
     }
 }
 

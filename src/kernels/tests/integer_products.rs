@@ -1,6 +1,7 @@
 //! int8 linear layers and convolutions.
 
-use super::plain::{Random, difference, geglu, im2col, on_threads, product};
+use super::comparison::assert_close;
+use super::plain::{Random, geglu, im2col, on_threads, product};
 use crate::kernels::{
     Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, quantize_rows,
 };
@@ -58,8 +59,7 @@ fn linear_layers_of_odd_sizes() {
             let packed = PackedI8::pack(&weight, &scales, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
             packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-6, "{isa} {rows} x {depth} x {out}: {error}");
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {rows} x {depth} x {out}"));
         }
     }
 }
@@ -101,8 +101,7 @@ fn convolutions_sum_taps_of_different_scales() {
             let packed = PackedI8::pack(&weight, &scales, out, taps, depth, isa);
             let mut output = vec![f32::NAN; expected.len()];
             packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-6, "{isa} {conv:?} {depth} -> {out}: {error}");
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {conv:?} {depth} -> {out}"));
         }
     }
 }
@@ -172,7 +171,7 @@ fn the_epilogue_is_that_of_f32_products() {
             &mut float,
         );
         let float: Vec<f64> = float.iter().map(|&y| y as f64).collect();
-        assert!(difference(&output, &float) < 2e-6, "{isa}");
+        assert_close(&output, &float, 2e-6, format_args!("{isa}"));
     }
 }
 

@@ -3,6 +3,9 @@
 //! `cargo test --release --lib kernels`
 
 mod attention;
+#[allow(dead_code, reason = "the tests of networks and pictures share it")]
+#[path = "../../../tests/support/comparison.rs"]
+mod comparison;
 mod integer_products;
 mod plain;
 mod products;

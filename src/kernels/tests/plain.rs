@@ -74,17 +74,6 @@ pub fn product(a: &[f32], b: &[f32], depth: usize) -> Vec<f64> {
     sums
 }
 
-/// The largest |a - b| relative to the largest |b|, or to 1e-20.
-pub fn difference(a: &[f32], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let scale = b.iter().fold(1e-20f64, |m, b| m.max(b.abs()));
-    let worst = a.iter().zip(b).fold(0f64, |m, (&a, &b)| {
-        let difference = (a as f64 - b).abs();
-        if difference.is_nan() { f64::INFINITY } else { m.max(difference) }
-    });
-    worst / scale
-}
-
 /// Runs `work` in a pool of `threads`.
 pub fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)

@@ -1,6 +1,7 @@
 //! f32 linear layers and convolutions.
 
-use super::plain::{Random, difference, gelu, im2col, on_threads, product};
+use super::comparison::assert_close;
+use super::plain::{Random, gelu, im2col, on_threads, product};
 use crate::kernels::{Conv2d, Epilogue, Gather, Isa, PackedF32, Padding};
 
 #[test]
@@ -16,8 +17,7 @@ fn linear_layers_of_odd_sizes() {
             let packed = PackedF32::pack(&weight, out, 1, depth, isa);
             let mut output = vec![f32::NAN; rows * out];
             packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-6, "{isa} {rows} x {depth} x {out}: {error}");
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {rows} x {depth} x {out}"));
         }
     }
 }
@@ -58,8 +58,7 @@ fn convolutions_of_every_geometry() {
             let packed = PackedF32::pack(&weight, out, taps, depth, isa);
             let mut output = vec![f32::NAN; expected.len()];
             packed.apply(&input, &gather, &Epilogue::default(), &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-6, "{isa} {conv:?} {depth} -> {out}: {error}");
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {conv:?} {depth} -> {out}"));
         }
     }
 }
@@ -83,7 +82,7 @@ fn the_epilogue_adds_bias_and_residual_then_activates() {
                 let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu };
                 let mut output = vec![f32::NAN; sums.len()];
                 packed.apply(&input, &Gather::identity(rows), &epilogue, &mut output);
-                assert!(difference(&output, &expected) < 2e-6, "{isa} {out} {relu}");
+                assert_close(&output, &expected, 2e-6, format_args!("{isa} {out} {relu}"));
             }
         }
     }
@@ -109,8 +108,7 @@ fn gated_layers_are_products_then_geglu() {
             let mut output = vec![f32::NAN; rows * out];
             let packed = PackedF32::pack_gated(&weight, out, depth, isa);
             packed.apply(&input, &Gather::identity(rows), &epilogue, &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 3e-6, "{isa} {rows} x {depth} x {out}: {error}");
+            assert_close(&output, &expected, 3e-6, format_args!("{isa} {rows} x {depth} x {out}"));
         }
     }
 }

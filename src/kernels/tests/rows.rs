@@ -1,6 +1,7 @@
 //! Norms and the quantizer.
 
-use super::plain::{Random, difference, on_threads, sigmoid};
+use super::comparison::assert_close;
+use super::plain::{Random, on_threads, sigmoid};
 use crate::kernels::{GroupNorm, Isa, LayerNorm, QuantizedRows, quantize_rows};
 
 /// Group normalisation by its definition.
@@ -47,10 +48,10 @@ fn group_norm_follows_its_definition() {
                 for &isa in Isa::available() {
                     let mut output = vec![f32::NAN; input.len()];
                     norm.apply(isa, &input, images, &mut output);
-                    let error = difference(&output, &expected);
                     // Values near 300 carry an error of 1.5e-5 themselves.
                     let allowed = if mean == 0.0 { 1e-6 } else { 5e-5 };
-                    assert!(error < allowed, "{isa} {images} x {pixels} x {groups} x {width}: {error}");
+                    let what = format_args!("{isa} {images} x {pixels} x {groups} x {width}");
+                    assert_close(&output, &expected, allowed, what);
                 }
             }
         }
@@ -85,8 +86,7 @@ fn layer_norm_follows_its_definition() {
         for &isa in Isa::available() {
             let mut output = vec![f32::NAN; input.len()];
             norm.apply(isa, &input, &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-6, "{isa} {rows} x {width}: {error}");
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {rows} x {width}"));
         }
     }
 }

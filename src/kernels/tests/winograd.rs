@@ -1,6 +1,7 @@
 //! F(4x4, 3x3) against the convolution's definition.
 
-use super::plain::{Random, difference, im2col, on_threads, product};
+use super::comparison::assert_close;
+use super::plain::{Random, im2col, on_threads, product};
 use crate::kernels::{Conv2d, Epilogue, Isa, Padding, Winograd};
 
 /// A convolution of `batch` images of `height` x `width`, enlarged first if `enlarged`.
@@ -34,8 +35,7 @@ fn images_of_odd_sizes() {
             let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: false };
             let mut output = vec![f32::NAN; expected.len()];
             layer.apply(&input, &conv, &epilogue, &mut output);
-            let error = difference(&output, &expected);
-            assert!(error < 2e-5, "{isa} {conv:?} {depth} -> {out}: {error}");
+            assert_close(&output, &expected, 2e-5, format_args!("{isa} {conv:?} {depth} -> {out}"));
         }
     }
 }
@@ -51,8 +51,7 @@ fn many_blocks_of_tiles() {
         let layer = Winograd::new(weight, out, depth, Isa::best());
         let mut output = vec![f32::NAN; expected.len()];
         layer.apply(&input, &conv, &Epilogue::default(), &mut output);
-        let error = difference(&output, &expected);
-        assert!(error < 2e-5, "{depth} -> {out}: {error}");
+        assert_close(&output, &expected, 2e-5, format_args!("{depth} -> {out}"));
     }
 }
 
