@@ -4,14 +4,16 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use ::png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError};
+use ::png::{BitDepth, ColorType, Decoder, Encoder, EncodingError, Limits};
 use anyhow::{Context, Result};
 use image::RgbImage;
 
 use crate::files;
 
-/// Compressed text that would grow beyond this many bytes is refused.
+/// The most text of a file that is read, in bytes, all its chunks together and decompressed.
 const MAX_TEXT: usize = 2 << 20;
+/// What a file's other chunks may have allocated, in bytes, e.g. for a color profile.
+const MAX_CHUNKS: usize = 16 << 20;
 
 /// A PNG's header and text, without its pixels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,24 +66,72 @@ pub fn read_header(path: &Path) -> Result<Header> {
         .with_context(|| format!("{} is not a PNG file that can be read", path.display()))
 }
 
-fn parse_header(file: BufReader<File>) -> Result<Header, DecodingError> {
-    let mut reader = Decoder::new(file).read_info()?;
+fn parse_header(file: BufReader<File>) -> Result<Header> {
+    let limits = Limits { bytes: MAX_CHUNKS };
+    let mut reader = Decoder::new_with_limits(file, limits).read_info()?;
     reader.finish()?;
     let info = reader.info();
-    let mut text: Vec<(String, String)> = info
-        .uncompressed_latin1_text
-        .iter()
-        .map(|chunk| (chunk.keyword.clone(), chunk.text.clone()))
-        .collect();
+    // One budget for the texts of a file: many small chunks can swell to as much as a large one.
+    let mut left = MAX_TEXT;
+    let mut text = Vec::new();
+    let mut add = |keyword: &str, content: String| -> Result<usize> {
+        let length = keyword.len() + content.len();
+        left = left
+            .checked_sub(length)
+            .with_context(|| format!("it holds more than {} KiB of text", MAX_TEXT >> 10))?;
+        text.push((keyword.to_owned(), content));
+        Ok(left)
+    };
+    let mut room = MAX_TEXT;
+    for chunk in &info.uncompressed_latin1_text {
+        room = add(&chunk.keyword, chunk.text.clone())?;
+    }
     for chunk in &info.compressed_latin1_text {
         let mut chunk = chunk.clone();
-        chunk.decompress_text_with_limit(MAX_TEXT)?;
-        text.push((chunk.keyword.clone(), chunk.get_text()?));
+        chunk.decompress_text_with_limit(room)?;
+        room = add(&chunk.keyword, chunk.get_text()?)?;
     }
     for chunk in &info.utf8_text {
         let mut chunk = chunk.clone();
-        chunk.decompress_text_with_limit(MAX_TEXT)?;
-        text.push((chunk.keyword.clone(), chunk.get_text()?));
+        chunk.decompress_text_with_limit(room)?;
+        room = add(&chunk.keyword, chunk.get_text()?)?;
     }
     Ok(Header { width: info.width, height: info.height, text })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_texts_of_a_file_share_one_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("swollen.png");
+        let with = |add: &dyn Fn(&mut Encoder<'_, &mut Vec<u8>>)| {
+            let mut bytes = Vec::new();
+            let mut encoder = Encoder::new(&mut bytes, 1, 1);
+            add(&mut encoder);
+            let mut writer = encoder.write_header().unwrap();
+            writer.write_image_data(&[0]).unwrap();
+            writer.finish().unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+            (bytes.len(), read_header(&path))
+        };
+        let long = "x".repeat(1 << 20);
+        let (size, read) = with(&|encoder| {
+            for _ in 0..1000 {
+                encoder.add_ztxt_chunk("parameters".into(), long.clone()).unwrap();
+            }
+        });
+        assert!(size < 8 << 20, "{size}");
+        assert!(format!("{:#}", read.unwrap_err()).contains("swollen.png"));
+        let (_, read) = with(&|encoder| {
+            for _ in 0..3 {
+                encoder.add_text_chunk("parameters".into(), long.clone()).unwrap();
+            }
+        });
+        assert!(format!("{:#}", read.unwrap_err()).contains("more than 2048 KiB of text"));
+        let (_, read) = with(&|encoder| encoder.add_ztxt_chunk("parameters".into(), long.clone()).unwrap());
+        assert_eq!(read.unwrap().chunks().next(), Some(("parameters", long.as_str())));
+    }
 }

@@ -128,7 +128,7 @@ impl<'a> Params<'a> {
     /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.
     ///
     /// # Errors
-    /// When the tensor is missing, has another shape or holds values that are no numbers.
+    /// When the tensor is missing, has another shape or holds NaN or infinity.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let path = self.path(&name);
         let stored = self.tensors.weight(&path, shape)?;

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use super::Model;
+use super::finite::check_finite;
 use super::projection::Projection;
 use crate::networks::autoencoder::LatentDecoder;
 
@@ -30,10 +31,7 @@ impl Model {
 fn to_rgb(picture: &Tensor) -> Result<RgbImage> {
     let (_, _, height, width) = picture.dims4()?;
     let values = picture.permute((0, 2, 3, 1))?.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
-    ensure!(
-        values.iter().all(|value| value.is_finite()),
-        "the picture holds NaN or infinity: the model or its precision is unsuited to these settings"
-    );
+    check_finite(&values, "the picture")?;
     let pixels: Vec<u8> =
         values.iter().map(|value| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8).collect();
     ensure!(

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 use super::encoded_picture::{EncodedPicture, Start};
+use super::finite::finite;
 use super::hires;
 use super::projection::Projection;
 use super::{DrawError, Model, Observer, Step};
@@ -111,7 +112,7 @@ impl Run<'_> {
         if interrupted {
             return Err(DrawError::Interrupted);
         }
-        Ok(latents?)
+        Ok(finite(latents?, "the final latents")?)
     }
 }
 

@@ -5,6 +5,7 @@ mod decode;
 mod denoise;
 mod encoded_picture;
 mod error;
+mod finite;
 pub mod footprint;
 pub mod hires;
 mod model;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::Tensor;
 
+use super::finite::finite;
 use super::stopwatch::Stopwatch;
 use super::{DrawError, Model, Phase};
 use crate::checkpoint::TensorSet;
@@ -98,6 +99,7 @@ impl Encodings {
             return Ok(embeddings);
         }
         let embeddings = watch.time(Phase::Encode, |_| prompts.encode(encoder, model.tokenizer()))?;
+        let embeddings = finite(embeddings, "the prompt's embeddings")?;
         if let Some(known) = self.find(&model.text(request)) {
             known.embeddings = Some(embeddings.clone());
         }

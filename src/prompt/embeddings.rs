@@ -179,9 +179,6 @@ fn read(path: &Path, width: usize, most: usize) -> Result<(Vectors, Option<Strin
     );
     ensure!((1..=most).contains(&count), "{shown}: it holds {count} vectors, where 1 to {most} are possible");
     let values = view.to_f32().with_context(|| format!("{shown}: tensor '{name}'"))?;
-    ensure!(
-        values.iter().all(|value| value.is_finite()),
-        "{shown}: tensor '{name}' holds values that are infinite or no numbers"
-    );
+    ensure!(values.iter().all(|value| value.is_finite()), "{shown}: tensor '{name}' holds NaN or infinity");
     Ok((Vectors { count, values }, own))
 }

@@ -152,7 +152,7 @@ fn what_is_wrong_with_an_embedding_is_named() {
         ("wide.safetensors", &["768", "64"][..]),
         ("cube.safetensors", &["[1, 1, 64]"]),
         ("long.safetensors", &["76 vectors", "1 to 75"]),
-        ("nan.safetensors", &["no numbers"]),
+        ("nan.safetensors", &["NaN"]),
         ("pickle.pt", &["PyTorch pickle", "save_file"]),
         ("old.bin", &["PyTorch pickle"]),
         ("none.safetensors", &["can't open"]),
