@@ -40,6 +40,7 @@ pub mod hub;
 pub mod kernels;
 pub mod layers;
 pub mod memory;
+mod named_enum;
 pub mod networks;
 pub mod noise;
 pub mod picture_in;

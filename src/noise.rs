@@ -5,7 +5,17 @@ use std::f32::consts::TAU;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
-use crate::request::Rng;
+use crate::named_enum::named_enum;
+
+named_enum!(
+    /// Whose random numbers the noise equals.
+    Rng, "rng", {
+        /// PyTorch on the CPU, as diffusers uses it.
+        Torch = "torch",
+        /// PyTorch on CUDA, as AUTOMATIC1111 uses it.
+        Philox = "philox",
+    }
+);
 
 /// Draws tensors of independent standard normal numbers, one after the other, from one seed.
 pub struct NoiseSource {

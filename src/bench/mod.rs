@@ -12,10 +12,10 @@ use candle_core::Device;
 
 pub use report::{Operation, Part, Report};
 
-use crate::checkpoint::{Checkpoint, Defaults};
+use crate::checkpoint::Checkpoint;
 use crate::memory;
 use crate::pipeline::{DrawError, Model, Numerics, Pipeline, Residency};
-use crate::request::{Precision, Request, Sampler, Schedule};
+use crate::request::{Defaults, Precision, Request, Sampler, Schedule};
 use watch::{Watch, median};
 use work::Work;
 use yardstick::Yardstick;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::file::TensorFile;
 use super::names::{Component, from_diffusers};
 use super::tensors::TensorSet;
-use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary, family, sd15};
+use super::{Checkpoint, Configs, Origin, Vocabulary, customary, family, sd15};
 use crate::files;
 
 /// The largest config, vocabulary or index that is read; CLIP's vocabulary has 1 MB.
@@ -48,7 +48,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint {
         name,
         origin: Origin::Folder,
-        defaults: Defaults::for_configs(&configs),
+        defaults: customary(&configs),
         vocabulary: vocabulary(&path.join("tokenizer"))?,
         configs,
         tensors,

@@ -40,44 +40,31 @@ pub use tensors::{Overlay, TensorSet};
 pub use write_error::WriteError;
 
 use crate::files;
-use crate::request::{SIZE_STEP, Sampler, Schedule};
+use crate::request::{Defaults, MAX_SIZE, SIZE_STEP, Sampler, Schedule};
 
 /// The model that is part of the binary.
 static BUILT_IN: &[u8] = include_bytes!("../../models/pocket/pocket.safetensors");
 
-/// What a model draws best with, used where a request says nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Defaults {
-    pub width: usize,
-    pub height: usize,
-    pub steps: usize,
-    pub guidance_scale: f64,
-    pub sampler: Sampler,
-    pub schedule: Schedule,
-}
-
-impl Defaults {
-    /// Customary settings at the size the UNet was trained for.
-    fn for_configs(configs: &Configs) -> Self {
-        let side = |key: &str| configs.unet.get(key).and_then(Value::as_u64).unwrap_or(64) as usize;
-        let levels = configs.vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
-        let factor = 1 << levels.clamp(1, 8).saturating_sub(1);
-        let pixels = side("sample_size").saturating_mul(factor).clamp(SIZE_STEP, crate::request::MAX_SIZE);
-        let customary = Self {
-            width: pixels / SIZE_STEP * SIZE_STEP,
-            height: pixels / SIZE_STEP * SIZE_STEP,
-            steps: 20,
-            guidance_scale: 7.0,
-            sampler: Sampler::Dpmpp2m,
-            schedule: Schedule::Karras,
-        };
-        // A UNet that takes the guidance scale as an input is a distilled latent consistency model: a few steps.
-        if configs.unet.get("time_cond_proj_dim").is_some_and(Value::is_u64) {
-            let schedule = Schedule::Trailing;
-            return Self { steps: 4, guidance_scale: 8.0, sampler: Sampler::Lcm, schedule, ..customary };
-        }
-        customary
+/// What a model of these configs draws well with: customary settings at the size the UNet was trained for.
+fn customary(configs: &Configs) -> Defaults {
+    let side = |key: &str| configs.unet.get(key).and_then(Value::as_u64).unwrap_or(64) as usize;
+    let levels = configs.vae.get("block_out_channels").and_then(Value::as_array).map_or(4, Vec::len);
+    let factor = 1 << levels.clamp(1, 8).saturating_sub(1);
+    let pixels = side("sample_size").saturating_mul(factor).clamp(SIZE_STEP, MAX_SIZE);
+    let customary = Defaults {
+        width: pixels / SIZE_STEP * SIZE_STEP,
+        height: pixels / SIZE_STEP * SIZE_STEP,
+        steps: 20,
+        guidance_scale: 7.0,
+        sampler: Sampler::Dpmpp2m,
+        schedule: Schedule::Karras,
+    };
+    // A UNet that takes the guidance scale as an input is a distilled latent consistency model: a few steps.
+    if configs.unet.get("time_cond_proj_dim").is_some_and(Value::is_u64) {
+        let schedule = Schedule::Trailing;
+        return Defaults { steps: 4, guidance_scale: 8.0, sampler: Sampler::Lcm, schedule, ..customary };
     }
+    customary
 }
 
 /// The form a model came in.
@@ -248,7 +235,7 @@ impl Checkpoint {
         Self {
             name: "synthetic-sd15".to_owned(),
             origin: Origin::Synthetic,
-            defaults: Defaults::for_configs(&configs),
+            defaults: customary(&configs),
             configs,
             vocabulary: Vocabulary::clip(),
             tensors: TensorSet::random(),

@@ -11,9 +11,9 @@ use super::names::Component;
 use super::store::{self, Storage};
 use super::tensors::TensorSet;
 use super::write_error::WriteError;
-use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary};
+use super::{Checkpoint, Configs, Origin, Vocabulary};
 use crate::files;
-use crate::request::Precision;
+use crate::request::{Defaults, Precision};
 
 /// The header's key whose presence makes a safetensors file a native one.
 pub const KEY: &str = "pochade";

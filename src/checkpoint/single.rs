@@ -8,7 +8,7 @@ use super::file::TensorFile;
 use super::header::Container;
 use super::names::{Component, Layout};
 use super::tensors::TensorSet;
-use super::{Checkpoint, Configs, Defaults, Origin, Vocabulary, family, infer, sd15};
+use super::{Checkpoint, Configs, Origin, Vocabulary, customary, family, infer, sd15};
 
 /// Takes the file opened from `path` as a model.
 ///
@@ -36,7 +36,7 @@ pub fn read(file: TensorFile, path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint {
         name: stem(path),
         origin,
-        defaults: Defaults::for_configs(&configs),
+        defaults: customary(&configs),
         configs,
         vocabulary: Vocabulary::clip(),
         tensors,

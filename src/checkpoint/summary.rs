@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use super::Checkpoint;
 use super::names::Component;
-use super::{Checkpoint, Defaults};
+use crate::request::Defaults;
 
 /// A model in figures.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::args::DoctorArgs;
 use super::exit::{Exit, Failure, OrExit};
-use super::info::table;
 use super::model::Choice;
 use super::report::shown;
+use super::table::table;
 use super::{backend, models, printer};
 use crate::hub::environment;
 use crate::kernels::{self, Isa};

@@ -39,7 +39,8 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     let draft = draft(args, embedded.as_ref())?;
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     let session = Session::open(&args.compute, embedded.as_ref(), &printer)?;
-    let request = draft.resolve(&session.defaults()).or_exit(Exit::Usage)?;
+    let size_of = |path: &Path| session.pictures.size(path);
+    let request = draft.resolve(&session.defaults(), size_of).or_exit(Exit::Usage)?;
     check_last_seed(&request, args.count)?;
     let paths = target.paths(&request, args.count, session.name());
     output::check_paths(&paths)?;
@@ -230,9 +231,10 @@ fn protected<'a>(
     request: &'a Request,
     paths: &'a [PathBuf],
 ) -> Vec<(&'static str, &'a Path)> {
+    let init = request.init.as_ref();
     let inputs = [
-        ("the picture to start from", request.init.as_deref()),
-        ("the mask", request.mask.as_deref()),
+        ("the picture to start from", init.map(|init| init.picture.as_path())),
+        ("the mask", init.and_then(|init| init.mask.as_deref())),
         ("the picture given with --from", args.from.as_deref()),
         ("the model", args.compute.model.as_deref()),
     ];

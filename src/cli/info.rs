@@ -1,17 +1,16 @@
 //! `pochade info`: what a picture says about its making, or what a model is made of; no network is loaded.
 
-use std::fmt::Display;
-
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::args::InfoArgs;
 use super::exit::{Exit, Failure, OrExit};
 use super::report::shown;
+use super::table::table;
 use super::{model_info, printer};
 use crate::checkpoint::Checkpoint;
 use crate::png::{self, Header};
-use crate::request::{Draft, Embedded, Lora};
+use crate::request::{Embedded, FIELDS};
 
 /// Prints the parameters embedded in a picture.
 ///
@@ -66,92 +65,25 @@ fn json(path: &str, header: &Header, embedded: &Embedded) -> Value {
 }
 
 fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
-    let Draft {
-        prompt,
-        negative_prompt,
-        width,
-        height,
-        steps,
-        guidance_scale,
-        sampler,
-        schedule,
-        eta,
-        seed,
-        rng,
-        prompt_syntax,
-        clip_skip,
-        lora,
-        lora_dir,
-        embedding,
-        embedding_dir,
-        init,
-        mask,
-        strength,
-        resize,
-        hires,
-        hires_steps,
-        hires_strength,
-    } = embedded.draft();
-    let size = width.zip(*height).map(|(width, height)| format!("{width}x{height}"));
-    let mut rows = vec![("picture", Some(format!("{}x{} pixels", header.width, header.height)))];
-    rows.extend([
-        ("prompt", prompt.clone()),
-        ("negative", negative_prompt.clone().filter(|text| !text.is_empty())),
-        ("size", size),
-        ("steps", text(steps)),
-        ("guidance", text(guidance_scale)),
-        ("sampler", text(sampler)),
-        ("schedule", text(schedule)),
-        ("eta", text(eta)),
-        ("seed", text(seed)),
-        ("rng", text(rng)),
-        ("syntax", text(prompt_syntax)),
-        ("clip skip", text(clip_skip)),
-        ("lora", list(lora, Lora::to_string)),
-        ("lora folder", lora_dir.as_deref().map(shown)),
-        ("embedding", list(embedding, |path| shown(path))),
-        ("embedding folder", embedding_dir.as_deref().map(shown)),
-        ("init", init.as_deref().map(shown)),
-        ("mask", mask.as_deref().map(shown)),
-        ("strength", text(strength)),
-        ("resize", text(resize)),
-        ("hires", text(hires)),
-        ("hires steps", text(hires_steps)),
-        ("hires strength", text(hires_strength)),
-        ("model", embedded.model().map(str::to_owned)),
-    ]);
+    let draft = embedded.draft();
+    let fields = FIELDS.iter().filter(|field| !field.info.is_empty());
+    let mut rows = vec![("picture", format!("{}x{} pixels", header.width, header.height))];
+    rows.extend(fields.filter_map(|field| Some((field.info, (field.get)(draft)?))));
+    // Nearly every picture has an empty one.
+    rows.retain(|(name, value)| *name != "negative" || !value.is_empty());
+    rows.extend(embedded.model().map(|model| ("model", model.to_owned())));
     match embedded {
-        Embedded::Record(record) => rows.extend(
-            record.components.iter().map(|(part, file)| ("with", Some(format!("{part} {file}")))).chain([
-                ("precision", Some(record.precision.to_string())),
-                ("kernel", Some(record.kernel.clone())),
-                ("device", Some(record.device.clone())),
-                ("decoded", record.tiled.then(|| "in parts".to_owned())),
-                ("made by", Some(format!("pochade {}", record.version))),
-            ]),
-        ),
+        Embedded::Record(record) => {
+            rows.extend(record.components.iter().map(|(part, file)| ("with", format!("{part} {file}"))));
+            rows.push(("precision", record.precision.to_string()));
+            rows.push(("kernel", record.kernel.clone()));
+            rows.push(("device", record.device.clone()));
+            rows.extend(record.tiled.then(|| ("decoded", "in parts".to_owned())));
+            rows.push(("made by", format!("pochade {}", record.version)));
+        }
         Embedded::Parameters(parameters) => {
-            rows.extend(parameters.unknown.iter().map(|setting| ("other", Some(setting.clone()))));
+            rows.extend(parameters.unknown.iter().map(|setting| ("other", setting.clone())));
         }
     }
-    rows.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
-}
-
-/// One line for each.
-fn list<T>(values: &Option<Vec<T>>, print: impl Fn(&T) -> String) -> Option<String> {
-    values.as_ref().map(|values| values.iter().map(print).collect::<Vec<_>>().join("\n"))
-}
-
-fn text(value: &Option<impl Display>) -> Option<String> {
-    value.as_ref().map(ToString::to_string)
-}
-
-/// Two columns; further lines of a value stay in the second.
-pub fn table(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let row = |(name, value): &(&str, String)| {
-        let value = value.lines().collect::<Vec<_>>().join(&format!("\n{:width$}  ", ""));
-        format!("{name:width$}  {value}")
-    };
-    rows.iter().map(row).collect::<Vec<_>>().join("\n")
+    rows
 }

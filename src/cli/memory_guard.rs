@@ -143,7 +143,7 @@ mod tests {
             seed: Some(1),
             ..Draft::default()
         };
-        let request = draft.resolve(&defaults).unwrap();
+        let request = draft.resolve(&defaults, crate::picture_in::size_of).unwrap();
         let judge = |available| judge(&f32, Some(&int8), &request, Series::One, available);
         let peak = f32.peak(&request, Series::One);
         assert_eq!(judge(2 * peak), Verdict::Fits);

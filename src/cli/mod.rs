@@ -29,6 +29,7 @@ mod session;
 mod show;
 mod signals;
 mod slug;
+mod table;
 mod template;
 mod tokens;
 mod verify;

@@ -4,8 +4,8 @@ use anyhow::{Context, Result};
 
 use super::args::InfoArgs;
 use super::exit::{Exit, Failure, OrExit};
-use super::info::table;
 use super::printer;
+use super::table::table;
 use crate::checkpoint::{Checkpoint, ComponentSummary, Summary};
 
 /// Prints what the model at the path is made of.

@@ -169,8 +169,7 @@ pub fn check_format(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Defaults;
-    use crate::request::{Sampler, Schedule};
+    use crate::request::{Defaults, Sampler, Schedule};
 
     fn paths(output: Option<&str>, count: u32) -> Vec<PathBuf> {
         let request = Request::new(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -13,16 +14,19 @@ use super::exit::{Exit, Failure, OrExit};
 use super::model::{Choice, Rule};
 use super::printer::Printer;
 use super::progress::Progress;
-use crate::checkpoint::{Checkpoint, Defaults};
+use crate::checkpoint::Checkpoint;
+use crate::picture_in::Pictures;
 use crate::pipeline::tiling::Tile;
 use crate::pipeline::{DrawError, Model, Numerics, Picture, Pipeline, Residency, Timings};
 use crate::png;
-use crate::request::{Embedded, Precision, Record, Request, UsedFile};
+use crate::request::{Defaults, Embedded, Precision, Record, Request, UsedFile};
 
 /// A model that is opened; its networks are loaded by its pipelines.
 pub struct Session {
     pub model: Model,
     pub provenance: Provenance,
+    /// Those that requests start from.
+    pub pictures: Arc<Pictures>,
     /// What opening the model took.
     pub opening: Duration,
     choice: Choice,
@@ -54,7 +58,7 @@ impl Session {
             kernel: model.kernel(),
             device: backend::name(&device),
         };
-        Ok(Self { model, provenance, opening: started.elapsed(), choice })
+        Ok(Self { model, provenance, pictures: Arc::default(), opening: started.elapsed(), choice })
     }
 
     pub fn defaults(&self) -> Defaults {
@@ -67,7 +71,7 @@ impl Session {
     }
 
     pub fn pipeline(&self, residency: Residency) -> Pipeline<'_> {
-        Pipeline::new(&self.model, residency)
+        Pipeline::new(&self.model, residency).with_pictures(self.pictures.clone())
     }
 
     /// Names the model where the user might expect another one, and how `embedded` was made otherwise.

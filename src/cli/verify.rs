@@ -106,7 +106,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let session = Session::open(&args.list.compute, None, &printer)?;
     session.announce(&printer, None);
     let mut pipeline = session.pipeline(Residency::Kept);
-    let seed = args.list.picture.seed;
+    let seed = args.list.picture.seed();
     let planner = Planner::new(&session, &args.list, seed.unwrap_or_default(), place);
     let name = source.name.clone();
     let footprint = session.model.footprint();

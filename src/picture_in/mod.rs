@@ -1,16 +1,19 @@
 //! The picture a request starts from and the mask over it, at the size to be drawn; latents are the pipeline's.
 
 mod mask;
+mod pictures;
 mod read;
 mod resize;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use image::{GrayImage, RgbImage, imageops};
 
-use crate::request::{FileKind, Request, Resize, UsedFile};
+use crate::request::{FileKind, Init, UsedFile};
 
+pub use pictures::Pictures;
+use read::Opened;
 pub use read::{MAX_DECODED, MAX_FILE};
 
 /// What is known of the picture before it is made.
@@ -22,30 +25,32 @@ pub struct PictureIn {
 }
 
 impl PictureIn {
-    /// Reads the files `request` starts from, if it does, and brings them to its size.
+    /// Reads the files a request starts from and brings them to its size, `width` and `height` in pixels.
     ///
     /// # Errors
     /// Names the file that can't be used and why.
-    pub fn read(request: &Request) -> Result<Option<Self>> {
-        let Some(path) = &request.init else { return Ok(None) };
-        let (width, height) = (request.width as u32, request.height as u32);
-        let resize = request.resize.unwrap_or(Resize::Crop);
-        let init = read::picture(path)?;
-        let mut used = vec![UsedFile::new(FileKind::Init, path, &init.fingerprint)?];
-        let mask = match &request.mask {
+    pub fn read(init: &Init, width: usize, height: usize, pictures: &Pictures) -> Result<Self> {
+        let (width, height) = (width as u32, height as u32);
+        let path = &init.picture;
+        let read = pictures.read(path)?;
+        let mut used = vec![UsedFile::new(FileKind::Init, path, &read.fingerprint)?];
+        let filter = imageops::FilterType::Lanczos3;
+        let picture = resize::resize(&read.rgb, width, height, init.resize, filter);
+        let shape = read.rgb.dimensions();
+        let mask = match &init.mask {
             None => None,
             Some(path) => {
-                let read = read::picture(path)?;
+                let read = pictures.read(path)?;
                 let mask = imageops::grayscale(&read.rgb);
-                mask::check_shape(path, mask.dimensions(), init.rgb.dimensions())?;
-                let mask = resize::resize(&mask, width, height, resize, imageops::FilterType::Triangle);
+                mask::check_shape(path, mask.dimensions(), shape)?;
+                let filter = imageops::FilterType::Triangle;
+                let mask = resize::resize(&mask, width, height, init.resize, filter);
                 mask::check_use(path, &mask)?;
                 used.push(UsedFile::new(FileKind::Mask, path, &read.fingerprint)?);
                 Some(mask)
             }
         };
-        let picture = resize::resize(&init.rgb, width, height, resize, imageops::FilterType::Lanczos3);
-        Ok(Some(Self { picture, mask, used }))
+        Ok(Self { picture, mask, used })
     }
 
     /// The files it was read from.
@@ -81,13 +86,10 @@ impl PictureIn {
     }
 }
 
-/// The size to draw in when only a picture says how large: its own, rounded to what is possible, and reduced or
-/// enlarged to the range of areas a model of the default size `model` draws well.
+/// Width and height of a picture file, upright.
 ///
 /// # Errors
-/// When the file is no picture.
-pub fn default_size(path: &Path, model: (usize, usize)) -> Result<(usize, usize)> {
-    let (width, height) = read::dimensions(path)?;
-    resize::sensible_size((width, height), model)
-        .with_context(|| format!("{} has no size to draw in", path.display()))
+/// Names the file, and says what is wrong with it.
+pub fn size_of(path: &Path) -> Result<(u32, u32)> {
+    Opened::read(path)?.dimensions()
 }

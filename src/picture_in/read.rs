@@ -15,38 +15,55 @@ pub const MAX_DECODED: u64 = 256 << 20;
 /// The longest side, in pixels.
 const MAX_SIDE: u32 = 1 << 15;
 
+/// A picture file's bytes.
+pub struct Opened<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
 /// A decoded file.
 pub struct Decoded {
     pub rgb: RgbImage,
     pub fingerprint: Fingerprint,
 }
 
-/// Reads a PNG, JPEG or WebP, whatever its ending: turned as its EXIF orientation says, transparency laid on
-/// white, an animation's first frame.
-///
-/// # Errors
-/// Names the file, and says what is wrong with it.
-pub fn picture(path: &Path) -> Result<Decoded> {
-    let context = || format!("cannot use the picture {}", path.display());
-    let bytes = bytes(path).with_context(context)?;
-    let rgb = decode(&bytes).with_context(context)?;
-    Ok(Decoded { rgb, fingerprint: Fingerprint::of_bytes(&bytes) })
+impl<'a> Opened<'a> {
+    /// # Errors
+    /// Names the file, and says why it can't be read.
+    pub fn read(path: &'a Path) -> Result<Self> {
+        let bytes = bytes(path).with_context(|| unusable(path))?;
+        Ok(Self { path, bytes })
+    }
+
+    /// Decodes a PNG, JPEG or WebP, whatever its ending: turned as its EXIF orientation says, transparency laid on
+    /// white, an animation's first frame.
+    ///
+    /// # Errors
+    /// Names the file, and says what is wrong with it.
+    pub fn decode(&self) -> Result<Decoded> {
+        let rgb = decode(&self.bytes).with_context(|| unusable(self.path))?;
+        Ok(Decoded { rgb, fingerprint: Fingerprint::of_bytes(&self.bytes) })
+    }
+
+    /// Width and height, upright.
+    ///
+    /// # Errors
+    /// As [`Self::decode`], except for what only shows in the pixels.
+    pub fn dimensions(&self) -> Result<(u32, u32)> {
+        let read = || {
+            let mut decoder = decoder(&self.bytes)?;
+            let (width, height) = decoder.dimensions();
+            use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+            let turned =
+                matches!(decoder.orientation()?, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+            anyhow::Ok(if turned { (height, width) } else { (width, height) })
+        };
+        read().with_context(|| unusable(self.path))
+    }
 }
 
-/// Width and height of a picture file, upright.
-///
-/// # Errors
-/// As [`picture`], except for what only shows in the pixels.
-pub fn dimensions(path: &Path) -> Result<(u32, u32)> {
-    let read = || {
-        let bytes = bytes(path)?;
-        let mut decoder = decoder(&bytes)?;
-        let (width, height) = decoder.dimensions();
-        use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-        let turned = matches!(decoder.orientation()?, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
-        anyhow::Ok(if turned { (height, width) } else { (width, height) })
-    };
-    read().with_context(|| format!("cannot use the picture {}", path.display()))
+fn unusable(path: &Path) -> String {
+    format!("cannot use the picture {}", path.display())
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>> {

@@ -1,10 +1,9 @@
-//! Bringing a picture to another size and shape; which size that is when nobody says.
+//! Bringing a picture to another size and shape; which size that is when nobody says is the request's to tell.
 
-use anyhow::{Result, ensure};
 use image::imageops::{self, FilterType};
 use image::{GenericImageView, ImageBuffer, Pixel};
 
-use crate::request::{MAX_SIZE, Resize, SIZE_STEP};
+use crate::request::Resize;
 
 /// `picture` at `width` x `height`; one that has this size already is not touched.
 pub fn resize<P>(
@@ -44,20 +43,6 @@ where
             })
         }
     }
-}
-
-/// The size nearest to `picture`, in its shape, that is possible and whose area is a quarter to nine quarters of
-/// the area of `model`: SD 1.5 repeats itself above and falls apart below.
-pub fn sensible_size(picture: (u32, u32), model: (usize, usize)) -> Result<(usize, usize)> {
-    let (width, height) = (f64::from(picture.0), f64::from(picture.1));
-    ensure!(width > 0.0 && height > 0.0, "it is empty");
-    let (area, trained) = (width * height, (model.0 * model.1) as f64);
-    let scale = (area.clamp(trained * 0.25, trained * 2.25) / area).sqrt();
-    let side = |pixels: f64| {
-        let steps = (pixels * scale / SIZE_STEP as f64).round() as usize;
-        steps.clamp(1, MAX_SIZE / SIZE_STEP) * SIZE_STEP
-    };
-    Ok((side(width), side(height)))
 }
 
 #[cfg(test)]
@@ -100,16 +85,5 @@ mod tests {
                 assert_eq!(resized.dimensions(), (16, 8));
             }
         }
-    }
-
-    #[test]
-    fn the_size_follows_the_picture_within_what_the_model_draws_well() {
-        let size = |picture| sensible_size(picture, (512, 512)).unwrap();
-        assert_eq!(size((512, 768)), (512, 768));
-        assert_eq!(size((509, 515)), (512, 512));
-        assert_eq!(size((4000, 3000)), (888, 664));
-        assert_eq!(size((64, 32)), (360, 184));
-        let (width, height) = size((30_000, 1));
-        assert!((width, height) == (2048, 8));
     }
 }

@@ -48,7 +48,7 @@ impl Run<'_> {
         let channels = model.vae_config.latent_channels();
         let shape = [1, channels, request.height / factor, request.width / factor];
         let trajectory = Trajectory::new(&model.schedule, request.sampler, request.schedule, request.steps)?
-            .with_strength(request.strength.unwrap_or(1.0))?;
+            .with_strength(request.init.as_ref().map_or(1.0, |init| init.strength))?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
         let start = Start::new(picture, &trajectory, &shape, &model.backend.device, &mut noise)?;
         self.walk(&trajectory, &mut noise, &start, observer)
@@ -64,7 +64,8 @@ impl Run<'_> {
     ) -> Result<Tensor, DrawError> {
         let Self { model, request, .. } = self;
         let factor = model.factor();
-        let clean = hires::enlarge(latents, hires.height / factor, hires.width / factor)?;
+        let (width, height) = request.final_size();
+        let clean = hires::enlarge(latents, height / factor, width / factor)?;
         let trajectory = hires::trajectory(&model.schedule, request, hires)?;
         let mut noise = NoiseSource::new(request.rng, request.seed);
         let drawn = noise.normal(clean.dims(), &model.backend.device)?;

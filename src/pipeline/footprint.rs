@@ -12,7 +12,7 @@ use crate::networks::graph::Extent;
 use crate::networks::strips::Strips;
 use crate::networks::unet;
 use crate::quantize::Policy;
-use crate::request::{Hires, MAX_SIZE, Precision, Request, SIZE_STEP};
+use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
 
 /// The program itself and what the allocator keeps.
 const BASE: u64 = 30 << 20;
@@ -112,8 +112,7 @@ impl Footprint {
         let activations = |bytes: u64| (bytes as f64 * AUTOENCODER_SLACK) as u64;
         let (text_encoder, unet, decoder) =
             (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
-        let (width, height) =
-            Hires::of(request).map_or((request.width, request.height), |hires| (hires.width, hires.height));
+        let (width, height) = request.final_size();
         let denoising = (self.denoise_bytes(request, width, height) as f64 * UNET_SLACK) as u64;
         let decoding = activations(self.autoencoder_bytes(decode_peak_bytes, width, height));
         let encoding = request.init.as_ref().map_or(0, |_| {
@@ -177,7 +176,7 @@ mod tests {
     fn request(checkpoint: &Checkpoint, side: usize) -> Request {
         let (prompt, seed) = (Some("x".to_owned()), Some(1));
         let draft = Draft { prompt, seed, width: Some(side), height: Some(side), ..Draft::default() };
-        draft.resolve(&checkpoint.defaults()).unwrap()
+        draft.resolve(&checkpoint.defaults(), crate::picture_in::size_of).unwrap()
     }
 
     fn footprint(checkpoint: Checkpoint, precision: Precision) -> (Footprint, Checkpoint) {

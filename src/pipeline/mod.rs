@@ -23,8 +23,8 @@ use image::RgbImage;
 
 use crate::networks::autoencoder::LatentDecoder;
 use crate::networks::unet::Unet;
-use crate::picture_in::PictureIn;
-use crate::request::{Hires, Lora, Request, UsedFile};
+use crate::picture_in::{PictureIn, Pictures};
+use crate::request::{Lora, Request, UsedFile};
 use adapted::Adapted;
 use encoded_picture::EncodedPicture;
 pub use error::DrawError;
@@ -70,6 +70,7 @@ pub struct Pipeline<'m> {
     adapted_told: bool,
     /// Fitted when a preview is first asked for.
     projection: Option<Projection>,
+    pictures: Arc<Pictures>,
 }
 
 impl<'m> Pipeline<'m> {
@@ -84,7 +85,14 @@ impl<'m> Pipeline<'m> {
             adapted: Arc::default(),
             adapted_told: false,
             projection: None,
+            pictures: Arc::default(),
         }
+    }
+
+    /// Shares the pictures that have been read for requests to start from.
+    #[must_use]
+    pub fn with_pictures(self, pictures: Arc<Pictures>) -> Self {
+        Self { pictures, ..self }
     }
 
     pub fn model(&self) -> &'m Model {
@@ -99,7 +107,7 @@ impl<'m> Pipeline<'m> {
         let model = self.model;
         request.validate()?;
         model.check_size(request)?;
-        let picture_in = model.picture_in(request)?;
+        let picture_in = model.picture_in(request, &self.pictures)?;
         if let Some(warning) = model.negative_prompt_warning(request) {
             observer.warn(warning);
         }
@@ -115,9 +123,9 @@ impl<'m> Pipeline<'m> {
         let mut watch = Stopwatch::new(observer);
 
         let embeddings = self.encodings.embeddings(model, request, &prompts, tensors, &mut watch)?;
-        let encoded = picture_in.as_ref().zip(request.strength);
+        let encoded = picture_in.as_ref().zip(request.init.as_ref());
         let encoded = encoded
-            .map(|(picture, strength)| EncodedPicture::encode(model, picture, strength, tensors, &mut watch))
+            .map(|(picture, init)| EncodedPicture::encode(model, picture, init.strength, tensors, &mut watch))
             .transpose()?;
         if watch.observer.previews() && self.projection.is_none() {
             let decoder = watch.resident(&mut self.decoder, || model.load_decoder(tensors))?;
@@ -130,8 +138,8 @@ impl<'m> Pipeline<'m> {
         let projection = self.projection.as_ref().filter(|_| watch.observer.previews());
         let run = denoise::Run { model, request, unet, context: &context, projection };
         let mut latents = watch.time(Phase::Denoise, |observer| run.denoise(encoded.as_ref(), observer))?;
-        if let Some(hires) = Hires::of(request) {
-            latents = watch.time(Phase::Refine, |observer| run.refine(&hires, &latents, observer))?;
+        if let Some(hires) = &request.hires {
+            latents = watch.time(Phase::Refine, |observer| run.refine(hires, &latents, observer))?;
         }
         let encoded_in_strips = encoded.as_ref().is_some_and(|encoded| encoded.in_strips);
         drop((context, encoded));
@@ -175,7 +183,8 @@ impl<'m> Pipeline<'m> {
             false => Arc::new(model.read_prompts(request)?),
         };
         let adapted = if is_fresh { self.adapt(&prompts.loras)? } else { self.adapters(&prompts.loras)? };
-        let pictures = model.picture_in(request)?.map_or_else(Vec::new, |picture| picture.used().to_vec());
+        let picture = model.picture_in(request, &self.pictures)?;
+        let pictures = picture.map_or_else(Vec::new, |picture| picture.used().to_vec());
         Ok([prompts.used()?, adapted.used()?, pictures].concat())
     }
 
@@ -273,7 +282,7 @@ mod tests {
                 lora,
                 ..Draft::default()
             };
-            draft.resolve(&model.checkpoint().defaults()).unwrap()
+            draft.resolve(&model.checkpoint().defaults(), crate::picture_in::size_of).unwrap()
         };
         let generate = |pipeline: &mut Pipeline<'_>, request: &Request| {
             let mut loads = Loads::default();

@@ -10,7 +10,7 @@ use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::strips::Strips;
 use crate::networks::unet::Unet;
-use crate::picture_in::PictureIn;
+use crate::picture_in::{PictureIn, Pictures};
 use crate::pipeline::footprint::Footprint;
 use crate::pipeline::tiling::Tile;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
@@ -200,14 +200,15 @@ impl Model {
     }
 
     /// The picture a request starts from, read.
-    pub(super) fn picture_in(&self, request: &Request) -> Result<Option<PictureIn>> {
+    pub(super) fn picture_in(&self, request: &Request, pictures: &Pictures) -> Result<Option<PictureIn>> {
         ensure!(
-            request.mask.is_some() || !self.inpaints(),
+            request.init.as_ref().is_some_and(|init| init.mask.is_some()) || !self.inpaints(),
             "'{}' is an inpainting model (its unet takes {} channels), which needs a picture and a mask",
             self.checkpoint.name(),
             self.unet_config.in_channels
         );
-        PictureIn::read(request)
+        let Some(init) = &request.init else { return Ok(None) };
+        PictureIn::read(init, request.width, request.height, pictures).map(Some)
     }
 
     /// The strips in which the autoencoder takes a picture of these pixels, unless it takes it whole. Only of the

@@ -1,59 +1,13 @@
-//! A request before it is complete: what was typed or embedded, laid over what the model draws best with.
+//! From a draft to a request: what was typed or embedded, laid over what the model draws best with.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
 
-use super::{Hires, Lora, PromptSyntax, Request, Resize, Rng, Sampler, Schedule};
-use crate::checkpoint::Defaults;
-use crate::picture_in;
-
-/// Of a picture enough is kept to recognise it.
-const STRENGTH: f64 = 0.75;
-/// Under a mask nothing has to be kept.
-const MASKED_STRENGTH: f64 = 1.0;
-
-/// A request whose every field may be missing.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Draft {
-    pub prompt: Option<String>,
-    pub negative_prompt: Option<String>,
-    pub width: Option<usize>,
-    pub height: Option<usize>,
-    pub steps: Option<usize>,
-    pub guidance_scale: Option<f64>,
-    pub sampler: Option<Sampler>,
-    pub schedule: Option<Schedule>,
-    pub eta: Option<f64>,
-    pub seed: Option<u64>,
-    pub rng: Option<Rng>,
-    pub prompt_syntax: Option<PromptSyntax>,
-    pub clip_skip: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<Vec<Lora>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora_dir: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedding: Option<Vec<PathBuf>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub embedding_dir: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub init: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mask: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub strength: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub resize: Option<Resize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hires: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hires_steps: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hires_strength: Option<f64>,
-}
+use super::defaults::{Basis, Defaults};
+use super::second_pass;
+use super::size::sensible_size;
+use super::table::{Draft, FIELDS, Hires, Request};
 
 impl Draft {
     /// Fills what is missing here from `below`.
@@ -61,144 +15,86 @@ impl Draft {
     /// Schedule and eta belong to their sampler: naming another sampler drops those below, so that the
     /// sampler's own defaults apply.
     #[must_use]
-    pub fn over(self, below: Self) -> Self {
-        let same_sampler = self.sampler.is_none() || self.sampler == below.sampler;
-        let schedule = self.schedule.or(if same_sampler { below.schedule } else { None });
-        Self {
-            prompt: self.prompt.or(below.prompt),
-            negative_prompt: self.negative_prompt.or(below.negative_prompt),
-            width: self.width.or(below.width),
-            height: self.height.or(below.height),
-            steps: self.steps.or(below.steps),
-            guidance_scale: self.guidance_scale.or(below.guidance_scale),
-            sampler: self.sampler.or(below.sampler),
-            schedule,
-            eta: self.eta.or(if same_sampler { below.eta } else { None }),
-            seed: self.seed.or(below.seed),
-            rng: self.rng.or(below.rng),
-            prompt_syntax: self.prompt_syntax.or(below.prompt_syntax),
-            clip_skip: self.clip_skip.or(below.clip_skip),
-            lora: self.lora.or(below.lora),
-            lora_dir: self.lora_dir.or(below.lora_dir),
-            embedding: self.embedding.or(below.embedding),
-            embedding_dir: self.embedding_dir.or(below.embedding_dir),
-            init: self.init.or(below.init),
-            mask: self.mask.or(below.mask),
-            strength: self.strength.or(below.strength),
-            resize: self.resize.or(below.resize),
-            hires: self.hires.or(below.hires),
-            hires_steps: self.hires_steps.or(below.hires_steps),
-            hires_strength: self.hires_strength.or(below.hires_strength),
+    pub fn over(self, mut below: Self) -> Self {
+        if self.sampler.is_some() && self.sampler != below.sampler {
+            (below.schedule, below.eta) = (None, None);
         }
+        self.or(below)
     }
 
-    /// Completes the draft with the size of the picture it starts from, if it does and names none, the model's
-    /// defaults and, without a seed, one drawn from the system.
+    /// Completes the draft with the model's defaults and, without a seed, one drawn from the system. `size_of`
+    /// tells width and height of a picture file; it is asked when the draft starts from a picture and names no
+    /// size.
     ///
     /// # Errors
-    /// Says that the prompt is missing, names the first value out of range or the picture that can't be read.
-    pub fn resolve(self, defaults: &Defaults) -> Result<Request> {
-        let sampler = self.sampler.unwrap_or(defaults.sampler);
-        let schedule = self.schedule.unwrap_or(if sampler == defaults.sampler {
-            defaults.schedule
-        } else {
-            sampler.default_schedule()
-        });
+    /// Says that the prompt is missing, names the first value out of range or the picture whose size is unknown.
+    pub fn resolve(
+        self,
+        model: &Defaults,
+        size_of: impl FnOnce(&Path) -> Result<(u32, u32)>,
+    ) -> Result<Request> {
+        ensure!(self.prompt.is_some(), "the request has no prompt");
+        let own = (model.width, model.height);
         let size = match (&self.init, self.width, self.height) {
-            (Some(init), None, None) => picture_in::default_size(init, (defaults.width, defaults.height))?,
-            _ => (defaults.width, defaults.height),
+            (Some(init), None, None) => sensible_size(size_of(init)?, own)
+                .with_context(|| format!("{} has no size to draw in", init.display()))?,
+            _ => own,
         };
-        let starts = |default: f64| self.init.is_some().then_some(default);
-        let strength = starts(if self.mask.is_some() { MASKED_STRENGTH } else { STRENGTH });
-        let mut request = Request {
-            prompt: self.prompt.context("the request has no prompt")?,
-            negative_prompt: self.negative_prompt.unwrap_or_default(),
-            width: self.width.unwrap_or(size.0),
-            height: self.height.unwrap_or(size.1),
-            steps: self.steps.unwrap_or(defaults.steps),
-            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
-            sampler,
-            schedule,
-            eta: self.eta.unwrap_or(0.0),
-            seed: self.seed.map_or_else(drawn_seed, Ok)?,
-            rng: self.rng.unwrap_or(Rng::Torch),
-            prompt_syntax: self.prompt_syntax.unwrap_or(PromptSyntax::Weighted),
-            clip_skip: self.clip_skip.unwrap_or(1),
-            lora: self.lora.unwrap_or_default(),
-            lora_dir: self.lora_dir,
-            embedding: self.embedding.unwrap_or_default(),
-            embedding_dir: self.embedding_dir,
-            strength: self.strength.or(strength),
-            resize: self.resize.or(self.init.is_some().then_some(Resize::Crop)),
-            init: self.init,
-            mask: self.mask,
-            hires: self.hires,
-            hires_steps: self.hires_steps,
-            hires_strength: self.hires_strength,
-        };
+        let seed = self.seed.map_or_else(drawn_seed, Ok)?;
+        let basis = self.basis(model, size, seed);
+        let request = self.complete(&basis)?;
         request.validate()?;
-        if let Some(hires) = Hires::of(&request) {
-            request.hires_steps = Some(hires.steps);
-            request.hires_strength = Some(hires.strength);
-        }
         Ok(request)
+    }
+
+    fn basis(&self, model: &Defaults, size: (usize, usize), seed: u64) -> Basis {
+        let sampler = self.sampler.unwrap_or(model.sampler);
+        Basis {
+            size,
+            steps: self.steps.unwrap_or(model.steps),
+            guidance_scale: model.guidance_scale,
+            sampler,
+            schedule: if sampler == model.sampler { model.schedule } else { sampler.default_schedule() },
+            seed,
+            masked: self.mask.is_some(),
+        }
     }
 }
 
-impl From<Request> for Draft {
-    fn from(request: Request) -> Self {
-        let Request {
-            prompt,
-            negative_prompt,
-            width,
-            height,
-            steps,
-            guidance_scale,
-            sampler,
-            schedule,
-            eta,
-            seed,
-            rng,
-            prompt_syntax,
-            clip_skip,
-            lora,
-            lora_dir,
-            embedding,
-            embedding_dir,
-            init,
-            mask,
-            strength,
-            resize,
-            hires,
-            hires_steps,
-            hires_strength,
-        } = request;
-        Self {
-            prompt: Some(prompt),
-            negative_prompt: Some(negative_prompt),
-            width: Some(width),
-            height: Some(height),
-            steps: Some(steps),
-            guidance_scale: Some(guidance_scale),
-            sampler: Some(sampler),
-            schedule: Some(schedule),
-            eta: Some(eta),
-            seed: Some(seed),
-            rng: Some(rng),
-            prompt_syntax: Some(prompt_syntax),
-            clip_skip: Some(clip_skip),
-            lora: Some(lora).filter(|lora| !lora.is_empty()),
-            lora_dir,
-            embedding: Some(embedding).filter(|embedding| !embedding.is_empty()),
-            embedding_dir,
-            init,
-            mask,
-            strength,
-            resize,
-            hires,
-            hires_steps,
-            hires_strength,
+impl Request {
+    /// A prompt and a seed, and for the rest what a model draws best with.
+    ///
+    /// # Panics
+    /// Never: no setting of it needs another one.
+    pub fn new(prompt: impl Into<String>, seed: u64, model: &Defaults) -> Self {
+        let draft = Draft { prompt: Some(prompt.into()), seed: Some(seed), ..Draft::default() };
+        let basis = draft.basis(model, (model.width, model.height), seed);
+        draft.complete(&basis).expect("a plain request is complete")
+    }
+
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// Names the first value out of range and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        FIELDS.iter().try_for_each(|field| (field.limits)(self))
+    }
+
+    /// Width and height of the finished picture, in pixels.
+    pub fn final_size(&self) -> (usize, usize) {
+        match &self.hires {
+            Some(Hires { scale, .. }) => {
+                (second_pass::side(self.width, *scale), second_pass::side(self.height, *scale))
+            }
+            None => (self.width, self.height),
         }
+    }
+}
+
+impl Hires {
+    /// Of how many steps its own are the last.
+    pub fn steps_from_noise(&self) -> usize {
+        second_pass::steps_from_noise(self.steps, self.strength)
     }
 }
 
@@ -213,6 +109,7 @@ pub fn drawn_seed() -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Hires, Sampler, Schedule};
     use super::*;
 
     const DEFAULTS: Defaults = Defaults {
@@ -224,6 +121,10 @@ mod tests {
         schedule: Schedule::Trailing,
     };
 
+    fn no_picture(path: &Path) -> Result<(u32, u32)> {
+        anyhow::bail!("{} is looked at", path.display())
+    }
+
     fn prompt() -> Draft {
         Draft { prompt: Some("a cat".into()), ..Draft::default() }
     }
@@ -232,7 +133,7 @@ mod tests {
     fn flags_win_over_the_picture_and_the_picture_over_the_model() {
         let flags = Draft { steps: Some(5), seed: Some(1), ..Draft::default() };
         let picture = Draft { steps: Some(30), width: Some(128), ..prompt() };
-        let request = flags.over(picture).resolve(&DEFAULTS).unwrap();
+        let request = flags.over(picture).resolve(&DEFAULTS, no_picture).unwrap();
         assert_eq!((request.steps, request.seed), (5, 1));
         assert_eq!((request.width, request.prompt.as_str()), (128, "a cat"));
         assert_eq!((request.height, request.guidance_scale), (64, 3.0));
@@ -241,7 +142,7 @@ mod tests {
     #[test]
     fn a_schedule_follows_its_sampler() {
         let schedule = |flags: Draft, picture: Draft| {
-            flags.over(picture).over(prompt()).resolve(&DEFAULTS).unwrap().schedule
+            flags.over(picture).over(prompt()).resolve(&DEFAULTS, no_picture).unwrap().schedule
         };
         let sampler = |sampler| Draft { sampler: Some(sampler), ..Draft::default() };
         let nothing = Draft::default;
@@ -260,14 +161,15 @@ mod tests {
 
     #[test]
     fn a_drawn_seed_fits_torch() {
-        let seeds: Vec<u64> = (0..8).map(|_| prompt().resolve(&DEFAULTS).unwrap().seed).collect();
+        let seeds: Vec<u64> = (0..8).map(|_| prompt().resolve(&DEFAULTS, no_picture).unwrap().seed).collect();
         assert!(seeds.iter().all(|&seed| seed <= u64::from(u32::MAX)));
         assert!(seeds.iter().any(|&seed| seed != seeds[0]));
     }
 
     #[test]
     fn limits_are_checked_and_named() {
-        let message = |draft: Draft| draft.over(prompt()).resolve(&DEFAULTS).unwrap_err().to_string();
+        let message =
+            |draft: Draft| draft.over(prompt()).resolve(&DEFAULTS, no_picture).unwrap_err().to_string();
         let width = |width| message(Draft { width: Some(width), ..Draft::default() });
         assert!(width(513).contains("nearest sizes are 512 and 520"));
         assert!(width(0).contains("nearest size is 8"));
@@ -275,7 +177,46 @@ mod tests {
         assert!(message(Draft { steps: Some(0), ..Draft::default() }).contains("steps 0"));
         assert!(message(Draft { eta: Some(f64::NAN), ..Draft::default() }).contains("eta"));
         assert!(message(Draft { prompt: Some("a\0b".into()), ..Draft::default() }).contains("NUL"));
-        let no_prompt = Draft::default().resolve(&DEFAULTS).unwrap_err().to_string();
+        let no_prompt = Draft::default().resolve(&DEFAULTS, no_picture).unwrap_err().to_string();
         assert!(no_prompt.contains("no prompt"));
+    }
+
+    #[test]
+    fn only_a_picture_that_gives_the_size_is_looked_at() {
+        let init = || Draft { init: Some("a.png".into()), ..prompt() };
+        let resolve = |draft: Draft| draft.resolve(&DEFAULTS, no_picture);
+        assert!(resolve(init()).unwrap_err().to_string().contains("a.png is looked at"));
+        let request = resolve(Draft { width: Some(96), ..init() }).unwrap();
+        assert_eq!((request.width, request.height), (96, 64));
+        let request = init().resolve(&DEFAULTS, |_| Ok((30, 90))).unwrap();
+        assert_eq!((request.width, request.height), (32, 96));
+    }
+
+    #[test]
+    fn what_is_valid_together_is_complete_or_absent() {
+        let resolve = |draft: Draft| draft.over(prompt()).resolve(&DEFAULTS, |_| Ok((64, 64)));
+        let init = || Draft { init: Some("a.png".into()), ..Draft::default() };
+        let strength = |draft| resolve(draft).unwrap().init.unwrap().strength;
+        assert_eq!(strength(init()), 0.75);
+        assert_eq!(strength(Draft { mask: Some("m.png".into()), ..init() }), 1.0);
+        let hires = resolve(Draft { hires: Some(1.5), ..Draft::default() }).unwrap().hires.unwrap();
+        assert_eq!(hires, Hires { scale: 1.5, steps: 20, strength: 0.7 });
+        let refused = |draft| resolve(draft).unwrap_err().to_string();
+        let message = refused(Draft { strength: Some(0.5), ..Draft::default() });
+        assert_eq!(message, "strength has no meaning without a picture to start from (init)");
+        let message = refused(Draft { hires_steps: Some(5), ..Draft::default() });
+        assert_eq!(message, "hires steps have no meaning without hires, the scale of the second pass");
+        let message = refused(Draft { hires: Some(2.0), ..init() });
+        assert!(message.starts_with("hires has no meaning with a picture"), "{message}");
+    }
+
+    #[test]
+    fn a_request_and_its_draft_are_the_same_text() {
+        let draft = Draft { hires: Some(1.5), lora: Some(vec!["a:0.5".parse().unwrap()]), ..prompt() };
+        let request = draft.resolve(&DEFAULTS, no_picture).unwrap();
+        let json = serde_json::to_string(&request).unwrap();
+        let read: Draft = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), json);
+        assert_eq!(read.resolve(&DEFAULTS, no_picture).unwrap(), request);
     }
 }

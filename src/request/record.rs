@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Draft, Precision, Request, UsedFile, parse_parameters, print_parameters};
+use super::files::UsedFile;
+use super::names::Precision;
+use super::parameters::{Parameters, parse_parameters, print_parameters};
+use super::table::{Draft, Request};
 
 /// The text chunk that AUTOMATIC1111 and most viewers read.
 pub const PARAMETERS_KEYWORD: &str = "parameters";
@@ -53,7 +56,7 @@ pub enum Embedded {
     /// Made by pochade.
     Record(Record<Draft>),
     /// Made by AUTOMATIC1111 or a program that writes as it does.
-    Parameters(super::Parameters),
+    Parameters(Parameters),
 }
 
 impl Embedded {
@@ -101,8 +104,7 @@ impl Embedded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Defaults;
-    use crate::request::{Rng, Sampler, Schedule};
+    use crate::request::{Defaults, Rng, Sampler, Schedule};
 
     fn record() -> Record<Request> {
         Record {

@@ -6,7 +6,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::{Run, lambda};
+use super::run::{Run, lambda};
 
 /// The clean latents found at an earlier step, and that step's lambda.
 struct Earlier {

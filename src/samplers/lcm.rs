@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::Run;
+use super::run::Run;
 
 /// The clean latents' assumed standard deviation, and the factor on timesteps that distillation used.
 const SIGMA_DATA: f64 = 0.5;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use pochade::checkpoint::{Checkpoint, check_header};
 use pochade::networks::config::{ClipConfig, UnetConfig, VaeConfig};
+use pochade::picture_in::size_of;
 use pochade::png::read_header;
 use pochade::request::list::{Format, List};
 use pochade::request::{
-    Draft, Embedded, Lora, Precision, PromptSyntax, Record, Request, Resize, Rng, Sampler, Schedule,
+    Draft, Embedded, Init, Lora, Precision, PromptSyntax, Record, Request, Resize, Rng, Sampler, Schedule,
     parse_parameters, print_parameters,
 };
 use pochade::schedule::{NoiseSchedule, SchedulerConfig};
@@ -240,7 +241,7 @@ prop_compose! {
             clip_skip: Some(clip_skip),
             ..Draft::default()
         };
-        draft.resolve(&Checkpoint::synthetic_sd15().defaults()).unwrap()
+        draft.resolve(&Checkpoint::synthetic_sd15().defaults(), size_of).unwrap()
     }
 }
 
@@ -261,9 +262,12 @@ prop_compose! {
             lora_dir: folders.0.map(PathBuf::from),
             embedding: embedding.into_iter().map(PathBuf::from).collect(),
             embedding_dir: folders.1.map(PathBuf::from),
-            init: init.as_ref().map(|(path, ..)| path.into()),
-            strength: init.as_ref().map(|(_, strength, _)| *strength),
-            resize: init.map(|(.., resize)| resize),
+            init: init.map(|(path, strength, resize)| Init {
+                picture: path.into(),
+                mask: None,
+                strength,
+                resize,
+            }),
             ..carried
         }
     }
@@ -273,7 +277,7 @@ proptest! {
     #[test]
     fn a_record_says_exactly_its_request(request in request()) {
         let text = serde_json::to_string(&request).unwrap();
-        prop_assert_eq!(&serde_json::from_str::<Request>(&text).unwrap(), &request);
+        prop_assert_eq!(serde_json::from_str::<Draft>(&text).unwrap(), Draft::from(request.clone()));
         let record = Record {
             tiled: false,
             version: "1".into(),

@@ -4,7 +4,7 @@ use pochade::checkpoint::Defaults;
 use pochade::layers::{Backend, Params};
 use pochade::networks::{taesd, vae};
 use pochade::prompt::Tokenizer;
-use pochade::request::{Precision, Request, Schedule};
+use pochade::request::{Defaults, Precision, Request, Schedule};
 
 use crate::support::comparison::{assert_close, distance};
 use crate::support::models::{

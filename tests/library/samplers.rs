@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use pochade::noise::NoiseSource;
 use pochade::request::{Rng, Sampler, Schedule};
-use pochade::samplers::{Progress, Run, Trajectory, num_model_calls, sample};
+use pochade::samplers::{Progress, Run, Trajectory, sample};
 use pochade::schedule::{BetaSchedule, NoiseSchedule, Prediction, SchedulerConfig};
 
 use crate::support::comparison::{assert_close, distance, largest};
@@ -80,7 +80,7 @@ fn samplers_equal_diffusers() -> Result<()> {
             let (latents, calls) = walk(&noise_schedule, sampler, eta, &trajectory, None)?;
             let error = distance(&latents.flatten_all()?, &expected.get(row)?).relative();
             assert!(error < 5e-5, "{name}, {steps} steps: relative error {error:e}");
-            assert_eq!(calls, num_model_calls(sampler, steps.parse()?), "{name}, {steps} steps");
+            assert_eq!(calls, sampler.model_calls(steps.parse()?), "{name}, {steps} steps");
             (checked, worst) = (checked + 1, worst.max(error));
         }
     }
@@ -201,7 +201,7 @@ fn every_sampler_works_with_every_schedule_and_number_of_steps() -> Result<()> {
             let (latents, calls) = walk(&noise_schedule, sampler, 1.0, &trajectory, None)?;
             let largest = largest(&latents);
             assert!(largest < 50.0, "{name}: latents reach {largest}");
-            assert_eq!(calls, num_model_calls(sampler, steps), "{name}");
+            assert_eq!(calls, sampler.model_calls(steps), "{name}");
         }
         let steps_0 = Trajectory::new(&noise_schedule, sampler, spacing, 0);
         let steps_1001 = Trajectory::new(&noise_schedule, sampler, spacing, 1001);

@@ -53,7 +53,8 @@ fn the_second_pass_starts_from_the_first_ones_latents_enlarged() {
     let mut pipeline = pipeline(&model);
     let first = generate(&mut pipeline, &request(&checkpoint, None));
     let both = request(&checkpoint, Some(1.5));
-    assert_eq!(Hires::of(&both), Some(Hires { width: 96, height: 72, steps: 7, strength: 0.7 }));
+    assert_eq!(both.hires, Some(Hires { scale: 1.5, steps: 7, strength: 0.7 }));
+    assert_eq!(both.final_size(), (96, 72));
     let mut shapes = Shapes::default();
     let large = pipeline.generate(&both, &mut shapes).unwrap();
     assert_eq!((large.rgb.dimensions(), first.rgb.dimensions()), ((96, 72), (64, 48)));

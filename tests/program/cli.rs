@@ -1,9 +1,8 @@
 //! The command line on the binary: help, exit codes and every kind of input that is refused.
 
 use image::RgbImage;
-use pochade::checkpoint::Defaults;
 use pochade::png;
-use pochade::request::{PARAMETERS_KEYWORD, Precision, Record, Request, Rng, Sampler, Schedule};
+use pochade::request::{Defaults, PARAMETERS_KEYWORD, Precision, Record, Request, Rng, Sampler, Schedule};
 use serde_json::Value;
 
 use crate::support::sandbox::{Left, Sandbox};

@@ -107,7 +107,7 @@ pub fn reference_draft() -> Draft {
 }
 
 pub fn resolve(draft: Draft, checkpoint: &Checkpoint) -> Request {
-    draft.resolve(&checkpoint.defaults()).unwrap()
+    draft.resolve(&checkpoint.defaults(), pochade::picture_in::size_of).unwrap()
 }
 
 /// Ready to be computed with on this CPU.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueHint};
 
 use super::shard::Shard;
-use crate::cli::args::{ComputeArgs, PictureArgs, TalkArgs};
+use crate::cli::args::compute::ComputeArgs;
+use crate::cli::args::picture::PictureArgs;
+use crate::cli::args::talk::TalkArgs;
 
 /// The file names of a list's pictures.
 pub const DEFAULT_NAME: &str = "{index:05}-{slug}.png";

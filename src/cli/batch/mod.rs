@@ -46,12 +46,12 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let session = Session::open(&args.list.compute, None, &printer)?;
     session.announce(&printer, None);
     let mut pipeline = session.pipeline(Residency::Kept);
-    let drawn = match args.list.picture.seed {
+    let drawn = match args.list.picture.seed() {
         Some(_) => None,
         // Half of the range, so that no list's last seed leaves 32 bits.
         None => Some(request::drawn_seed().or_exit(Exit::PictureFailed)? >> 1),
     };
-    let base_seed = args.list.picture.seed.or(drawn).unwrap_or_default();
+    let base_seed = args.list.picture.seed().or(drawn).unwrap_or_default();
     let planner = Planner::new(&session, &args.list, base_seed, place);
 
     let footprint = session.model.footprint();

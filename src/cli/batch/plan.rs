@@ -3,18 +3,19 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::args::ListArgs;
 use super::place::Place;
 use super::shard::Shard;
-use crate::checkpoint::Defaults;
 use crate::cli::exit::Failure;
 use crate::cli::session::Session;
 use crate::cli::slug::slug;
 use crate::cli::template::Values;
 use crate::files;
+use crate::picture_in::Pictures;
 use crate::request::list::{Fault, Item};
-use crate::request::{Draft, Request};
+use crate::request::{Defaults, Draft, Request};
 
 /// As many problems of a list are shown.
 const SHOWN: usize = 20;
@@ -38,6 +39,8 @@ pub struct Planner<'a> {
     /// The seed of the first item, if that has none; the next one's is one more.
     pub base_seed: u64,
     pub place: Place<'a>,
+    /// Those that items start from.
+    pub pictures: Arc<Pictures>,
     /// As part of a file name.
     pub model: String,
 }
@@ -50,6 +53,7 @@ impl<'a> Planner<'a> {
             flags: Draft { seed: None, ..args.picture.draft() },
             base_seed,
             place,
+            pictures: session.pictures.clone(),
             model: slug(session.name()),
         }
     }
@@ -67,7 +71,8 @@ impl<'a> Planner<'a> {
             let seed = self.base_seed.checked_add(index);
             draft.seed = Some(seed.ok_or("its seed, --seed and its index together, is too large")?);
         }
-        let request = draft.resolve(&self.defaults).map_err(|error| format!("{error:#}"))?;
+        let request = draft.resolve(&self.defaults, |path| self.pictures.size(path));
+        let request = request.map_err(|error| format!("{error:#}"))?;
         let values = Values {
             seed: request.seed,
             index: index + 1,
@@ -239,6 +244,7 @@ mod tests {
             flags: Draft { steps: Some(5), ..Draft::default() },
             base_seed: 100,
             place: Place::new(Path::new("out"), pattern, false).unwrap(),
+            pictures: Arc::default(),
             model: "pocket".to_owned(),
         }
     }

@@ -6,13 +6,14 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::super::exit::{Exit, Failure, OrExit};
-use super::super::info::table;
 use super::super::model::{Choice, Rule, Source};
 use super::super::printer;
+use super::super::table::table;
 use super::args::ShowArgs;
 use super::{bytes, size};
-use crate::checkpoint::{Checkpoint, Component, Defaults, TensorSet};
+use crate::checkpoint::{Checkpoint, Component, TensorSet};
 use crate::hub;
+use crate::request::Defaults;
 
 /// A model, as `--json` prints it.
 #[derive(Debug, Serialize)]

@@ -1,16 +1,14 @@
-//! Lists of requests, one per line: JSONL whose keys are the long flags, or plain prompts; drawing is elsewhere.
+//! Lists of requests, one a line: JSONL whose keys are the long flags, or a prompt per line.
 
-use std::collections::BTreeMap;
+mod keys;
+
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
-
-use super::Draft;
+use super::table::Draft;
+use keys::Keys;
 
 /// The longest line that is read, in bytes: far more than any text encoder takes.
 pub const MAX_LINE: usize = 1 << 20;
@@ -160,7 +158,7 @@ impl<R: BufRead> List<R> {
                 Ok(Some(Item { draft, ..item }))
             }
             Format::Jsonl => {
-                let (draft, id, output) = parse(text)?;
+                let Keys { draft, id, output, .. } = Keys::parse(text)?;
                 Ok(Some(Item { draft, id, output, ..item }))
             }
         }
@@ -188,133 +186,6 @@ impl<R: BufRead> Iterator for List<R> {
             }
         }
         None
-    }
-}
-
-/// A JSON object in which no key comes twice.
-struct Object(BTreeMap<String, Value>);
-
-impl<'de> Deserialize<'de> for Object {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Object;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object such as {\"prompt\": \"a red apple\"}")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Object, A::Error> {
-                let mut object = BTreeMap::new();
-                while let Some((key, value)) = access.next_entry::<String, Value>()? {
-                    if object.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!("key '{key}' comes twice")));
-                    }
-                    object.insert(key, value);
-                }
-                Ok(Object(object))
-            }
-        }
-        deserializer.deserialize_map(Keys)
-    }
-}
-
-/// The draft, `id` and `output` of one JSON object.
-fn parse(text: &str) -> Result<(Draft, Option<String>, Option<String>), String> {
-    let Object(keys) = serde_json::from_str(text).map_err(|error| plain(&error))?;
-    let mut fields = serde_json::Map::new();
-    let (mut id, mut output) = (None, None);
-    let mut wrong = Vec::new();
-    for (key, value) in keys {
-        if let Err(message) = read_key(&key, value, &mut fields, &mut id, &mut output) {
-            wrong.push(format!("key '{key}': {message}"));
-        }
-    }
-    if !wrong.is_empty() {
-        return Err(wrong.join("; "));
-    }
-    match Draft::deserialize(Value::Object(fields.clone())) {
-        Ok(draft) => Ok((draft, id, output)),
-        // serde names the value that is wrong, not its key: each is tried on its own.
-        Err(error) => Err(fields
-            .into_iter()
-            .filter_map(|(field, value)| {
-                let alone = Value::Object([(field.clone(), value)].into_iter().collect());
-                Draft::deserialize(alone).err().map(|error| wrong_field(&field, &error))
-            })
-            .reduce(|all, message| format!("{all}; {message}"))
-            .unwrap_or_else(|| plain(&error))),
-    }
-}
-
-fn read_key(
-    key: &str,
-    value: Value,
-    fields: &mut serde_json::Map<String, Value>,
-    id: &mut Option<String>,
-    output: &mut Option<String>,
-) -> Result<(), String> {
-    let field = match key {
-        "id" | "output" => {
-            let text = match value {
-                Value::Null => None,
-                Value::String(text) if !text.is_empty() => Some(text),
-                // Tables are often numbered.
-                Value::Number(number) if key == "id" && number.is_u64() => Some(number.to_string()),
-                _ => return Err("expected a text that is not empty".to_owned()),
-            };
-            *(if key == "id" { id } else { output }) = text;
-            return Ok(());
-        }
-        "size" => {
-            let sides = value
-                .as_str()
-                .and_then(super::parse_size)
-                .ok_or("expected WIDTHxHEIGHT, e.g. \"512x768\"")?;
-            insert(fields, "width", sides.0.into())?;
-            return insert(fields, "height", sides.1.into());
-        }
-        "negative" => "negative_prompt".to_owned(),
-        "cfg" => "guidance_scale".to_owned(),
-        _ => key.replace('-', "_"),
-    };
-    insert(fields, &field, value)
-}
-
-fn insert(fields: &mut serde_json::Map<String, Value>, field: &str, value: Value) -> Result<(), String> {
-    if fields.contains_key(field) {
-        return Err(format!("the {} is given twice", flag(field)));
-    }
-    fields.insert(field.to_owned(), value);
-    Ok(())
-}
-
-/// A field of the draft under the name its flag has.
-fn flag(field: &str) -> String {
-    match field {
-        "negative_prompt" => "negative".to_owned(),
-        "guidance_scale" => "cfg".to_owned(),
-        _ => field.replace('_', "-"),
-    }
-}
-
-fn wrong_field(field: &str, error: &serde_json::Error) -> String {
-    let message = plain(error);
-    if !message.starts_with("unknown field") {
-        return format!("key '{}': {message}", flag(field));
-    }
-    // serde names the accepted fields in the order they are declared.
-    let known: Vec<String> = message.split('`').skip(3).step_by(2).map(flag).collect();
-    format!("unknown key '{}' (one of: {}, size, id, output)", flag(field), known.join(", "))
-}
-
-/// The message without the place in the line's one line.
-fn plain(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.rsplit_once(" at line 1 column ") {
-        Some((message, column)) if column != "0" => format!("{message} (column {column})"),
-        Some((message, _)) => message.to_owned(),
-        None => text,
     }
 }
 

@@ -1,0 +1,135 @@
+//! Picture files that have been read, kept for the requests that share them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::Result;
+
+use super::read::{Decoded, Opened};
+
+/// The most bytes of pixels that are kept: 22 megapixels. A larger picture is read again each time.
+const MAX_KEPT: usize = 64 << 20;
+
+/// Reads pictures, each once as long as its file stays the same and few enough others come in between.
+#[derive(Default)]
+pub struct Pictures {
+    /// The one used last is the last.
+    kept: Mutex<Vec<Kept>>,
+}
+
+struct Kept {
+    path: PathBuf,
+    stamp: Stamp,
+    decoded: Arc<Decoded>,
+}
+
+/// Tells whether a file has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    modified: SystemTime,
+}
+
+impl Pictures {
+    /// Width and height of a picture file, upright.
+    ///
+    /// # Errors
+    /// Names the file, and says what is wrong with it.
+    pub fn size(&self, path: &Path) -> Result<(u32, u32)> {
+        let stamp = Stamp::of(path);
+        if let Some(decoded) = self.find(path, stamp) {
+            return Ok(decoded.rgb.dimensions());
+        }
+        let opened = Opened::read(path)?;
+        let (width, height) = opened.dimensions()?;
+        // Who asks for the size is about to ask for the pixels.
+        if 3 * width as usize * height as usize <= MAX_KEPT {
+            self.keep(path, stamp, &Arc::new(opened.decode()?));
+        }
+        Ok((width, height))
+    }
+
+    /// # Errors
+    /// Names the file, and says what is wrong with it.
+    pub(super) fn read(&self, path: &Path) -> Result<Arc<Decoded>> {
+        let stamp = Stamp::of(path);
+        if let Some(decoded) = self.find(path, stamp) {
+            return Ok(decoded);
+        }
+        let decoded = Arc::new(Opened::read(path)?.decode()?);
+        self.keep(path, stamp, &decoded);
+        Ok(decoded)
+    }
+
+    fn find(&self, path: &Path, stamp: Option<Stamp>) -> Option<Arc<Decoded>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|kept| kept.path == path && Some(kept.stamp) == stamp)?;
+        kept[at..].rotate_left(1);
+        kept.last().map(|kept| kept.decoded.clone())
+    }
+
+    /// Keeps `decoded` in the place of what the file was before and of those used longest ago.
+    fn keep(&self, path: &Path, stamp: Option<Stamp>, decoded: &Arc<Decoded>) {
+        let Some(stamp) = stamp.filter(|_| decoded.rgb.as_raw().len() <= MAX_KEPT) else { return };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|kept| kept.path != path);
+        kept.push(Kept { path: path.to_owned(), stamp, decoded: decoded.clone() });
+        let mut bytes: usize = kept.iter().map(|kept| kept.decoded.rgb.as_raw().len()).sum();
+        while bytes > MAX_KEPT {
+            bytes -= kept.remove(0).decoded.rgb.as_raw().len();
+        }
+    }
+}
+
+impl Stamp {
+    /// None where the system does not tell; such a file is read each time.
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = path.metadata().ok()?;
+        Some(Self { length: metadata.len(), modified: metadata.modified().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{Rgb, RgbImage};
+
+    use super::*;
+
+    #[test]
+    fn a_shared_picture_is_read_once_and_a_changed_one_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let save = |width| RgbImage::from_pixel(width, 8, Rgb([1, 2, 3])).save(&path).unwrap();
+        save(16);
+        let pictures = Pictures::default();
+        assert_eq!(pictures.size(&path).unwrap(), (16, 8));
+        let first = pictures.read(&path).unwrap();
+        assert!(Arc::ptr_eq(&first, &pictures.read(&path).unwrap()));
+        assert_eq!(pictures.kept.lock().unwrap().len(), 1);
+        save(1024);
+        assert_eq!(pictures.read(&path).unwrap().rgb.dimensions(), (1024, 8));
+        assert_eq!(pictures.kept.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_bound_and_what_was_used_last_stays() {
+        let decoded = |side| {
+            let rgb = RgbImage::new(side, side);
+            let hash = String::new();
+            let fingerprint = crate::files::Fingerprint { whole: hash.clone(), data: hash };
+            Arc::new(Decoded { rgb, fingerprint })
+        };
+        let stamp = Some(Stamp { length: 1, modified: SystemTime::UNIX_EPOCH });
+        let pictures = Pictures::default();
+        let has = |name: &str| pictures.find(Path::new(name), stamp).is_some();
+        // 27 megabytes each: two fit.
+        pictures.keep(Path::new("a"), stamp, &decoded(3000));
+        pictures.keep(Path::new("b"), stamp, &decoded(3000));
+        assert!(has("b") && has("a"));
+        pictures.keep(Path::new("c"), stamp, &decoded(3000));
+        assert!(has("a") && has("c") && !has("b"));
+        pictures.keep(Path::new("too large"), stamp, &decoded(4730));
+        assert!(has("a") && has("c") && !has("too large"));
+    }
+}
