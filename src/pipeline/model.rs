@@ -14,7 +14,7 @@ use crate::picture_in::{PictureIn, Pictures};
 use crate::pipeline::footprint::Footprint;
 use crate::pipeline::tiling::Tile;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
-use crate::request::{Hires, Precision, Request};
+use crate::request::{Precision, Request};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
 
 /// Where and in which numbers a model runs.
@@ -188,8 +188,7 @@ impl Model {
     /// When the request's pictures are not made of whole latents.
     pub(super) fn check_size(&self, request: &Request) -> Result<()> {
         let factor = self.factor();
-        let refined = Hires::of(request).map(|hires| (hires.width, hires.height));
-        for (width, height) in [Some((request.width, request.height)), refined].into_iter().flatten() {
+        for (width, height) in [(request.width, request.height), request.final_size()] {
             ensure!(
                 width.is_multiple_of(factor) && height.is_multiple_of(factor),
                 "'{}' draws pictures whose sides are multiples of {factor}, which {width}x{height} are not",

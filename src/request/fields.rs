@@ -132,6 +132,9 @@ impl<Request, Draft> Row<Request, Draft> {
 ///
 /// `also` adds another spelling of the row above; `together` makes a type whose first row has no default, because
 /// without it there is none of the others. Each of its rows has two names: in JSON and in the type.
+///
+/// A record holds every field but the empty lists, the `Option`s and what belongs together: give what few requests
+/// name one of these types, and other pictures' bytes stay what they are.
 macro_rules! request_fields {
     (
         each {

@@ -17,7 +17,7 @@ named_enum!(
     Resize, "resize", {
         /// Scaled to cover it; what hangs over on both sides is cut off.
         Crop = "crop",
-        /// Scaled to lie within it; the rest is filled with the colours of the nearest edge.
+        /// Scaled to lie within it; the rest is filled with the colors of the nearest edge.
         Fit = "fit",
         /// Scaled to its width and height, whatever becomes of the shape.
         Stretch = "stretch",

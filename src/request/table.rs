@@ -250,7 +250,7 @@ request_fields! {
             info: "mask",
         };
 
-        /// How far to go from it: the share of the steps that are taken. Of a picture enough is kept to recognise
+        /// How far to go from it: the share of the steps that are taken. Of a picture enough is kept to recognize
         /// it; under a mask nothing has to be kept.
         strength as strength: f64 = |basis| if basis.masked { 1.0 } else { 0.75 }, {
             limits: |request| match &request.init {
@@ -272,7 +272,7 @@ request_fields! {
             help: "How --init and --mask are brought to the size: crop, fit (edges continue), stretch [default: \
                    crop]",
             more: "crop covers the size and cuts off what hangs over; fit lies within it and fills the rest with \
-                   the colours of the nearest edge; stretch ignores the shape.",
+                   the colors of the nearest edge; stretch ignores the shape.",
             tells_names: true,
             info: "resize",
         };
@@ -343,5 +343,27 @@ mod tests {
         assert_eq!(keys.len(), FIELDS.len());
         let flags: Vec<&str> = FIELDS.iter().filter_map(Field::long).collect();
         assert_eq!(flags.iter().collect::<BTreeSet<_>>().len(), flags.len());
+    }
+
+    #[test]
+    fn every_row_can_be_read() {
+        for field in FIELDS {
+            let named = field.long().is_some() && field.value_name().is_some() && !field.help.is_empty();
+            assert!(field.flag.is_empty() || named, "{}: {}", field.key, field.flag);
+            let Parameter { names, absent, .. } = field.parameter;
+            for text in names.iter().map(|(ours, _)| *ours).chain(absent) {
+                let mut draft = Draft::default();
+                assert_eq!((field.set)(&mut draft, text.as_ref()), Ok(()), "{}", field.key);
+                assert_eq!((field.get)(&draft).as_deref(), Some(text), "{}", field.key);
+            }
+            assert!(!field.covers.is_empty(), "{} sets nothing", field.key);
+        }
+        let flags = |key: &str| FIELDS.iter().find(|field| field.key == key).unwrap();
+        let width = flags("width");
+        assert_eq!(
+            (width.short(), width.long(), width.value_name()),
+            (Some('W'), Some("width"), Some("PIXELS"))
+        );
+        assert_eq!((flags("prompt").long(), flags("steps").short()), (None, None));
     }
 }

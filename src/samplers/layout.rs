@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::list::{End, Sampler};
+use super::solvers::{End, Sampler};
 use super::spacing::{Convention, Schedule, Spacing};
 use super::trajectory::Trajectory;
 use crate::schedule::NoiseSchedule;

@@ -1,30 +1,23 @@
-//! Solvers that walk from noise to latents, one file per family; `list` names them all.
+//! Solvers that walk from noise to latents, one file per family; `solvers` lists them all.
 //!
 //! All of them work on `x = clean + sigma * noise` (Karras et al. 2022), whatever their paper's notation:
 //! there a step is a few multiplications by sigmas, and the alphas of Ho et al. 2020 appear only where the
 //! network is called.
 //!
-//! Another sampler is a function in a file of its own and a row in `list`; another schedule is a row in `spacing`.
+//! Another sampler is a file in `solvers` and a row in the list there; another schedule is a row in `spacing`.
 
-mod dpm_solver;
-mod euler;
-mod heun;
 mod layout;
-mod lcm;
-mod list;
-mod lms;
-mod plms;
 mod run;
+mod solvers;
 mod spacing;
 mod trajectory;
-mod unipc;
 
 use anyhow::Result;
 use candle_core::Tensor;
 
-pub use list::Sampler;
-use list::Walk;
 pub use run::{Model, OnStep, Progress, Run};
+pub use solvers::Sampler;
+use solvers::Walk;
 pub use spacing::Schedule;
 pub use trajectory::Trajectory;
 

@@ -23,7 +23,7 @@ fn estimated(checkpoint: &Checkpoint, precision: Precision, side: usize) -> u64 
     let vae = VaeConfig::parse(&configs.vae).unwrap();
     let (prompt, seed) = (Some("x".to_owned()), Some(1));
     let draft = Draft { prompt, seed, width: Some(side), height: Some(side), ..Draft::default() };
-    let request = draft.resolve(&checkpoint.defaults()).unwrap();
+    let request = draft.resolve(&checkpoint.defaults(), pochade::picture_in::size_of).unwrap();
     Footprint::new(checkpoint, &clip, unet, vae, precision).peak(&request, Series::One)
 }
 

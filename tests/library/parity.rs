@@ -1,6 +1,5 @@
 //! Each network and the whole pipeline against diffusers' outputs for the same f16 weights.
 
-use pochade::checkpoint::Defaults;
 use pochade::layers::{Backend, Params};
 use pochade::networks::{taesd, vae};
 use pochade::prompt::Tokenizer;

@@ -37,8 +37,8 @@ pub fn parse_parameters(text: &str) -> Parameters {
     // What a text leaves out had AUTOMATIC1111's own default.
     for field in FIELDS {
         if let Some(absent) = field.parameter.absent {
-            let read = (field.set)(&mut parameters.draft, absent.as_ref());
-            debug_assert!(read.is_ok(), "{} has an odd default", field.key);
+            // The table's own test reads each of them.
+            let _ = (field.set)(&mut parameters.draft, absent.as_ref());
         }
     }
     let value =

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::{Run, lambda};
+use crate::samplers::run::{Run, lambda};
 
 /// One finished prediction: where it started, and the clean latents found there.
 struct Earlier {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::Run;
+use crate::samplers::run::Run;
 
 /// Pseudo linear multistep (Liu et al. 2022), its first step corrected by a second network call (as in latent
 /// diffusion's `plms.py`).

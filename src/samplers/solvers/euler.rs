@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::{Run, to_d};
+use crate::samplers::run::{Run, to_d};
 
 /// Euler's method (Karras et al. 2022, algorithm 1 without correction).
 ///

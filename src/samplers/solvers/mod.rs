@@ -1,15 +1,22 @@
-//! The list of samplers: all that tells one from another; the solvers it names live in files of their own.
+//! The list of samplers: all that tells one from another; the solvers live beside it.
+
+mod dpm_solver;
+mod euler;
+mod heun;
+mod lcm;
+mod lms;
+mod plms;
+mod unipc;
 
 use anyhow::Result;
 use candle_core::Tensor;
 
 use super::run::Run;
 use super::spacing::{Convention, Schedule};
-use super::{dpm_solver, euler, heun, lcm, lms, plms, unipc};
 use crate::named_enum::named_enum;
 
 /// What there is to know of a sampler.
-pub(super) struct SamplerFacts {
+pub(in crate::samplers) struct SamplerFacts {
     /// AUTOMATIC1111's name; it has no DDPM and no deterministic 2S, so these follow its style.
     pub automatic1111: &'static str,
     /// What AUTOMATIC1111 runs it with unless told otherwise; three run over even timesteps whatever it is told.
@@ -26,7 +33,7 @@ pub(super) struct SamplerFacts {
 
 /// Where the last step ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(in crate::samplers) enum End {
     /// Free of noise.
     Clean,
     /// At the noise of timestep 0, unless the model's configuration says otherwise.
@@ -35,7 +42,7 @@ pub(super) enum End {
 
 /// The solver: from latents at the first noise level to those at the last.
 #[derive(Clone, Copy)]
-pub(super) enum Walk {
+pub(in crate::samplers) enum Walk {
     Plain(fn(&mut Run<'_>, Tensor) -> Result<Tensor>),
     /// One that takes DDIM's eta: its share of fresh noise.
     WithEta(fn(&mut Run<'_>, Tensor, f64) -> Result<Tensor>),
@@ -50,7 +57,7 @@ macro_rules! samplers {
         );
 
         impl Sampler {
-            pub(super) fn facts(self) -> SamplerFacts {
+            pub(in crate::samplers) fn facts(self) -> SamplerFacts {
                 match self { $(Self::$sampler => SamplerFacts { $($fact: $value,)+ },)+ }
             }
         }

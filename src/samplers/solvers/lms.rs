@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::{Run, to_d};
+use crate::samplers::run::{Run, to_d};
 
 const ORDER: usize = 4;
 

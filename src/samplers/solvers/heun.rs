@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::{Run, to_d};
+use crate::samplers::run::{Run, to_d};
 
 /// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends of the step; Euler's method down to
 /// sigma 0.

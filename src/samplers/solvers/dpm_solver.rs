@@ -6,7 +6,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::{Run, lambda};
+use crate::samplers::run::{Run, lambda};
 
 /// The clean latents found at an earlier step, and that step's lambda.
 struct Earlier {

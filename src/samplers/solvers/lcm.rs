@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::run::Run;
+use crate::samplers::run::Run;
 
 /// The clean latents' assumed standard deviation, and the factor on timesteps that distillation used.
 const SIGMA_DATA: f64 = 0.5;
