@@ -1,6 +1,6 @@
 //! Enums whose variants have one spelling each, shared by flags, JSON and messages.
 
-/// An enum declared by [`named_enum!`].
+/// An enum that `named_enum!` declared.
 pub trait Named: Copy + std::fmt::Display + std::str::FromStr<Err = anyhow::Error> {
     const NAMES: &'static [&'static str];
 }

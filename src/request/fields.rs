@@ -25,7 +25,7 @@ pub struct Row<Request, Draft> {
     pub more: &'static str,
     /// Left out of the short help.
     pub seldom: bool,
-    /// Whether help leaves listing the names it takes to its own words.
+    /// Whether `help` tells the names it takes, so that they are not listed once more.
     pub tells_names: bool,
     /// Fails with a message that names the field and what would be accepted.
     pub limits: fn(&Request) -> Result<()>,
