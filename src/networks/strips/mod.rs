@@ -50,9 +50,9 @@ impl Network {
     pub fn forward_in_strips(&self, input: &Tensor, strips: Strips) -> Result<Tensor> {
         let (batch, _, height, width) = input.dims4()?;
         ensure!(batch == 1, "strips are of one map, not of {batch}");
-        let (all, large) = (self.graph().operations().len(), self.graph().large());
+        let (all, large) = (self.graph().layers(0..self.graph().stages()), self.graph().large());
         let mut maps = self.start([self.channels_last(input)?])?;
-        self.run_layers(&mut maps, 0..large.start, Beside::default())?;
+        self.run_layers(&mut maps, all.start..large.start, Beside::default())?;
         let extents = self.graph().extents(&[Extent { batch, height, width }]);
         let plan = Plan::new(self.graph(), &extents);
         let (device, held) = (input.device(), BTreeMap::new());
@@ -62,7 +62,7 @@ impl Network {
             run.sweep(pass)?;
         }
         run.hand_over(&mut maps)?;
-        self.run_layers(&mut maps, large.end..all, Beside::default())?;
+        self.run_layers(&mut maps, large.end..all.end, Beside::default())?;
         channels_first(&self.output(maps)?)
     }
 }
