@@ -164,13 +164,14 @@ impl Gather {
                 let mut y = rows.start / out_width % out_height;
                 let mut image = rows.start / out_width / out_height;
                 for i in 0..count {
-                    for (ky, &in_y) in ys[y * kernel..][..*kernel].iter().enumerate() {
-                        for (kx, &in_x) in xs[x * kernel..][..*kernel].iter().enumerate() {
-                            table[(ky * kernel + kx) * pitch + i] = if in_y == PAD || in_x == PAD {
-                                PAD
-                            } else {
-                                ((image * in_height + in_y as usize) * in_width) as u32 + in_x
-                            };
+                    let mut entry = i;
+                    for &in_y in &ys[y * kernel..][..*kernel] {
+                        // Of padding a number that is not used.
+                        let line = (image * in_height).wrapping_add(in_y as usize).wrapping_mul(*in_width);
+                        for &in_x in &xs[x * kernel..][..*kernel] {
+                            let inside = in_y != PAD && in_x != PAD;
+                            table[entry] = if inside { line as u32 + in_x } else { PAD };
+                            entry += pitch;
                         }
                     }
                     x += 1;

@@ -203,12 +203,12 @@ impl Kernel for TransformWeights<'_> {
                 for (tap, w) in taps.iter().enumerate() {
                     g[tap / 3][tap % 3] = simd.read(w);
                 }
-                for (y, row) in transforms::weight(simd, g).iter().enumerate() {
-                    for (x, &w) in row.iter().enumerate() {
-                        let component = y * INPUT_SIDE + x;
-                        let at = first + (component * depth + d) * panel_width + vector;
+                let mut at = first + d * panel_width + vector;
+                for row in &transforms::weight(simd, g) {
+                    for &w in row {
                         // SAFETY: each task has a panel and channels of its own.
                         simd.write(unsafe { to.part(at..at + S::LANES) }, w);
+                        at += depth * panel_width;
                     }
                 }
             }
@@ -284,11 +284,12 @@ impl Kernel for TransformInput<'_> {
                     }
                 }
             }
-            for (i, row) in transforms::input(simd, d).iter().enumerate() {
-                for (j, &v) in row.iter().enumerate() {
-                    let start = (i * INPUT_SIDE + j) * block.input_stride + tile * depth;
+            let mut start = tile * depth;
+            for row in &transforms::input(simd, d) {
+                for &v in row {
                     // SAFETY: each tile has a row of its own in every component.
                     simd.write_up_to(unsafe { to.part(start + at..start + end) }, v);
+                    start += block.input_stride;
                 }
             }
             at = end;
@@ -387,15 +388,18 @@ impl Kernel for TransformOutput<'_> {
         let (height, width) = block.conv.seen_size();
         for at in (0..pitch).step_by(S::LANES) {
             let mut m = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
-            for (i, m) in m.iter_mut().enumerate() {
-                for (j, m) in m.iter_mut().enumerate() {
-                    let row = (i * INPUT_SIDE + j) * block.result_stride + tile * pitch;
-                    *m = simd.read(&results[row + at..]);
+            let mut from = tile * pitch + at;
+            for row in &mut m {
+                for m in row {
+                    *m = simd.read(&results[from..]);
+                    from += block.result_stride;
                 }
             }
-            for (i, row) in transforms::output(simd, m).iter().enumerate() {
-                for (j, &y) in row.iter().enumerate() {
-                    simd.write(&mut sums[(i * OUTPUT_SIDE + j) * pitch + at..], y);
+            let mut to = at;
+            for row in &transforms::output(simd, m) {
+                for &y in row {
+                    simd.write(&mut sums[to..], y);
+                    to += pitch;
                 }
             }
         }
