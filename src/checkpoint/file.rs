@@ -15,8 +15,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use super::entry::Entry;
 use super::gguf;
-use super::header::{Container, Entry, Header};
+use super::header::{Container, Header};
 use crate::files;
 
 /// Where the bytes of a weight file are: on disk, or part of the binary.

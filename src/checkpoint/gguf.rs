@@ -9,7 +9,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::header::{Entry, LONGEST};
+use super::entry::{Entry, LONGEST};
 
 pub const MAGIC: &[u8] = b"GGUF";
 

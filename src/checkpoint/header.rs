@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Read};
-use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::quantized::GgmlDType;
-use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use super::entry::{Entry, LONGEST};
 use super::gguf;
 
 /// The two file formats tensors come in.
@@ -18,27 +16,12 @@ pub enum Container {
     Gguf,
 }
 
-/// What a header says of one tensor.
-#[derive(Debug)]
-pub struct Entry {
-    /// U8 for values in blocks.
-    pub dtype: Dtype,
-    /// How GGUF packs values, if it does.
-    pub blocks: Option<GgmlDType>,
-    pub shape: Vec<usize>,
-    /// Of the whole file.
-    pub bytes: Range<usize>,
-}
-
 /// What a file's header says.
 pub struct Header {
     pub entries: BTreeMap<String, Entry>,
     pub metadata: HashMap<String, String>,
     pub container: Container,
 }
-
-/// Bytes of the longest header: that of SD 1.5 has 150 kB, a vocabulary adds 2 MB. Parsed, it takes ten times as much.
-pub const LONGEST: usize = 16 << 20;
 
 /// Reads the header of a file given whole, safetensors or GGUF, and returns the number of tensors in it.
 ///

@@ -1,6 +1,7 @@
 //! A model's files, whatever their format: configs, vocabulary and tensors by diffusers name; nothing is computed here.
 
 mod component;
+mod entry;
 mod export;
 mod family;
 mod file;

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::header::LONGEST;
+use super::entry::LONGEST;
 use super::tensors::{SCALE, TensorSet};
 use super::write_error::WriteError;
 use crate::files;

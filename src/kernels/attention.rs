@@ -7,9 +7,10 @@
 
 use super::isa::Isa;
 use super::math;
+use super::micro_kernel;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile::{self, TileKernel};
+use super::tile::TileKernel;
 
 /// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
 const KEY_BLOCK: usize = 64;
@@ -240,7 +241,7 @@ fn score_block<S: Simd, const MR: usize, const QV: usize>(
         }
         let zeros = [[simd.splat(0.0); QV]; MR];
         // SAFETY: each key has `head_dim` values; the queries are `head_dim` rows of `lanes`.
-        let acc = unsafe { tile::accumulate(simd, a, 1, panel.queries.as_ptr(), head_dim, zeros) };
+        let acc = unsafe { micro_kernel::accumulate(simd, a, 1, panel.queries.as_ptr(), head_dim, zeros) };
         for row in &acc {
             for v in 0..QV {
                 greatest[v] = simd.max(greatest[v], row[v]);
@@ -248,7 +249,7 @@ fn score_block<S: Simd, const MR: usize, const QV: usize>(
         }
         let to = &mut scores[first * lanes..][..MR * lanes];
         // SAFETY: `to` holds MR rows of `lanes`.
-        unsafe { tile::store(simd, to.as_mut_ptr(), lanes, acc) };
+        unsafe { micro_kernel::store(simd, to.as_mut_ptr(), lanes, acc) };
     }
     greatest
 }
@@ -308,15 +309,15 @@ fn add_values<S: Simd, const MR: usize, const QV: usize>(
         }
         let sums = &mut panel.sums[first * lanes..][..MR * lanes];
         // SAFETY: `sums` holds MR rows of `lanes`.
-        let mut acc: [[S::F; QV]; MR] = unsafe { tile::load(simd, sums.as_ptr(), lanes) };
+        let mut acc: [[S::F; QV]; MR] = unsafe { micro_kernel::load(simd, sums.as_ptr(), lanes) };
         for row in &mut acc {
             for v in 0..QV {
                 row[v] = simd.mul(row[v], decay[v]);
             }
         }
         // SAFETY: one value of each of `keys` rows, `v_stride` apart, lies in `v`; exponentials are `keys` rows.
-        acc = unsafe { tile::accumulate(simd, a, v_stride, exponentials.as_ptr(), keys, acc) };
+        acc = unsafe { micro_kernel::accumulate(simd, a, v_stride, exponentials.as_ptr(), keys, acc) };
         // SAFETY: as at the load.
-        unsafe { tile::store(simd, sums.as_mut_ptr(), lanes, acc) };
+        unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), lanes, acc) };
     }
 }

@@ -10,9 +10,10 @@ use super::blocking::{Blocks, Panels};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
+use super::micro_kernel;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile::{self, TileKernel};
+use super::tile::TileKernel;
 
 /// Input channels accumulated before the next rows: a panel of 64 columns by 128 fills most of a 48 KB L1.
 const DEPTH_BLOCK: usize = 128;
@@ -169,7 +170,7 @@ impl Block<'_> {
                     let mut acc = [[simd.splat(0.0); NV]; MR];
                     if first_depth > 0 || first_tap > 0 {
                         // SAFETY: `sums` holds MR rows of `width` = NV vectors.
-                        acc = unsafe { tile::load(simd, sums.as_ptr(), width) };
+                        acc = unsafe { micro_kernel::load(simd, sums.as_ptr(), width) };
                     }
                     for tap in first_tap..end_tap {
                         let mut a = [zeros.as_ptr(); MR];
@@ -183,10 +184,10 @@ impl Block<'_> {
                         }
                         let b = &panel_weights[(tap * depth + first_depth) * width..][..depth_len * width];
                         // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
-                        acc = unsafe { tile::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                        acc = unsafe { micro_kernel::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
                     }
                     // SAFETY: as at the load.
-                    unsafe { tile::store(simd, sums.as_mut_ptr(), width, acc) };
+                    unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), width, acc) };
                 }
             }
         }

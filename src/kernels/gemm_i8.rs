@@ -11,10 +11,11 @@ use super::byte_product::{ByteKernel, ByteProduct};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
+use super::micro_kernel;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::quantized_rows::QuantizedRows;
 use super::simd::Simd;
-use super::tile::{self, TileKernel};
+use super::tile::TileKernel;
 
 /// Inputs at most: 65536 products of 255 and 127 sum to less than 2^31.
 const MAX_DEPTH: usize = 65536;
@@ -269,7 +270,7 @@ impl Block<'_> {
                 let mut tile = [[simd.splat(0.0); NV]; MR];
                 if tap > 0 {
                     // SAFETY: `sums` holds MR rows of `width` = NV vectors.
-                    tile = unsafe { tile::load(simd, sums.as_ptr(), width) };
+                    tile = unsafe { micro_kernel::load(simd, sums.as_ptr(), width) };
                 }
                 for m in 0..MR {
                     let scale = simd.splat(scales[m]);
@@ -281,7 +282,7 @@ impl Block<'_> {
                     }
                 }
                 // SAFETY: as at the load.
-                unsafe { tile::store(simd, sums.as_mut_ptr(), width, tile) };
+                unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), width, tile) };
             }
         }
         let columns = packed.panels.columns(panel);

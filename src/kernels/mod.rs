@@ -18,6 +18,7 @@ mod gemm_f32;
 mod gemm_i8;
 mod isa;
 mod math;
+mod micro_kernel;
 mod norm;
 mod parallel;
 mod quantized_rows;

@@ -28,6 +28,30 @@ impl<'a> From<&'a Tensor> for Input<'a> {
     }
 }
 
+impl GroupNorm {
+    /// The norm of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::GroupNorm(self, input)
+    }
+
+    /// SiLU of the norm of `input`, for a layer to read.
+    pub fn silu_of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::GroupNormSilu(self, input)
+    }
+
+    /// SiLU of the norm of some rows of a map by `moments` of all of them, for a layer to read.
+    pub fn silu_of_part<'a>(&'a self, rows: &'a Tensor, moments: &'a ChannelMoments) -> Input<'a> {
+        Input::GroupNormSiluOfPart(self, rows, moments)
+    }
+}
+
+impl LayerNorm {
+    /// The norm of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::LayerNorm(self, input)
+    }
+}
+
 impl Input<'_> {
     /// The shape of the rows.
     pub(super) fn dims(&self) -> Vec<usize> {

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{Input, Params, host};
+use super::{Params, host};
 use crate::kernels::{self, ChannelMoments, Isa, RowsMut};
 
 /// Gain and offset of each channel, as the back end reads them.
@@ -47,21 +47,6 @@ impl GroupNorm {
     /// When a tensor is missing or has another shape.
     pub fn load(params: &Params, groups: usize, channels: usize, eps: f64) -> Result<Self> {
         Ok(Self { groups, eps, affine: Affine::load(params, channels)? })
-    }
-
-    /// The norm of `input`, for a layer to read.
-    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
-        Input::GroupNorm(self, input)
-    }
-
-    /// SiLU of the norm of `input`, for a layer to read.
-    pub fn silu_of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
-        Input::GroupNormSilu(self, input)
-    }
-
-    /// SiLU of the norm of some rows of a map by `moments` of all of them, for a layer to read.
-    pub fn silu_of_part<'a>(&'a self, rows: &'a Tensor, moments: &'a ChannelMoments) -> Input<'a> {
-        Input::GroupNormSiluOfPart(self, rows, moments)
     }
 
     pub(super) fn forward_part(&self, rows: &Tensor, moments: &ChannelMoments) -> Result<Tensor> {
@@ -167,11 +152,6 @@ impl LayerNorm {
     /// When a tensor is missing or has another shape.
     pub fn load(params: &Params, channels: usize, eps: f64) -> Result<Self> {
         Ok(Self { eps, affine: Affine::load(params, channels)? })
-    }
-
-    /// The norm of `input`, for a layer to read.
-    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
-        Input::LayerNorm(self, input)
     }
 
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {

@@ -11,9 +11,10 @@ use super::blocking::Panels;
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Conv2d, Padding, repeated};
 use super::isa::Isa;
+use super::micro_kernel;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
-use super::tile::{self, TileKernel};
+use super::tile::TileKernel;
 use transforms::{COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
 
 /// f32 of a block's transformed inputs or results at most, 4 MB: both stay in an L3 cache, and the
@@ -356,12 +357,12 @@ impl Multiply<'_> {
                 let mut acc = [[simd.splat(0.0); NV]; MR];
                 if first_depth > 0 {
                     // SAFETY: MR rows of `width` = NV vectors, `pitch` apart, lie there.
-                    acc = unsafe { tile::load(simd, sums, pitch) };
+                    acc = unsafe { micro_kernel::load(simd, sums, pitch) };
                 }
                 // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
-                acc = unsafe { tile::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                acc = unsafe { micro_kernel::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
                 // SAFETY: as at the load.
-                unsafe { tile::store(simd, sums, pitch, acc) };
+                unsafe { micro_kernel::store(simd, sums, pitch, acc) };
             }
         }
     }
