@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
 use super::session::{Drawn, Provenance, Session, ends_every_run};
 use super::signals::Signals;
-use super::{prompt, show};
+use super::{named_files, prompt, show};
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{DrawError, Pipeline, Residency};
 use crate::request::{Draft, Embedded, Request, UsedFile};
@@ -36,7 +36,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     }
     let preview = preview(args)?;
     let embedded = args.from.as_deref().map(read_embedded).transpose()?;
-    let draft = draft(args, embedded.as_ref())?;
+    let draft = draft(args, embedded.as_ref(), &printer)?;
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     let session = Session::open(&args.compute, embedded.as_ref(), &printer)?;
     let size_of = |path: &Path| session.pictures.size(path);
@@ -167,7 +167,7 @@ impl Run<'_> {
         let load = timings.load + if k == 0 { self.load } else { Duration::ZERO };
         let report = Report {
             path: shown(&path),
-            request: &record.request,
+            request: &request,
             model: &record.model,
             precision: record.precision,
             kernel: &record.kernel,
@@ -219,10 +219,12 @@ fn read_embedded(path: &Path) -> Result<Embedded, Failure> {
 }
 
 /// Flags over the picture given with `--from`.
-fn draft(args: &GenerateArgs, embedded: Option<&Embedded>) -> Result<Draft, Failure> {
+fn draft(args: &GenerateArgs, embedded: Option<&Embedded>, printer: &Printer) -> Result<Draft, Failure> {
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
-    Ok(Draft { prompt, ..args.picture.draft() }.over(below))
+    let flags = Draft { prompt, ..args.picture.draft() };
+    let below = named_files::find(below, &flags, printer)?;
+    Ok(flags.over(below))
 }
 
 /// The files that a run reads and is to write, which no preview may replace.

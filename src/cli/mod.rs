@@ -18,6 +18,7 @@ mod model;
 mod model_args;
 mod model_info;
 mod models;
+mod named_files;
 mod output;
 mod preview;
 mod printer;

@@ -113,7 +113,7 @@ impl Session {
         let drawn = pipeline.generate(request, progress);
         progress.finish();
         let Picture { rgb, timings, files, tiled, .. } = drawn?;
-        let record = self.provenance.record(request.clone(), files, tiled);
+        let record = self.provenance.record(request, files, tiled);
         Ok(Drawn { rgb, timings, record })
     }
 }
@@ -148,7 +148,7 @@ pub struct Provenance {
 
 impl Provenance {
     /// `files` are those beside the model that the picture was made with.
-    pub fn record(&self, request: Request, files: Vec<UsedFile>, tiled: bool) -> Record<Request> {
+    pub fn record(&self, request: &Request, files: Vec<UsedFile>, tiled: bool) -> Record<Request> {
         Record {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.model.clone(),
@@ -158,7 +158,7 @@ impl Provenance {
             device: self.device.to_owned(),
             files,
             tiled,
-            request,
+            request: request.without_folders(),
         }
     }
 }

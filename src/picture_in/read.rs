@@ -10,8 +10,10 @@ use crate::files::{self, Fingerprint};
 
 /// The largest file, in bytes.
 pub const MAX_FILE: u64 = 256 << 20;
-/// The most bytes of pixels: 89 megapixels of RGB.
+/// The most bytes of pixels as they are stored.
 pub const MAX_DECODED: u64 = 256 << 20;
+/// The most pixels, whatever their form: 192 MiB when they have become RGB.
+const MAX_PIXELS: u64 = 1 << 26;
 /// The longest side, in pixels.
 const MAX_SIDE: u32 = 1 << 15;
 
@@ -86,6 +88,11 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder> {
     reader.limits(limits);
     let decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
+    ensure!(
+        u64::from(width) * u64::from(height) <= MAX_PIXELS,
+        "{width}x{height} pixels are more than the {} million that are decoded",
+        MAX_PIXELS / 1_000_000
+    );
     ensure!(
         decoder.total_bytes() <= MAX_DECODED,
         "{width}x{height} pixels are more than the {} MiB that are decoded",

@@ -410,16 +410,16 @@ fn pictures_name_their_loras_and_are_made_again() {
     // Of the data after the header, as sd-scripts computes `sshs_model_hash`.
     assert!(text.contains("Lora hashes: \"Style: "), "no hashes");
 
-    sandbox.run(&["-m", &model, "--from", "a.png", "-o", "b.png"]).done();
+    sandbox.run(&["-m", &model, "--from", "a.png", "--lora-dir", ".", "-o", "b.png"]).done();
     assert!(std::fs::read(sandbox.join("b.png")).unwrap() == bytes);
 
     std::fs::copy(data("reference/lora_peft.safetensors"), sandbox.join("Style.safetensors")).unwrap();
-    let left = sandbox.run(&["-m", &model, "--from", "a.png", "-o", "c.png"]);
+    let left = sandbox.run(&["-m", &model, "--from", "a.png", "--lora-dir", ".", "-o", "c.png"]);
     left.done();
     assert!(left.stderr.contains("is not the file the picture was made with"), "{}", left.stderr);
     std::fs::remove_file(sandbox.join("Style.safetensors")).unwrap();
-    let left = sandbox.run(&["-m", &model, "--from", "a.png", "-o", "d.png"]);
-    left.refused(2, &["style.safetensors"]);
+    let left = sandbox.run(&["-m", &model, "--from", "a.png", "--lora-dir", ".", "-o", "d.png"]);
+    left.refused(2, &["Style.safetensors", "--lora-dir"]);
 }
 
 #[test]

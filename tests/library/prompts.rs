@@ -176,7 +176,7 @@ fn pictures_carry_the_prompts_settings() {
     let bytes = std::fs::read(sandbox.join("a.png")).unwrap();
     let text = String::from_utf8_lossy(&bytes);
     assert!(text.contains("Clip skip: 2, TI hashes: \"thing: "));
-    sandbox.run(&["-m", &model, "--from", "a.png", "-o", "b.png"]).done();
+    sandbox.run(&["-m", &model, "--from", "a.png", "--embedding-dir", ".", "-o", "b.png"]).done();
     assert!(std::fs::read(sandbox.join("b.png")).unwrap() == bytes);
     let skipping = |layers: &str| sandbox.run(&[&["a", "--clip-skip", layers][..], &quick].concat());
     skipping("5").refused(2, &["clip skip 5", "4 layers"]);

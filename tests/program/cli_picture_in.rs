@@ -113,7 +113,12 @@ fn a_picture_remembers_what_it_was_made_from() {
         header.chunks().any(|(key, text)| key == "parameters" && text.contains("Denoising strength: 0.5"))
     );
 
-    let again = |name: &str| sandbox.run(&["-m", "pocket", "--from", "out.png", "-o", name, "--force"]);
+    // A picture opens no file by itself: it may come from anyone.
+    let alone = sandbox.run(&["-m", "pocket", "--from", "out.png", "-o", "none.png"]);
+    alone.refused(2, &["'init.png'", "--init FILE"]);
+    let again = |name: &str| {
+        sandbox.run(&["-m", "pocket", "--from", "out.png", "--init", "init.png", "-o", name, "--force"])
+    };
     let left = again("again.png");
     left.done();
     assert_eq!(image::open(sandbox.join("again.png")).unwrap().into_rgb8(), first);
@@ -126,6 +131,19 @@ fn a_picture_remembers_what_it_was_made_from() {
 
     std::fs::remove_file(sandbox.join("init.png")).unwrap();
     again("none.png").refused(2, &["init.png"]);
+}
+
+#[test]
+fn a_picture_tells_no_folders() {
+    let sandbox = Sandbox::new();
+    let init = sandbox.write("init.png", &bytes(two_colours(64, 64), ImageFormat::Png));
+    let mask = sandbox.write("mask.png", &bytes(two_colours(64, 64), ImageFormat::Png));
+    let (init, mask) = (init.to_str().unwrap(), mask.to_str().unwrap());
+    let folder = sandbox.path().to_str().unwrap();
+    draw(&sandbox, &["--init", init, "--mask", mask, "--lora-dir", folder, "--embedding-dir", folder]);
+    let text = String::from_utf8_lossy(&std::fs::read(sandbox.join("out.png")).unwrap()).into_owned();
+    assert!(text.contains("\"init\":\"init.png\"") && text.contains("\"mask\":\"mask.png\""), "{text}");
+    assert!(!text.contains(folder), "{text}");
 }
 
 #[test]

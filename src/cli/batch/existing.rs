@@ -46,7 +46,7 @@ pub fn look(path: &Path, request: &Request, files: &[UsedFile], provenance: &Pro
     if record.files != files {
         return Existing::Other("was made with other LoRA or embedding files".to_owned());
     }
-    if record.request != Draft::from(request.clone()) {
+    if record.request != Draft::from(request.without_folders()) {
         return Existing::Other("was made from another request".to_owned());
     }
     Existing::Same
