@@ -24,7 +24,10 @@ pub struct Cache {
 pub struct Repository {
     id: ModelId,
     layout: hf_hub::Cache,
+    /// Of all repositories.
+    cache: PathBuf,
     folder: PathBuf,
+    /// Below the cache's folder.
     locks: PathBuf,
 }
 
@@ -48,8 +51,9 @@ impl Cache {
         Repository {
             id: id.clone(),
             layout: hf_hub::Cache::new(self.folder.clone()),
+            cache: self.folder.clone(),
             folder: self.folder.join(&name),
-            locks: self.folder.join(".locks").join(name),
+            locks: Path::new(".locks").join(name),
         }
     }
 
@@ -107,7 +111,7 @@ impl Repository {
         if is_commit(self.id.revision()) {
             return Ok(());
         }
-        write_whole(&self.folder.join("refs").join(self.id.revision()), commit.as_bytes())
+        write_whole(&self.folder, &Path::new("refs").join(self.id.revision()), commit.as_bytes())
     }
 
     /// Makes `name` in a snapshot stand for the content of `hash`: a relative link as Python's tools make it,
@@ -118,7 +122,7 @@ impl Repository {
     pub fn link(&self, commit: &str, name: &str, hash: &str) -> Result<()> {
         let path = self.snapshot(commit).join(name);
         let folder = path.parent().unwrap_or(&path);
-        fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
+        make_folders(&self.folder, folder.strip_prefix(&self.folder).unwrap_or(folder))?;
         let mut target = PathBuf::from("../../");
         target.extend(name.split('/').skip(1).map(|_| ".."));
         target.extend(["blobs", hash]);
@@ -142,7 +146,15 @@ impl Repository {
     /// # Errors
     /// When the lock's file can't be made.
     pub fn lock(&self, hash: &str, waiting: impl FnOnce()) -> Result<Option<File>> {
-        lock(&self.locks.join(format!("{hash}.lock")), waiting)
+        lock(&self.cache, &self.locks.join(format!("{hash}.lock")), waiting)
+    }
+
+    /// The folder of all content, which is made if need be.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn make_blobs(&self) -> Result<PathBuf> {
+        make_folders(&self.folder, Path::new("blobs"))
     }
 
     /// Removes the snapshot of `commit`, what only it used, and the names that stood for it; the rest of the
@@ -159,7 +171,7 @@ impl Repository {
         if others.is_empty() {
             let freed = size_of(&self.folder);
             remove_folder(&self.folder)?;
-            remove_folder(&self.locks)?;
+            remove_folder(&self.cache.join(&self.locks))?;
             return Ok(freed);
         }
         let mut unshared = blobs(commit);
@@ -230,24 +242,47 @@ pub fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Writes a file that is there whole or not at all, and its folder if need be.
+/// Makes the folders `below` in `base` one by one. None of them may be a link, which whoever shares the cache could
+/// have lead elsewhere; `base` itself may.
 ///
 /// # Errors
-/// Names the file.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    let written =
-        fs::create_dir_all(folder).and_then(|()| files::replace(path, |file| file.write_all(bytes)));
+/// Names the folder that can't be made, or is a link.
+pub fn make_folders(base: &Path, below: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(base).map_err(|error| Error::disk("make", base, &error))?;
+    let mut folder = base.to_owned();
+    for part in below {
+        folder.push(part);
+        let made = match fs::create_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        };
+        let found = made.and_then(|()| folder.symlink_metadata());
+        if !found.map_err(|error| Error::disk("make", &folder, &error))?.is_dir() {
+            let message = format!("{} is no folder, or a link that leads elsewhere", folder.display());
+            return Err(Error::new(ErrorKind::Disk, message).advice("remove it, and pull again"));
+        }
+    }
+    Ok(folder)
+}
+
+/// Writes the file `below` in `base`, which is there whole or not at all, and its folders if need be.
+///
+/// # Errors
+/// Names the file, or what [`make_folders`] does.
+pub fn write_whole(base: &Path, below: &Path, bytes: &[u8]) -> Result<()> {
+    make_folders(base, below.parent().unwrap_or(below))?;
+    let path = &base.join(below);
+    let written = files::replace(path, |file| file.write_all(bytes));
     written.map_err(|error| Error::disk("write", path, &error))
 }
 
-/// An exclusive lock on the file `path`; see [`Repository::lock`].
+/// An exclusive lock on the file `below` in `base`; see [`Repository::lock`].
 ///
 /// # Errors
 /// When the file can't be made.
-pub fn lock(path: &Path, waiting: impl FnOnce()) -> Result<Option<File>> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
+pub fn lock(base: &Path, below: &Path, waiting: impl FnOnce()) -> Result<Option<File>> {
+    make_folders(base, below.parent().unwrap_or(below))?;
+    let path = &base.join(below);
     let file = files::append(path).map_err(|error| Error::disk("write", path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -130,8 +130,7 @@ fn fetch(
         watcher.note(&format!("{name}: what the cache holds is damaged; fetching it anew"));
         fs::remove_file(&path).map_err(|error| Error::disk("remove", &path, &error))?;
     }
-    let folder = path.parent().unwrap_or(&path);
-    fs::create_dir_all(folder).map_err(|error| Error::disk("make", folder, &error))?;
+    repository.make_blobs()?;
     // Without a lock, two processes must not append to one file.
     let partial = match lock {
         Some(_) => incomplete(&path),

@@ -58,7 +58,12 @@ impl Natives {
     }
 
     fn repository(&self, id: &ModelId) -> PathBuf {
-        self.folder.join(hf_hub::Repo::model(id.repository()).folder_name())
+        self.folder.join(Self::name(id))
+    }
+
+    /// A repository's folder among the others.
+    fn name(id: &ModelId) -> PathBuf {
+        hf_hub::Repo::model(id.repository()).folder_name().into()
     }
 
     /// Where the quantized file of a pulled model lies or is to lie.
@@ -72,11 +77,11 @@ impl Natives {
     /// # Errors
     /// When the folders can't be made.
     pub fn begin(&self, pulled: &Pulled, waiting: impl FnOnce()) -> Result<(Option<fs::File>, PathBuf)> {
-        let folder = self.repository(&pulled.id);
-        let lock = cache::lock(&folder.join(format!("{}.lock", pulled.commit)), waiting)?;
+        let folder = Self::name(&pulled.id);
+        let lock = cache::lock(&self.folder, &folder.join(format!("{}.lock", pulled.commit)), waiting)?;
         let work = folder.join(&pulled.commit).join(".unfinished");
-        cache::remove_folder(&work)?;
-        fs::create_dir_all(&work).map_err(|error| Error::disk("make", &work, &error))?;
+        cache::remove_folder(&self.folder.join(&work))?;
+        let work = cache::make_folders(&self.folder, &work)?;
         Ok((lock, work))
     }
 
@@ -88,7 +93,8 @@ impl Natives {
         let path = self.path(pulled);
         let sum = files::sha256(made).map_err(|error| Error::disk("read", made, &error))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        cache::write_whole(&sum_path(&path), format!("{sum}  {name}\n").as_bytes())?;
+        let beside = sum_path(&Self::name(&pulled.id).join(&pulled.commit).join(&name));
+        cache::write_whole(&self.folder, &beside, format!("{sum}  {name}\n").as_bytes())?;
         fs::rename(made, &path).map_err(|error| Error::disk("write", &path, &error))?;
         made.parent().map_or(Ok(()), cache::remove_folder)?;
         Ok(path)
@@ -102,7 +108,8 @@ impl Natives {
         if is_commit(id.revision()) {
             return Ok(());
         }
-        cache::write_whole(&self.repository(id).join("refs").join(id.revision()), commit.as_bytes())
+        let note = Self::name(id).join("refs").join(id.revision());
+        cache::write_whole(&self.folder, &note, commit.as_bytes())
     }
 
     fn commit(&self, id: &ModelId) -> Option<String> {

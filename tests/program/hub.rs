@@ -451,6 +451,33 @@ fn nothing_is_written_through_what_others_planted_in_the_cache() {
     });
 }
 
+#[cfg(unix)]
+#[test]
+fn no_folder_of_the_cache_may_lead_elsewhere() {
+    for (place, victim) in [
+        (format!("hub/models--org--small/snapshots/{COMMIT}/unet"), "config.json"),
+        (format!("hub/models--org--small/snapshots/{COMMIT}"), "model_index.json"),
+        ("hub/models--org--small/refs".to_owned(), "main"),
+        ("hub/models--org--small/blobs".to_owned(), "main"),
+        ("hub/.locks".to_owned(), "main"),
+        ("pochade/models--org--small".to_owned(), "main"),
+    ] {
+        let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
+        fs::create_dir(sandbox.join("elsewhere")).unwrap();
+        fs::write(sandbox.join("elsewhere").join(victim), b"mine").unwrap();
+        fs::create_dir_all(sandbox.join(&place).parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(sandbox.join("elsewhere"), sandbox.join(&place)).unwrap();
+        pull(&sandbox, &hub).refused(1, &[&place, "leads elsewhere"]);
+        assert_eq!(fs::read(sandbox.join("elsewhere").join(victim)).unwrap(), b"mine", "{place}");
+        assert_eq!(fs::read_dir(sandbox.join("elsewhere")).unwrap().count(), 1, "{place}");
+    }
+    // The cache as a whole may lie on another disk.
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
+    fs::create_dir(sandbox.join("disk")).unwrap();
+    std::os::unix::fs::symlink(sandbox.join("disk"), sandbox.join("hub")).unwrap();
+    pull(&sandbox, &hub).done();
+}
+
 #[test]
 fn a_blob_of_the_right_size_is_used_only_with_the_right_hash() {
     let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
