@@ -151,9 +151,10 @@ unsafe impl<D: Dot> ByteProduct for D {
         for _ in 0..groups {
             // SAFETY: one of the groups promised.
             let mut columns = [unsafe { self.weights(weights) }; NV];
-            for (v, column) in columns.iter_mut().enumerate().skip(1) {
-                // SAFETY: likewise.
-                *column = unsafe { self.weights(weights.add(v * vector_len)) };
+            for column in &mut columns {
+                // SAFETY: likewise, its vectors one after the other.
+                *column = unsafe { self.weights(weights) };
+                weights = weights.wrapping_add(vector_len);
             }
             for i in 0..MR {
                 // SAFETY: as for the weights.
@@ -162,8 +163,6 @@ unsafe impl<D: Dot> ByteProduct for D {
                     acc[i][v] = self.dot(acc[i][v], x, columns[v]);
                 }
             }
-            // Wrapping steps: they are not checked in each round, and the last may leave the allocation.
-            weights = weights.wrapping_add(NV * vector_len);
             offset = offset.wrapping_add(D::GROUP);
         }
         acc

@@ -32,7 +32,7 @@ pub(super) unsafe fn accumulate<S: Simd, const MR: usize, const NV: usize>(
                 acc[i][v] = simd.mul_add(x, columns[v], acc[i][v]);
             }
         }
-        // Wrapping steps: they are not checked in each round, and the last may leave the allocation.
+        // Wrapping steps, because the last may leave the allocation.
         b = b.wrapping_add(NV * S::LANES);
         offset = offset.wrapping_add(a_step);
     }

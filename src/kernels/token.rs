@@ -8,6 +8,9 @@
 /// everything generic over a token, and no closures that take vectors: one left as a call is compiled for the
 /// baseline.
 ///
+/// The crate is built without overflow checks: with them the standard library's iterators count in checked steps,
+/// which are then too large to be inlined into the innermost loops.
+///
 /// # Safety
 /// Values may come from `detect` only, which finds every instruction that `compiled` lets `work` use.
 pub(super) unsafe trait Token: Copy + Send + Sync + 'static {
