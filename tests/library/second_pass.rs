@@ -175,7 +175,7 @@ fn what_can_not_be_done_is_refused() {
         (&["--hires-steps", "5"], "no meaning without hires"),
         (&["--hires", "2", "--hires-strength", "0"], "hires strength 0 is out of range"),
         (&["--hires", "2", "--hires-steps", "900", "--hires-strength", "0.1"], "the most is 1000"),
-        (&["--preview"], "stderr is none"),
+        (&["--preview"], "stderr is not a terminal"),
         (&["--preview=missing/now.png"], "missing"),
     ] {
         let run = sandbox.run(&[&["x"], args].concat());
