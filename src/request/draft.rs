@@ -189,7 +189,7 @@ mod tests {
         let request = resolve(Draft { width: Some(96), ..init() }).unwrap();
         assert_eq!((request.width, request.height), (96, 64));
         let request = init().resolve(&DEFAULTS, |_| Ok((30, 90))).unwrap();
-        assert_eq!((request.width, request.height), (32, 96));
+        assert_eq!((request.width, request.height), (32, 88));
     }
 
     #[test]
