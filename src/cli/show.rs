@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn kitty_gets_a_png_in_pieces_it_does_not_answer() {
         let noise =
-            RgbImage::from_fn(100, 90, |x, y| image::Rgb([(x * y) as u8, (x + 7 * y) as u8, (x * x) as u8]));
+            RgbImage::from_fn(300, 90, |x, y| image::Rgb([(x * y) as u8, (x + 7 * y) as u8, (x * x) as u8]));
         let text = String::from_utf8(kitty(&noise).unwrap()).unwrap();
         let pieces: Vec<&str> = text.trim_end().split_terminator("\x1b\\").collect();
         assert!(pieces.len() > 2, "{}", pieces.len());

@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::table::Request;
-
 use crate::files::Fingerprint;
 
 /// A LoRA and how strongly it acts, spelled `file:weight`.
@@ -63,23 +61,6 @@ impl From<Lora> for String {
 impl std::fmt::Display for Lora {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:{}", self.path.display(), self.weight)
-    }
-}
-
-impl Request {
-    /// As a picture tells it: files by their names alone. Folders say who drew it and where, and are nobody else's;
-    /// the files' hashes are told beside the request.
-    #[must_use]
-    pub fn without_folders(&self) -> Self {
-        let name = |path: &PathBuf| path.file_name().map_or_else(|| path.clone(), PathBuf::from);
-        let mut told = Self { lora_dir: None, embedding_dir: None, ..self.clone() };
-        if let Some(init) = &mut told.init {
-            init.picture = name(&init.picture);
-            init.mask = init.mask.as_ref().map(name);
-        }
-        told.lora.iter_mut().for_each(|lora| lora.path = name(&lora.path));
-        told.embedding.iter_mut().for_each(|path| *path = name(path));
-        told
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a picture carries about its making: its request as JSON beside the `parameters` text, and reading both.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,23 @@ pub struct Record<R> {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tiled: bool,
     pub request: R,
+}
+
+impl Request {
+    /// As a picture tells it: files by their names alone. Folders say who drew it and where, and are nobody else's;
+    /// the files' hashes are told beside the request.
+    #[must_use]
+    pub fn without_folders(&self) -> Self {
+        let name = |path: &PathBuf| path.file_name().map_or_else(|| path.clone(), PathBuf::from);
+        let mut told = Self { lora_dir: None, embedding_dir: None, ..self.clone() };
+        if let Some(init) = &mut told.init {
+            init.picture = name(&init.picture);
+            init.mask = init.mask.as_ref().map(name);
+        }
+        told.lora.iter_mut().for_each(|lora| lora.path = name(&lora.path));
+        told.embedding.iter_mut().for_each(|path| *path = name(path));
+        told
+    }
 }
 
 impl Record<Request> {
