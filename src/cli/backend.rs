@@ -27,8 +27,6 @@ pub const BUILT: &[&str] = &[
 /// # Errors
 /// Says how to build what is missing, or that there is no such device.
 pub fn device(choice: DeviceChoice) -> Result<Device, Failure> {
-    let cuda = || Device::new_cuda(0);
-    let metal = || Device::new_metal(0);
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Auto => {
@@ -46,6 +44,24 @@ pub fn device(choice: DeviceChoice) -> Result<Device, Failure> {
         DeviceChoice::Cuda => Err(not_built("cuda")),
         DeviceChoice::Metal => Err(not_built("metal")),
     }
+}
+
+/// The GPU that `auto` takes and its memory, or why there is none; nothing where this build has no CUDA.
+#[cfg(feature = "cuda")]
+pub fn gpu() -> Option<String> {
+    use crate::kernels::cuda::{describe, open};
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    Some(match open().and_then(|device| describe(&device)) {
+        Ok((name, memory)) => {
+            format!("{name}, {:.1} GiB, {:.1} GiB available", gib(memory.total), gib(memory.available))
+        }
+        Err(error) => format!("none: {error:#}"),
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+pub fn gpu() -> Option<String> {
+    None
 }
 
 /// The precision to compute in; `None` lets the device decide.
@@ -107,13 +123,27 @@ pub fn name(device: &Device) -> &'static str {
     }
 }
 
+#[cfg(feature = "cuda")]
+fn cuda() -> anyhow::Result<Device> {
+    crate::kernels::cuda::open()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> anyhow::Result<Device> {
+    anyhow::bail!("not built")
+}
+
+fn metal() -> anyhow::Result<Device> {
+    Ok(Device::new_metal(0)?)
+}
+
 fn not_built(feature: &str) -> Failure {
     Failure::usage(format!("--device {feature}: this build has no {feature} support"))
         .hint(format!("build it with `cargo install --path . --features {feature}`"))
 }
 
-fn absent(name: &str, error: &candle_core::Error) -> Failure {
-    Failure::usage(format!("--device {name}: no such device can be used: {error}"))
+fn absent(name: &str, error: &anyhow::Error) -> Failure {
+    Failure::usage(format!("--device {name}: no such device can be used: {error:#}"))
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ struct Findings {
     memory_total_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     devices: &'static [&'static str],
+    /// Its name and memory, or why it can't be used; null where no GPU is built for.
+    gpu: Option<String>,
     precision: request::Precision,
     cache_folder: Option<String>,
     /// The folder of the int8 files made from pulled models.
@@ -80,6 +82,7 @@ impl Findings {
             memory_total_bytes: memory.map(|Memory { total, .. }| total),
             memory_available_bytes: memory.map(|Memory { available, .. }| available),
             devices: backend::BUILT,
+            gpu: backend::gpu(),
             precision: backend::precision(None, &candle_core::Device::Cpu)?,
             cache_folder: environment::cache_folder().as_deref().map(shown),
             native_folder: environment::native_folder().as_deref().map(shown),
@@ -128,7 +131,7 @@ impl Findings {
             self.cpu_features.join(" ")
         };
         let found = if self.default_model_found { "" } else { ", not found" };
-        vec![
+        let mut rows = vec![
             ("pochade", self.version.to_owned()),
             ("cpu", format!("{}: {features}", self.architecture)),
             ("kernel", self.chosen_kernel()),
@@ -142,7 +145,12 @@ impl Findings {
             ("pulled models", format!("{}, {}", self.pulled_models, models::bytes(self.pulled_bytes))),
             ("connections", self.offline.map_or("allowed".to_owned(), |what| format!("forbidden by {what}"))),
             ("default model", format!("{}, {}{found}", self.default_model, self.default_model_rule)),
-        ]
+        ];
+        if let Some(gpu) = &self.gpu {
+            let after = rows.iter().position(|(name, _)| *name == "precision").unwrap_or(rows.len());
+            rows.insert(after, ("gpu", gpu.clone()));
+        }
+        rows
     }
 }
 

@@ -1,4 +1,4 @@
-//! CPU kernels on plain slices, compiled for each instruction set; tensors, names and networks are elsewhere.
+//! CPU kernels on plain slices, compiled for each instruction set, and below `cuda` a GPU's on tensors; networks are elsewhere.
 //!
 //! Feature maps are channels-last: an image batch `[batch, height, width, channels]` is a matrix with one
 //! row per pixel, a sequence batch `[batch, tokens, channels]` one with a row per token.
@@ -12,6 +12,8 @@ mod aligned;
 mod attention;
 mod blocking;
 mod byte_product;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod epilogue;
 mod gather;
 mod gemm_f32;

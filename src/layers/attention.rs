@@ -5,7 +5,12 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::meter::{self, Kind};
 use super::{Params, host};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
+
+/// Bytes of scores that candle's operations have at once.
+const SCORES: usize = 256 << 20;
 
 /// Multi-head attention without projections.
 pub struct Attention {
@@ -21,7 +26,7 @@ impl Attention {
     /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.
     ///
     /// `query`, `key` and `value` are `[batch, rows, heads * d]`, each possibly a slice of wider rows. Gives
-    /// `[batch, rows, heads * d]`. Without kernels, all scores exist at once.
+    /// `[batch, rows, heads * d]`.
     pub fn to_itself(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         self.run(Kind::SelfAttention, query, key, value)
     }
@@ -36,7 +41,9 @@ impl Attention {
         let macs = 2 * batch * rows * key.dim(1)? * channels;
         meter::record(kind, macs, || match self.kernels {
             Some(isa) => blocked(isa, query, key, value, self.heads),
-            None => materialized(query, key, value, self.heads),
+            #[cfg(feature = "cuda")]
+            None if query.device().is_cuda() => cuda::attention(query, key, value, self.heads),
+            None => by_candle(query, key, value, self.heads, SCORES),
         })
     }
 }
@@ -62,7 +69,8 @@ fn blocked(isa: Isa, query: &Tensor, key: &Tensor, value: &Tensor, heads: usize)
     })
 }
 
-fn materialized(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize) -> Result<Tensor> {
+/// candle's operations, as many queries at a time as `limit` bytes of scores in f32 hold.
+fn by_candle(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize, limit: usize) -> Result<Tensor> {
     let (batch, queries, channels) = query.dims3()?;
     let head_dim = channels / heads;
     let split = |rows: &Tensor| -> Result<Tensor> {
@@ -70,7 +78,37 @@ fn materialized(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize) -> R
         Ok(rows.reshape((batch, length, heads, head_dim))?.transpose(1, 2)?.contiguous()?)
     };
     let (query, key, value) = (split(query)?, split(key)?, split(value)?);
-    let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? * (head_dim as f64).powf(-0.5))?;
-    let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(value.dtype())?;
-    Ok(weights.matmul(&value)?.transpose(1, 2)?.reshape((batch, queries, channels))?)
+    let keys = key.t()?;
+    let at_once = (limit / (4 * batch * heads * key.dim(2)?)).clamp(1, queries);
+    let block = |first: usize| -> Result<Tensor> {
+        let query = query.narrow(2, first, at_once.min(queries - first))?.contiguous()?;
+        let scores = (query.matmul(&keys)?.to_dtype(DType::F32)? * (head_dim as f64).powf(-0.5))?;
+        Ok(candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(value.dtype())?.matmul(&value)?)
+    };
+    let blocks = (0..queries).step_by(at_once).map(block).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&blocks, 2)?.transpose(1, 2)?.reshape((batch, queries, channels))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_queries_attend_like_all_at_once() {
+        let (batch, queries, keys, heads, channels) = (2, 13, 7, 3, 12);
+        let rows = |rows: usize| Tensor::randn(0f32, 1.0, (batch, rows, channels), &Device::Cpu).unwrap();
+        let (query, key, value) = (rows(queries), rows(keys), rows(keys));
+        let attend = |limit: usize| {
+            let output = by_candle(&query, &key, &value, heads, limit).unwrap();
+            assert_eq!(output.dims(), [batch, queries, channels]);
+            output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let whole = attend(usize::MAX);
+        // One query at a time, then five, of which the last block has three.
+        for limit in [0, 5 * 4 * batch * heads * keys] {
+            for (block, whole) in attend(limit).iter().zip(&whole) {
+                assert!((block - whole).abs() < 1e-6, "{block} {whole}");
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@ use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
 use super::weight::{self, Form, Packing};
 use super::{Input, Params};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
 
 /// The geometry of a convolution.
@@ -119,6 +121,12 @@ enum Weights {
         weight: Tensor,
         bias: Option<Tensor>,
     },
+    /// `[out, kernel * kernel * in]`, inputs side by side as in the maps, and `[out]`.
+    #[cfg(feature = "cuda")]
+    Cuda {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
 }
 
 impl Conv2d {
@@ -137,6 +145,15 @@ impl Conv2d {
                 let trial = Trial::enroll(backend, name, &weight, packing)?;
                 let packed = weight::pack(weight, packing, isa);
                 Weights::Kernels(Product::new(packed, bias).on_trial(trial))
+            }
+            #[cfg(feature = "cuda")]
+            None if backend.device.is_cuda() => {
+                let taps = kernel * kernel;
+                let weight = weight::taps_before_inputs(weight.into_f32(), in_channels, taps);
+                Weights::Cuda {
+                    weight: backend.tensor(weight, (out_channels, taps * in_channels))?,
+                    bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
+                }
             }
             None => Weights::Candle {
                 weight: backend.tensor(weight.into_f32(), &dims)?,
@@ -159,6 +176,10 @@ impl Conv2d {
             Weights::Candle { weight, bias } => {
                 self.run_candle(weight, bias.as_ref(), &input.to_tensor()?, fused)
             }
+            #[cfg(feature = "cuda")]
+            Weights::Cuda { weight, bias } => {
+                self.run_cuda(weight, bias.as_ref(), &input.to_tensor()?, fused)
+            }
         })
     }
 
@@ -169,12 +190,13 @@ impl Conv2d {
         self.shape.macs(batch * height * width)
     }
 
-    fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {
-        let &[batch, height, width, _] = input.dims().as_slice() else {
-            bail!("a convolution takes feature maps, not {:?}", input.dims());
+    /// How kernels walk over maps of `dims`.
+    fn geometry(&self, dims: &[usize], fused: Fused<'_>) -> Result<kernels::Conv2d> {
+        let &[batch, height, width, _] = dims else {
+            bail!("a convolution takes feature maps, not {dims:?}")
         };
         let (before, after) = self.shape.pads();
-        let geometry = kernels::Conv2d {
+        Ok(kernels::Conv2d {
             batch,
             height,
             width,
@@ -182,10 +204,28 @@ impl Conv2d {
             kernel: self.shape.kernel,
             stride: self.shape.stride,
             padding: kernels::Padding { top: before, bottom: after, left: before, right: after },
-        };
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn run_cuda(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        input: &Tensor,
+        fused: Fused<'_>,
+    ) -> Result<Tensor> {
+        let geometry = self.geometry(input.dims(), fused)?;
+        let addends = cuda::Addends { bias, shift: fused.shift, residual: fused.residual };
+        let output = cuda::conv2d(input, weight, &geometry, addends)?;
+        Ok(if fused.relu { output.relu()? } else { output })
+    }
+
+    fn run_kernels(&self, product: &Product, input: Input<'_>, fused: Fused<'_>) -> Result<Tensor> {
+        let geometry = self.geometry(&input.dims(), fused)?;
         let (out_height, out_width) = geometry.output_size();
         let added = Added { shift: fused.shift, residual: fused.residual, relu: fused.relu };
-        let shape = (batch, out_height, out_width, self.shape.out_channels);
+        let shape = (geometry.batch, out_height, out_width, self.shape.out_channels);
         product.apply(input, &Reads::Pixels(geometry), added, shape)
     }
 

@@ -8,6 +8,8 @@ use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
 use super::weight::{self, Form, Packing};
 use super::{Input, Params};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 
 /// `y = x W^T + b`.
 pub struct Linear {
@@ -90,6 +92,18 @@ impl Linear {
                 let reads = Reads::Rows(shape.iter().product());
                 shape.push(if gated { self.packing.outputs / 2 } else { self.packing.outputs });
                 product.apply(input, &reads, Added { residual, ..Added::default() }, shape)
+            }
+            #[cfg(feature = "cuda")]
+            Weights::Candle { weight, bias } if weight.device().is_cuda() => {
+                let added = |residual| cuda::Addends { bias: bias.as_ref(), residual, shift: None };
+                if !gated {
+                    return cuda::linear(&input.to_tensor()?, weight, added(residual));
+                }
+                let output = cuda::geglu(&cuda::linear(&input.to_tensor()?, weight, added(None))?)?;
+                Ok(match residual {
+                    Some(residual) => (output + residual)?,
+                    None => output,
+                })
             }
             Weights::Candle { weight, bias } => {
                 let input = input.to_tensor()?;

@@ -4,6 +4,8 @@ use anyhow::{Result, bail};
 use candle_core::{D, DType, Device, Tensor};
 
 use super::{Params, host};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda;
 use crate::kernels::{self, ChannelMoments, Isa, RowsMut};
 
 /// Gain and offset of each channel, as the back end reads them.
@@ -95,6 +97,10 @@ impl GroupNorm {
                 self.write(input, silu, &mut output)?;
                 Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
             }
+            #[cfg(feature = "cuda")]
+            Affine::Candle { gain, offset } if on_cuda(input) => {
+                cuda::group_norm(input, self.groups, cuda::Affine { gain, offset }, self.eps, silu)
+            }
             Affine::Candle { gain, offset } => {
                 let (batch, height, width, channels) = input.dims4()?;
                 let grouped = (batch, height * width, self.groups, channels / self.groups);
@@ -118,6 +124,13 @@ impl GroupNorm {
             Ok(())
         })
     }
+}
+
+/// Whether our own kernel takes these maps.
+#[cfg(feature = "cuda")]
+fn on_cuda(maps: &Tensor) -> bool {
+    maps.device().is_cuda()
+        && maps.dim(D::Minus1).is_ok_and(|channels| cuda::takes_groups(maps.dtype(), channels))
 }
 
 /// Adds the rows `[batch, height, width, channels]` to `moments`.
@@ -160,6 +173,10 @@ impl LayerNorm {
                 let mut output = vec![0.0; input.elem_count()];
                 self.write(input, &mut output)?;
                 Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
+            }
+            #[cfg(feature = "cuda")]
+            Affine::Candle { gain, offset } if input.device().is_cuda() => {
+                cuda::layer_norm(input, cuda::Affine { gain, offset }, self.eps)
             }
             Affine::Candle { gain, offset } => {
                 let values = input.to_dtype(DType::F32)?;

@@ -67,7 +67,11 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
 }
 
 /// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
-fn taps_before_inputs<T: Copy + Default + Send + Sync>(weight: Vec<T>, inputs: usize, taps: usize) -> Vec<T> {
+pub fn taps_before_inputs<T: Copy + Default + Send + Sync>(
+    weight: Vec<T>,
+    inputs: usize,
+    taps: usize,
+) -> Vec<T> {
     if taps == 1 {
         return weight;
     }

@@ -94,6 +94,8 @@ impl Run<'_> {
         let mut interrupted = false;
         let mut on_step = |progress: &Progress<'_>| {
             let Progress { index, total, denoised, .. } = *progress;
+            // A GPU has only queued the step: progress and interruption are about steps that are done.
+            model.backend.device.synchronize()?;
             match observer.step(&Step { index, total, denoised, projection }) {
                 ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => {

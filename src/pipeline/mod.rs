@@ -7,6 +7,7 @@ mod encoded_picture;
 mod error;
 mod finite;
 pub mod footprint;
+mod gpu_memory;
 pub mod hires;
 mod model;
 mod observer;
@@ -104,6 +105,10 @@ impl<'m> Pipeline<'m> {
     /// # Errors
     /// [`DrawError`] says whether the observer, the model or the request is the cause.
     pub fn generate(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Picture, DrawError> {
+        self.make(request, observer).map_err(|error| gpu_memory::explained(error, request))
+    }
+
+    fn make(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Picture, DrawError> {
         let model = self.model;
         request.validate()?;
         model.check_size(request)?;

@@ -3,8 +3,10 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 
+use super::gpu_memory;
 use crate::checkpoint::{Checkpoint, TensorSet};
 use crate::layers::{Backend, Params};
+use crate::memory;
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
@@ -210,13 +212,13 @@ impl Model {
         PictureIn::read(init, request.width, request.height, pictures).map(Some)
     }
 
-    /// The strips in which the autoencoder takes a picture of these pixels, unless it takes it whole. Only of the
-    /// CPU's memory is known how much is left.
+    /// The strips in which the autoencoder takes a picture of these pixels, unless it takes it whole.
     pub(super) fn strips(&self, width: usize, height: usize) -> Option<Strips> {
-        if self.tile == Tile::Auto && !self.backend.device.is_cpu() {
-            return None;
-        }
-        self.tile.applies_here(&self.vae_config, width, height).then(Strips::default)
+        let available = match &self.backend.device {
+            Device::Cpu => memory::available(),
+            gpu => gpu_memory::available(gpu),
+        };
+        self.tile.applies(&self.vae_config, width, height, available).then(Strips::default)
     }
 
     /// The text encoder without its last `clip_skip - 1` layers.

@@ -1,6 +1,5 @@
 //! When a picture is decoded in parts, and how much memory decoding it whole takes; how it is done in parts lives in `networks::strips`.
 
-use crate::memory;
 use crate::networks::activations::Activations;
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::VaeConfig;
@@ -27,11 +26,6 @@ impl Tile {
                 available.is_some_and(|available| available < decode_peak_bytes(config, width, height, None))
             }
         }
-    }
-
-    /// The same by what this machine and its control groups have left.
-    pub fn applies_here(self, config: &VaeConfig, width: usize, height: usize) -> bool {
-        self.applies(config, width, height, memory::available())
     }
 }
 

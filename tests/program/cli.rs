@@ -115,6 +115,23 @@ fn a_device_that_is_not_built_says_how_to_build_it() {
     }
 }
 
+/// Without a driver or with its GPUs hidden: the program starts, says so once, and draws on the CPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn without_a_gpu_cuda_is_refused_and_auto_draws() {
+    let sandbox = Sandbox::new();
+    let run = |device: &str| -> Left {
+        let args = ["a fox", "--steps", "1", "-s", "1", "-o", "fox.png", "--device", device];
+        sandbox.command(&args).env("CUDA_VISIBLE_DEVICES", "").output().unwrap().into()
+    };
+    run("cuda").refused(2, &["--device cuda: "]);
+    assert_eq!(sandbox.files(), [""; 0]);
+    for device in ["cpu", "auto"] {
+        run(device).done();
+        std::fs::remove_file(sandbox.join("fox.png")).unwrap();
+    }
+}
+
 #[test]
 fn a_prompt_is_needed_and_must_be_text() {
     let sandbox = Sandbox::new();
