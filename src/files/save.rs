@@ -103,7 +103,8 @@ pub fn save_folder<E: From<io::Error>>(
 fn whole(bytes: &[u8], path: &Path) -> Result<NamedTempFile> {
     let write = || -> io::Result<NamedTempFile> {
         let mut temporary = begun(path)?;
-        temporary.write_all(bytes)?;
+        // Not through the wrapper, whose errors name a file that nobody knows.
+        temporary.as_file_mut().write_all(bytes)?;
         Ok(temporary)
     };
     write().with_context(|| format!("cannot write {}", path.display()))

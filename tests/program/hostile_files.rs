@@ -76,7 +76,7 @@ fn no_command_waits_for_a_pipe() {
             (3, &["-m", "model", "--text-encoder", odd]),
             (2, &["-m", "model", "--lora", odd]),
             (2, &["-m", "model", "--embedding", odd]),
-            (2, &["-m", "model", "--init", odd]),
+            (2, &["-m", "model", "--strength", "1", "--init", odd]),
             (2, &["-m", "model", "--from", odd]),
         ] {
             refused(&sandbox, &[args, &DRAW[..]].concat(), code, &[odd, "not a regular file"]);
