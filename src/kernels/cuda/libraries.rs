@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use anyhow::{Result, anyhow};
 use libloading::Library;
 
-/// A library, the versions of it that will do, newest first, and where to put the addresses of its functions.
+/// A library: the names of it that will do, newest first, whose it is, and where to put the addresses of its functions.
 struct Source {
-    name: &'static str,
-    versions: &'static [&'static str],
+    names: &'static [&'static str],
+    owner: &'static str,
     functions: &'static [(&'static str, &'static AtomicPtr<c_void>)],
 }
 
@@ -61,7 +61,7 @@ extern "C" fn not_linked() {
 }
 
 jumps! {
-    (DRIVER_FUNCTIONS, not_loaded,
+    (DRIVER, not_loaded,
         cuCtxDestroy_v2 cuCtxGetCurrent cuCtxSetCurrent cuDeviceGet cuDeviceGetAttribute
         cuDeviceGetDefaultMemPool cuDeviceGetName cuDevicePrimaryCtxRelease_v2 cuDevicePrimaryCtxRetain
         cuEventCreate cuEventDestroy_v2 cuEventRecord cuGetErrorName cuGetErrorString cuInit cuLaunchKernel
@@ -104,13 +104,29 @@ jumps! {
     )
 }
 
-const DRIVER: &str = "libcuda.so";
+#[cfg(not(windows))]
+const NAMES: [&[&str]; 4] = [
+    &["libcuda.so.1"],
+    &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+    &["libcurand.so.10", "libcurand.so"],
+    &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+];
+
+#[cfg(windows)]
+const NAMES: [&[&str]; 4] = [
+    &["nvcuda.dll"],
+    &["cublas64_13.dll", "cublas64_12.dll"],
+    &["curand64_10.dll"],
+    &["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"],
+];
+
+const TOOLKIT: &str = "the CUDA toolkit";
 
 static SOURCES: &[Source] = &[
-    Source { name: DRIVER, versions: &[".1"], functions: DRIVER_FUNCTIONS },
-    Source { name: "libcublas.so", versions: &[".13", ".12", ""], functions: CUBLAS },
-    Source { name: "libcurand.so", versions: &[".10", ""], functions: CURAND },
-    Source { name: "libnvrtc.so", versions: &[".13", ".12", ""], functions: NVRTC },
+    Source { names: NAMES[0], owner: "NVIDIA's driver", functions: DRIVER },
+    Source { names: NAMES[1], owner: TOOLKIT, functions: CUBLAS },
+    Source { names: NAMES[2], owner: TOOLKIT, functions: CURAND },
+    Source { names: NAMES[3], owner: TOOLKIT, functions: NVRTC },
 ];
 
 /// Loads the driver and CUDA's libraries, once.
@@ -131,24 +147,21 @@ impl Source {
             // SAFETY: the address is only ever jumped to, with the arguments of the function of this name.
             let address = unsafe { library.get::<*mut c_void>(name.as_bytes()) };
             let address =
-                address.map_err(|_| format!("{} has no function {name}: it is too old", self.name))?;
+                address.map_err(|_| format!("{} has no function {name}: it is too old", self.owner))?;
             target.store(*address, Ordering::Release);
         }
         Ok(library)
     }
 
     fn open(&self) -> Result<Library, String> {
-        let names = self.versions.iter().map(|version| format!("{}{version}", self.name));
-        for name in names {
-            // SAFETY: NVIDIA's libraries have initialisers that ask nothing of who loads them.
-            if let Ok(library) = unsafe { Library::new(&name) } {
-                return Ok(library);
-            }
-        }
-        let whose = if self.name == DRIVER { "NVIDIA's driver" } else { "the CUDA toolkit" };
-        Err(format!(
-            "{} was not found: {whose} is not installed, or not in the linker's search path",
-            self.name
-        ))
+        // SAFETY: NVIDIA's libraries have initialisers that ask nothing of who loads them.
+        let found = self.names.iter().find_map(|name| unsafe { Library::new(*name) }.ok());
+        let Self { names, owner, .. } = self;
+        found.ok_or_else(|| {
+            format!(
+                "{} was not found: {owner} is not installed, or not where libraries are looked for",
+                names[0]
+            )
+        })
     }
 }
