@@ -256,7 +256,7 @@ fn a_wrong_list_is_refused_whole_before_anything_is_written() {
         (&["none.txt"][..], &["cannot read the list none.txt"][..]),
         (&["."], &["is a folder"]),
         (&["list.txt", "--out-dir", "list.txt"], &["list.txt"]),
-        (&["list.txt", "--results", "."], &["cannot append to the results"]),
+        (&["list.txt", "--results", "."], &["can't append to the results"]),
         (&["list.txt", "-o", "{ix}.png"], &["--output", "{ix}"]),
         (&["list.txt", "-o", "/x.png"], &["leads out of the output folder"]),
         (&["list.txt", "--shard", "3/2"], &["I/N"]),

@@ -195,11 +195,10 @@ fn a_picture_that_can_not_be_written_is_exit_1() {
     assert_eq!(left.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&left.stderr).contains("error: picture 1 of 1"));
 
-    // A name too long for the file system fails its own picture; the other one is kept.
+    // A name no file can have is told before anything is drawn.
     let long = format!("{}{{index:01}}.png", "x".repeat(300));
-    let left = sandbox.run(&quick(&["x", "-o", &long]));
-    assert_eq!(left.code, Some(1), "{left:?}");
-    assert!(left.stdout.is_empty() && sandbox.files().is_empty());
+    sandbox.run(&quick(&["x", "-o", &long])).refused(2, &["305 bytes: the most is 255"]);
+    assert!(sandbox.files().is_empty());
 }
 
 #[cfg(unix)]
