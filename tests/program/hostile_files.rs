@@ -346,7 +346,7 @@ fn a_file_that_can_not_be_written_whole_is_the_disks_fault() {
 fn the_address_space_is_part_of_the_memory_guard() {
     let sandbox = Sandbox::new();
     let args =
-        ["x", "-s", "1", "--steps", "1", "--size", "1024x1024", "-m", "pocket", "-t", "1", "-o", "out.png"];
+        ["x", "-s", "1", "--steps", "1", "--size", "2048x2048", "-m", "pocket", "-t", "1", "-o", "out.png"];
     let left = sandbox.run_limited("ulimit -v 400000", &args);
     left.refused(1, &["of memory", "would fit"]);
     assert!(sandbox.files().is_empty());
