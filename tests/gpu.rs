@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use pochade::checkpoint::Checkpoint;
-use pochade::compare::compare;
 use pochade::kernels::cuda::{self, Addends, Affine};
 use pochade::kernels::{Conv2d, Padding};
 use pochade::layers::{Backend, Params};
@@ -22,20 +21,13 @@ use pochade::pipeline::{Model, Numerics, Observer, Phase, Pipeline, Residency, S
 use pochade::prompt::Tokenizer;
 use pochade::request::{Draft, Precision, Request, Sampler};
 
+use support::comparison::distance;
 use support::models::{data, kl_config, reference, reference_settings, resolve, small, text_encoder, unet};
 
 static GPU: LazyLock<Device> = LazyLock::new(|| cuda::open().unwrap());
 
 fn random(shape: &[usize]) -> Tensor {
     Tensor::randn(0.3f32, 1.0, shape, &Device::Cpu).unwrap()
-}
-
-/// `|a - b| / |b|`, in double precision.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.dims(), b.dims());
-    let on_host = |t: &Tensor| t.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
-    let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
-    norm((on_host(a) - on_host(b)).unwrap()) / norm(on_host(b))
 }
 
 /// Runs `gpu` on `inputs` in both types there and `plain` in f64 here, on the same rounded values.
@@ -50,8 +42,8 @@ fn agree(
         let rounded: Vec<_> = inputs.iter().map(|input| input.to_dtype(dtype).unwrap()).collect();
         let there: Vec<_> = rounded.iter().map(|input| input.to_device(&GPU).unwrap()).collect();
         let here: Vec<_> = rounded.iter().map(|input| input.to_dtype(DType::F64).unwrap()).collect();
-        let distance = distance(&gpu(&there).unwrap(), &plain(&here).unwrap());
-        assert!(distance < bound, "{what} in {dtype:?}: {distance:.1e}");
+        let error = distance(&gpu(&there).unwrap(), &plain(&here).unwrap()).relative_rms();
+        assert!(error < bound, "{what} in {dtype:?}: {error:.1e}");
     }
 }
 
@@ -223,15 +215,7 @@ fn attention() {
     }
 }
 
-/// `max |a - b| / max |b|`.
-fn relative_error(a: &Tensor, b: &Tensor) -> f32 {
-    let a = a.to_device(&Device::Cpu).unwrap();
-    let max =
-        |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-    max(&(&a - b).unwrap()) / max(b)
-}
-
-/// As in `tests/parity.rs`, on the GPU; half precision has bounds of its own.
+/// As in `library/parity.rs`, on the GPU; half precision has bounds of its own.
 #[test]
 #[ignore = "needs a GPU"]
 fn networks_against_diffusers() {
@@ -241,7 +225,7 @@ fn networks_against_diffusers() {
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2)] {
         let backend = Backend::candle(GPU.clone(), dtype);
         let close = |what: &str, got: &Tensor, expected: &Tensor| {
-            let error = relative_error(got, expected);
+            let error = distance(got, expected).relative();
             println!("{what} in {dtype:?}: {error:.1e}");
             assert!(error <= bound, "{what} in {dtype:?}: relative error {error}");
         };
@@ -297,7 +281,7 @@ fn draw(checkpoint: &Checkpoint, device: &Device, precision: Precision, request:
 }
 
 fn psnr(expected: &RgbImage, got: &RgbImage) -> f64 {
-    compare(expected, got).unwrap().psnr
+    distance(got, expected).psnr(255.0)
 }
 
 /// The same seed on CPU and GPU, for everything a request can be.

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 /// Numbers in some shape.
@@ -18,7 +18,8 @@ impl Numbers for Tensor {
     }
 
     fn values(&self) -> Vec<f64> {
-        self.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        let here = self.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        here.flatten_all().unwrap().to_vec1().unwrap()
     }
 }
 
