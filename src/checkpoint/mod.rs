@@ -1,4 +1,4 @@
-//! A model's files, whatever their format: configs, vocabulary and tensors by diffusers name; nothing is computed here.
+//! A model's files, whatever their format: configs, vocabulary, tensors by diffusers name, LoRAs merged into them.
 
 mod component;
 mod entry;

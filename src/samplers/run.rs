@@ -9,7 +9,7 @@ use super::trajectory::Trajectory;
 use crate::noise::NoiseSource;
 use crate::schedule::Prediction;
 
-/// The network: latents `[1, 4, h, w]` scaled to variance 1 and a timestep in, its guided output of the same
+/// The network: latents `[1, channels, h, w]` scaled to variance 1 and a timestep in, its guided output of the same
 /// shape out.
 pub type Model<'a> = dyn FnMut(&Tensor, f64) -> Result<Tensor> + 'a;
 
@@ -21,7 +21,7 @@ pub struct Progress<'a> {
     /// 1-based.
     pub index: usize,
     pub total: usize,
-    /// The newest estimate of the clean latents, `[1, 4, h, w]`.
+    /// The newest estimate of the clean latents, `[1, channels, h, w]`.
     pub denoised: &'a Tensor,
     /// `clean + sigma * noise`, of the same shape.
     pub latents: &'a Tensor,
