@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use image::RgbImage;
 
-use super::exit::{Exit, Failure, OrExit};
+use super::exit::Failure;
 use super::output;
 use crate::{files, png};
 
@@ -37,11 +37,8 @@ pub fn check(path: &Path, force: bool, protected: &[(&str, &Path)]) -> Result<()
     if force || path.symlink_metadata().is_err() || is_by_product(path) {
         return Ok(());
     }
-    Err(anyhow!("'{shown}' exists, and is not an earlier preview or difference"))
-        .or_exit(Exit::Usage)
-        .map_err(|failure| {
-            failure.hint("choose another name, or overwrite it with `--force` where there is such a flag")
-        })
+    Err(Failure::usage(format!("'{shown}' exists, and is not an earlier preview or difference"))
+        .hint("choose another name, or overwrite it with `--force` where there is such a flag"))
 }
 
 fn is_by_product(path: &Path) -> bool {
