@@ -4,10 +4,10 @@ use anyhow::Result;
 
 use super::Options;
 use crate::checkpoint::Checkpoint;
-use crate::layers::meter::{Kind, Macs};
+use crate::layers::meter::Macs;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::graph::Extent;
-use crate::networks::{autoencoder, unet};
+use crate::networks::{autoencoder, clip, unet};
 
 /// What one run of each part multiplies.
 pub struct Work {
@@ -31,8 +31,8 @@ impl Work {
         let (factor, tokens) = (vae.factor(), clip.max_position_embeddings);
         let (height, width) = (options.height / factor, options.width / factor);
         let graph = unet::describe(&unet);
-        let mut text_encoder = graph.prompt_macs(batch, tokens);
-        text_encoder.add(Kind::Other, batch * clip.macs(tokens));
+        let prompts = Extent { batch, height: 1, width: tokens };
+        let text_encoder = clip::describe(&clip).macs(&[prompts], 0).plus(&graph.prompt_macs(batch, tokens));
         let latents = Extent { batch, height, width };
         let decoder = autoencoder::describe_decoder(&vae);
         Ok(Self {

@@ -139,6 +139,24 @@ impl<'a> TensorView<'a> {
         self.shape.iter().product()
     }
 
+    /// Whether the rows of a matrix can be read one by one: blocks can go on from one row to the next.
+    pub fn has_rows(&self) -> bool {
+        let rows = self.shape.first().copied().unwrap_or(0);
+        let width = self.len().checked_div(rows).unwrap_or(0);
+        width > 0 && self.blocks.is_none_or(|blocks| width.is_multiple_of(blocks.block_size()))
+    }
+
+    /// One row, where [rows can be read](Self::has_rows).
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn row(&self, row: usize) -> Self {
+        assert!(row < self.shape[0], "row {row} of {}", self.shape[0]);
+        let bytes = self.range.len() / self.shape[0];
+        let start = self.range.start + row * bytes;
+        Self { shape: &self.shape[1..], range: start..start + bytes, ..self.clone() }
+    }
+
     /// Bytes in the file.
     pub fn stored_len(&self) -> usize {
         self.range.len()

@@ -1,5 +1,6 @@
 //! Weights made up on demand, for measuring a geometry without a model: reproducible random numbers by tensor name.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,16 +26,19 @@ impl RandomTensors {
         let start = Instant::now();
         let count = shape.iter().product();
         let values = match shape {
-            [] | [_] if name.ends_with(".bias") => normal(name, count, BIAS),
+            [] | [_] if name.ends_with(".bias") => normal(name, 0..count, BIAS),
             [] | [_] => vec![1.0; count],
-            [_, filter @ ..] => {
-                let fan_in: usize = filter.iter().product();
-                normal(name, count, (fan_in.max(1) as f32).sqrt().recip())
-            }
+            [_, filter @ ..] => normal(name, 0..count, deviation(filter)),
         };
         let spent = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(spent, Ordering::Relaxed);
         values
+    }
+
+    /// Some rows of the same values of a matrix.
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: &[usize]) -> Vec<f32> {
+        let deviation = deviation(&shape[1..]);
+        rows.iter().flat_map(|row| normal(name, row * shape[1]..(row + 1) * shape[1], deviation)).collect()
     }
 
     /// How long all values so far took to make.
@@ -43,16 +47,23 @@ impl RandomTensors {
     }
 }
 
-/// Nearly normal numbers of mean 0: sums of four uniform ones, which end at 3.5 standard deviations.
-fn normal(name: &str, count: usize, deviation: f32) -> Vec<f32> {
+/// For products with filters of this shape to keep the variance of what they read.
+fn deviation(filter: &[usize]) -> f32 {
+    let fan_in: usize = filter.iter().product();
+    (fan_in.max(1) as f32).sqrt().recip()
+}
+
+/// Part of a sequence of nearly normal numbers of mean 0: sums of four uniform ones, which end at 3.5 standard
+/// deviations.
+fn normal(name: &str, range: Range<usize>, deviation: f32) -> Vec<f32> {
     const BLOCK: usize = 1 << 14;
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv1a);
     // Four 16-bit lanes: mean 4 * 32767.5, variance 4 * (2^32 - 1) / 12.
     let scale = deviation / (((1u64 << 32) - 1) as f32 / 3.0).sqrt();
-    let mut values = vec![0.0; count];
+    let mut values = vec![0.0; range.len()];
     values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
         for (index, value) in values.iter_mut().enumerate() {
-            let bits = split_mix(seed, (block * BLOCK + index) as u64);
+            let bits = split_mix(seed, (range.start + block * BLOCK + index) as u64);
             let pairs = (bits & 0x0000_ffff_0000_ffff) + (bits >> 16 & 0x0000_ffff_0000_ffff);
             let sum = (pairs as u32 as i64 + (pairs >> 32) as i64) as i32;
             *value = (sum - 2 * 0xffff) as f32 * scale;
@@ -98,6 +109,9 @@ mod tests {
         assert_ne!(values("a.weight"), values("b.weight"));
         assert_eq!(random.values("norm.weight", &[3]), [1.0; 3]);
         assert!(random.values("norm.bias", &[3]).iter().all(|bias| bias.abs() < 4.0 * BIAS));
+        let whole = values("a.weight");
+        let row = |row: usize| &whole[2 * row..2 * row + 2];
+        assert_eq!(random.rows("a.weight", [20_000, 2], &[19_999, 3]), [row(19_999), row(3)].concat());
         assert!(random.contains("a.bias") && !random.contains("a.weight_scale"));
     }
 }

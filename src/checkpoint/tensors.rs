@@ -15,6 +15,9 @@ use crate::quantize::{Origin, QuantizedWeight, Weight};
 
 /// What is laid over weights as they are read, e.g. adapters that add to them.
 pub trait Overlay: Send + Sync {
+    /// Whether the tensor called `name` does not stay as it is stored.
+    fn changes(&self, name: &str) -> bool;
+
     /// What becomes of the `stored` weight of the tensor called `name`.
     ///
     /// # Errors
@@ -153,20 +156,60 @@ impl TensorSet {
         if let Some(random) = &self.random {
             return Ok(Weight::Float(random.values(name, shape)));
         }
+        let view = self.view_of(name, shape)?;
+        let scales = if view.dtype == Dtype::I8 { Some(self.scales(name, view.shape)?) } else { None };
+        read(name, &view, scales.as_ref())
+    }
+
+    /// # Errors
+    /// When there is no such tensor, or it has another shape.
+    fn view_of(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let view = self.view(name)?;
         ensure!(
             without_trailing_ones(view.shape) == without_trailing_ones(shape),
             "tensor '{name}' has shape {:?} where {shape:?} is expected",
             view.shape
         );
-        if view.dtype == Dtype::I8 {
-            return self.int8(name, view).map(Weight::Int8);
+        Ok(view)
+    }
+
+    /// The scales of an int8 tensor of `shape`, one for each output.
+    fn scales(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let outputs = *shape.first().with_context(|| format!("int8 tensor '{name}' is a single value"))?;
+        let scale_name = format!("{name}{SCALE}");
+        let scales = self.view(&scale_name).with_context(|| format!("tensor '{name}' holds int8 values"))?;
+        ensure!(
+            without_trailing_ones(scales.shape) == without_trailing_ones(&[outputs]),
+            "tensor '{scale_name}' has shape {:?} where [{outputs}] is expected",
+            scales.shape
+        );
+        Ok(scales)
+    }
+
+    /// The values of some rows of a matrix in f32, checked as by [`Self::weight`]; no others are
+    /// read unless something is laid over them.
+    ///
+    /// # Errors
+    /// As [`Self::weight`].
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    pub fn rows(&self, name: &str, shape: [usize; 2], rows: &[usize]) -> Result<Vec<f32>> {
+        if let Some(random) = &self.random {
+            return Ok(random.rows(name, shape, rows));
         }
-        let values = view.to_f32().with_context(|| format!("tensor '{name}'"))?;
-        // Without a way out of the loop it runs on vectors.
-        let odd = |values: &[f32]| values.iter().fold(false, |odd, value| odd | !value.is_finite());
-        ensure!(!values.par_chunks(BLOCK).any(odd), "tensor '{name}' holds values that are infinite or NaN");
-        Ok(Weight::Float(values))
+        let view = self.view_of(name, &shape)?;
+        if self.overlay.as_ref().is_some_and(|overlay| overlay.changes(name)) || !view.has_rows() {
+            let values = self.f32(name, &shape)?;
+            return Ok(rows.iter().flat_map(|row| &values[row * shape[1]..][..shape[1]]).copied().collect());
+        }
+        let scales = if view.dtype == Dtype::I8 { Some(self.scales(name, view.shape)?) } else { None };
+        let mut values = Vec::with_capacity(rows.len() * shape[1]);
+        for &row in rows {
+            let scale = scales.as_ref().map(|scales| scales.row(row));
+            values.append(&mut read(name, &view.row(row), scale.as_ref())?.into_f32());
+        }
+        Ok(values)
     }
 
     /// The values of a tensor in f32, whatever it is stored as, checked as by [`Self::weight`].
@@ -176,38 +219,41 @@ impl TensorSet {
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.weight(name, shape).map(Weight::into_f32)
     }
+}
 
-    fn int8(&self, name: &str, view: TensorView<'_>) -> Result<QuantizedWeight> {
-        let outputs =
-            *view.shape.first().with_context(|| format!("int8 tensor '{name}' is a single value"))?;
-        let scale_name = format!("{name}{SCALE}");
-        let scale = self.view(&scale_name).with_context(|| format!("tensor '{name}' holds int8 values"))?;
-        ensure!(
-            without_trailing_ones(scale.shape) == without_trailing_ones(&[outputs]),
-            "tensor '{scale_name}' has shape {:?} where [{outputs}] is expected",
-            scale.shape
-        );
-        let scales = scale.to_f32().with_context(|| format!("tensor '{scale_name}'"))?;
-        ensure!(
-            scales.iter().all(|scale| (0.0..=LARGEST_SCALE).contains(scale)),
-            "tensor '{scale_name}' holds scales that are negative, NaN or beyond {LARGEST_SCALE:e}, which no trained \
-             model has"
-        );
-        let stored = view.bytes().with_context(|| format!("tensor '{name}'"))?;
-        let mut values = vec![0; stored.len()];
-        let blocks = values.par_chunks_mut(BLOCK).zip(stored.par_chunks(BLOCK));
-        let least = blocks.map(|(values, bytes)| {
-            for (value, byte) in values.iter_mut().zip(bytes) {
-                *value = byte.cast_signed();
-            }
-            values.iter().copied().min().unwrap_or(0)
-        });
-        ensure!(
-            least.min().is_none_or(|least| least > i8::MIN),
-            "tensor '{name}' holds -128, where symmetric int8 values end at -127"
-        );
-        Ok(QuantizedWeight { values, scales })
+/// The values of the tensor called `name`, or of a part of it, with the scales of those that are int8.
+fn read(name: &str, view: &TensorView<'_>, scales: Option<&TensorView<'_>>) -> Result<Weight> {
+    if let Some(scales) = scales {
+        return int8(name, view, scales).map(Weight::Int8);
     }
+    let values = view.to_f32().with_context(|| format!("tensor '{name}'"))?;
+    // Without a way out of the loop it runs on vectors.
+    let odd = |values: &[f32]| values.iter().fold(false, |odd, value| odd | !value.is_finite());
+    ensure!(!values.par_chunks(BLOCK).any(odd), "tensor '{name}' holds values that are infinite or NaN");
+    Ok(Weight::Float(values))
+}
+
+fn int8(name: &str, view: &TensorView<'_>, scales: &TensorView<'_>) -> Result<QuantizedWeight> {
+    let scales = scales.to_f32().with_context(|| format!("tensor '{name}{SCALE}'"))?;
+    ensure!(
+        scales.iter().all(|scale| (0.0..=LARGEST_SCALE).contains(scale)),
+        "tensor '{name}{SCALE}' holds scales that are negative, NaN or beyond {LARGEST_SCALE:e}, which no trained \
+         model has"
+    );
+    let stored = view.bytes().with_context(|| format!("tensor '{name}'"))?;
+    let mut values = vec![0; stored.len()];
+    let blocks = values.par_chunks_mut(BLOCK).zip(stored.par_chunks(BLOCK));
+    let least = blocks.map(|(values, bytes)| {
+        for (value, byte) in values.iter_mut().zip(bytes) {
+            *value = byte.cast_signed();
+        }
+        values.iter().copied().min().unwrap_or(0)
+    });
+    ensure!(
+        least.min().is_none_or(|least| least > i8::MIN),
+        "tensor '{name}' holds -128, where symmetric int8 values end at -127"
+    );
+    Ok(QuantizedWeight { values, scales })
 }
 
 /// Appended to an int8 tensor's name for that of its scales.

@@ -12,6 +12,7 @@ mod aligned;
 mod attention;
 mod blocking;
 mod byte_product;
+mod causal_attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod epilogue;
@@ -41,5 +42,5 @@ pub use gemm_i8::PackedI8;
 pub use isa::{Isa, NoSuchKernel, VARIABLE};
 pub use norm::{ChannelMoments, GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
-pub use rows::{RowsMut, quantize_rows};
+pub use rows::{Activation, RowsMut, quantize_rows};
 pub use winograd::Winograd;

@@ -1,6 +1,7 @@
 //! Row-by-row operations whose result is kept as f32 or quantized on the way out; the norms are in `norm`.
 
 use super::isa::Isa;
+use super::math;
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::quantized_rows::{QuantizedRows, RowLayout, quantize_row};
 use super::simd::{Kernel, Simd};
@@ -151,6 +152,50 @@ pub fn quantize_rows(isa: Isa, input: &[f32], depth: usize, output: &mut Quantiz
     let rows = input.len() / depth;
     assert_eq!(input.len(), rows * depth, "rows of {depth}");
     for_each_row(isa, rows, depth, &Copied { input }, RowsMut::U8(output));
+}
+
+/// A function of single values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)` (Elfwing et al. 2017).
+    Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2` (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// Its approximation `x * sigmoid(1.702 x)`.
+    QuickGelu,
+}
+
+impl Activation {
+    /// The function of each value of rows of `depth`.
+    ///
+    /// # Panics
+    /// If `input` is not whole rows, or an f32 output is of another size.
+    pub fn apply<'a>(self, isa: Isa, input: &[f32], depth: usize, output: impl Into<RowsMut<'a>>) {
+        let rows = input.len() / depth;
+        assert_eq!(input.len(), rows * depth, "rows of {depth}");
+        for_each_row(isa, rows, depth, &Activated { function: self, input }, output.into());
+    }
+}
+
+struct Activated<'a> {
+    function: Activation,
+    input: &'a [f32],
+}
+
+impl RowOperation for Activated<'_> {
+    #[inline(always)]
+    fn row<S: Simd>(&self, simd: S, row: usize, to: &mut [f32]) {
+        let from = &self.input[row * to.len()..][..to.len()];
+        for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+            let x = simd.read_up_to(from);
+            let y = match self.function {
+                Activation::Silu => math::silu(simd, x),
+                Activation::Gelu => math::gelu(simd, x),
+                Activation::QuickGelu => math::quick_gelu(simd, x),
+            };
+            simd.write_up_to(to, y);
+        }
+    }
 }
 
 struct Copied<'a> {

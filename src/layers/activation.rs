@@ -1,11 +1,51 @@
 //! Element-wise layers without parameters.
 
-use anyhow::Result;
-use candle_core::{D, Tensor};
+use anyhow::{Result, bail};
+use candle_core::{D, Device, Tensor};
 
-/// `x * sigmoid(x)` (Elfwing et al. 2017).
-pub fn silu(input: &Tensor) -> Result<Tensor> {
-    Ok(input.silu()?)
+use super::{Input, Params, host};
+use crate::kernels::{Isa, RowsMut};
+
+pub use crate::kernels::Activation as Function;
+
+/// A function of single values.
+pub struct Activation {
+    function: Function,
+    kernels: Option<Isa>,
+}
+
+impl Activation {
+    pub fn new(params: &Params, function: Function) -> Self {
+        Self { function, kernels: params.backend().kernels }
+    }
+
+    /// The function of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::Activation(self, input)
+    }
+
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        if self.kernels.is_some() {
+            let mut output = vec![0.0; input.elem_count()];
+            self.write(input, &mut output)?;
+            return Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?);
+        }
+        Ok(match self.function {
+            Function::Silu => input.silu()?,
+            Function::Gelu => input.gelu_erf()?,
+            Function::QuickGelu => (input * candle_nn::ops::sigmoid(&(input * 1.702)?)?)?,
+        })
+    }
+
+    /// Writes the values in the form `output` takes.
+    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<()> {
+        let Some(isa) = self.kernels else { bail!("this activation was made for candle, not for kernels") };
+        let depth = input.dim(D::Minus1)?;
+        host::with_values(input, |values| {
+            self.function.apply(isa, values, depth, output);
+            Ok(())
+        })
+    }
 }
 
 /// Joins two feature maps along their channels.

@@ -15,12 +15,19 @@ const SCORES: usize = 256 << 20;
 /// Multi-head attention without projections.
 pub struct Attention {
     heads: usize,
+    /// Whether no row sees a later one.
+    causal: bool,
     kernels: Option<Isa>,
 }
 
 impl Attention {
     pub fn new(params: &Params, heads: usize) -> Self {
-        Self { heads, kernels: params.backend().kernels }
+        Self { heads, causal: false, kernels: params.backend().kernels }
+    }
+
+    /// The same in which no row sees a later one, of few rows to themselves.
+    pub fn causal(params: &Params, heads: usize) -> Self {
+        Self { causal: true, ..Self::new(params, heads) }
     }
 
     /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.
@@ -40,7 +47,8 @@ impl Attention {
         let (batch, rows, channels) = query.dims3()?;
         let macs = 2 * batch * rows * key.dim(1)? * channels;
         meter::record(kind, macs, || match self.kernels {
-            Some(isa) => blocked(isa, query, key, value, self.heads),
+            Some(isa) => by_kernels(isa, self.causal, query, key, value, self.heads),
+            None if self.causal => causal_by_candle(query, key, value, self.heads),
             #[cfg(feature = "cuda")]
             None if query.device().is_cuda() => cuda::attention(query, key, value, self.heads),
             None => by_candle(query, key, value, self.heads, SCORES),
@@ -48,7 +56,14 @@ impl Attention {
     }
 }
 
-fn blocked(isa: Isa, query: &Tensor, key: &Tensor, value: &Tensor, heads: usize) -> Result<Tensor> {
+fn by_kernels(
+    isa: Isa,
+    causal: bool,
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    heads: usize,
+) -> Result<Tensor> {
     let (batch, q_len, channels) = query.dims3()?;
     let kv_len = key.dim(1)?;
     host::with_rows(query, |q| {
@@ -62,22 +77,42 @@ fn blocked(isa: Isa, query: &Tensor, key: &Tensor, value: &Tensor, heads: usize)
                     ..dense
                 };
                 let mut output = vec![0.0; batch * q_len * channels];
-                attention.apply(isa, q.data, k.data, v.data, &mut output);
+                if causal {
+                    attention.apply_causal(isa, q.data, k.data, v.data, &mut output);
+                } else {
+                    attention.apply(isa, q.data, k.data, v.data, &mut output);
+                }
                 Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)
             })
         })
     })
 }
 
+/// candle's operations over few rows, whose scores are all there at once.
+fn causal_by_candle(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, rows, channels) = query.dims3()?;
+    let later = |row: usize, key: usize| if key > row { f32::NEG_INFINITY } else { 0.0 };
+    let mask: Vec<f32> = (0..rows).flat_map(|row| (0..rows).map(move |key| later(row, key))).collect();
+    let mask = Tensor::from_vec(mask, (rows, rows), query.device())?;
+    let head_dim = channels / heads;
+    let split = |rows: &Tensor| split(rows, heads);
+    let scores = split(query)?.matmul(&split(key)?.t()?)?.to_dtype(DType::F32)?;
+    let scores = (scores * (head_dim as f64).powf(-0.5))?.broadcast_add(&mask)?;
+    let shares = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(value.dtype())?;
+    Ok(shares.matmul(&split(value)?)?.transpose(1, 2)?.reshape((batch, rows, channels))?)
+}
+
+/// `[batch, rows, heads * d]` as `[batch, heads, rows, d]`.
+fn split(rows: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, length, channels) = rows.dims3()?;
+    Ok(rows.reshape((batch, length, heads, channels / heads))?.transpose(1, 2)?.contiguous()?)
+}
+
 /// candle's operations, as many queries at a time as `limit` bytes of scores in f32 hold.
 fn by_candle(query: &Tensor, key: &Tensor, value: &Tensor, heads: usize, limit: usize) -> Result<Tensor> {
     let (batch, queries, channels) = query.dims3()?;
     let head_dim = channels / heads;
-    let split = |rows: &Tensor| -> Result<Tensor> {
-        let (batch, length, _) = rows.dims3()?;
-        Ok(rows.reshape((batch, length, heads, head_dim))?.transpose(1, 2)?.contiguous()?)
-    };
-    let (query, key, value) = (split(query)?, split(key)?, split(value)?);
+    let (query, key, value) = (split(query, heads)?, split(key, heads)?, split(value, heads)?);
     let keys = key.t()?;
     let at_once = (limit / (4 * batch * heads * key.dim(2)?)).clamp(1, queries);
     let block = |first: usize| -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use super::activation::silu;
+use super::activation::Activation;
 use super::host;
 use super::meter::{self, Kind};
 use super::norm::{GroupNorm, LayerNorm};
@@ -19,7 +19,7 @@ pub enum Input<'a> {
     /// The same of some rows of a map, by the moments of all of them.
     GroupNormSiluOfPart(&'a GroupNorm, &'a Tensor, &'a ChannelMoments),
     LayerNorm(&'a LayerNorm, &'a Tensor),
-    Silu(&'a Tensor),
+    Activation(&'a Activation, &'a Tensor),
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {
@@ -61,7 +61,7 @@ impl Input<'_> {
             | Self::GroupNormSilu(_, tensor)
             | Self::GroupNormSiluOfPart(_, tensor, _)
             | Self::LayerNorm(_, tensor)
-            | Self::Silu(tensor) => tensor.dims().to_vec(),
+            | Self::Activation(_, tensor) => tensor.dims().to_vec(),
         }
     }
 
@@ -81,7 +81,7 @@ impl Input<'_> {
             Self::GroupNormSilu(norm, tensor) => norm.forward(tensor, true),
             Self::GroupNormSiluOfPart(norm, rows, moments) => norm.forward_part(rows, moments),
             Self::LayerNorm(norm, tensor) => norm.forward(tensor),
-            Self::Silu(tensor) => silu(tensor),
+            Self::Activation(activation, tensor) => activation.forward(tensor),
         })
     }
 
@@ -90,15 +90,12 @@ impl Input<'_> {
         let dims = self.dims();
         let &depth = dims.last().context("a product takes rows")?;
         let mut rows = QuantizedRows::default();
-        let quantize = |tensor: &Tensor, rows: &mut QuantizedRows| {
-            host::with_values(tensor, |values| {
-                kernels::quantize_rows(isa, values, depth, rows);
-                Ok(())
-            })
-        };
         self.metered(|| match self {
-            Self::Plain(tensor) => quantize(tensor, &mut rows),
-            Self::Silu(tensor) => quantize(&silu(tensor)?, &mut rows),
+            Self::Plain(tensor) => host::with_values(tensor, |values| {
+                kernels::quantize_rows(isa, values, depth, &mut rows);
+                Ok(())
+            }),
+            Self::Activation(activation, tensor) => activation.write(tensor, &mut rows),
             Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
             Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),
             Self::GroupNormSiluOfPart(norm, part, moments) => norm.write_part(part, moments, &mut rows),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 
-pub use activation::concat_channels;
+pub use activation::{Activation, Function, concat_channels};
 pub use attention::Attention;
 pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
@@ -82,7 +82,10 @@ impl Backend {
     }
 
     /// `values` as a tensor of this back end's type on its device.
-    fn tensor(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// When there are more or fewer than `shape` holds, or the device has no room.
+    pub fn tensor(&self, values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
         Ok(Tensor::from_vec(values, shape.into(), &self.device)?.to_dtype(self.dtype)?)
     }
 

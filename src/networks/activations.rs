@@ -158,7 +158,8 @@ impl<'a> Activations<'a> {
         let channels = self.graph.channels(read.value) as u64;
         let floats = match read.through {
             Through::Nothing => 0,
-            Through::Silu => FLOAT * pixels * channels,
+            Through::Activation(_) if int8 => 0,
+            Through::Activation(_) => FLOAT * pixels * channels,
             Through::GroupNorm { .. } | Through::LayerNorm { .. } if int8 => 0,
             Through::GroupNorm { .. } | Through::LayerNorm { .. } => FLOAT * pixels * channels,
         };

@@ -1,7 +1,7 @@
 //! The blocks that networks are built of, each as a description; which follow each other is said in `unet`, `vae` and `taesd`.
 
-use super::graph::{Conv, Graph, Groups, Linear, PromptRows, Value, layer_norm, silu};
-use crate::layers::ConvShape;
+use super::graph::{Conv, Graph, Groups, Linear, PromptRows, Value, activated, layer_norm, silu};
+use crate::layers::{ConvShape, Function};
 
 /// `ResnetBlock2D`: norm, SiLU, convolution, twice, around which the input is added. `time` is the time
 /// embedding, which an autoencoder, whose maps are large, has not.
@@ -52,15 +52,16 @@ pub fn transformer(
     let hidden = graph.conv(Conv::new(format!("{name}.proj_in"), pointwise, normed));
     let block = format!("{name}.transformer_blocks.0");
     let at = |layer: &str| format!("{block}.{layer}");
+    let normed = |norm: &str, value: Value| layer_norm(at(norm), 1e-5, value);
 
     let parts = ["to_q", "to_k", "to_v"];
-    let qkv = Linear::stacked(&at("attn1"), &parts, channels, layer_norm(at("norm1"), hidden));
+    let qkv = Linear::stacked(&at("attn1"), &parts, channels, normed("norm1", hidden));
     let qkv = graph.linear(qkv.without_bias());
     let attended = graph.self_attention(qkv, heads);
     let out = Linear::new(at("attn1.to_out.0"), channels, attended);
     let hidden = graph.linear(Linear { residual: Some(hidden), ..out });
 
-    let query = Linear::new(at("attn2.to_q"), channels, layer_norm(at("norm2"), hidden));
+    let query = Linear::new(at("attn2.to_q"), channels, normed("norm2", hidden));
     let query = graph.linear(query.without_bias());
     let names = [at("attn2.to_k"), at("attn2.to_v")];
     let rows = PromptRows { names, inputs: context, outputs: channels };
@@ -68,7 +69,7 @@ pub fn transformer(
     let out = Linear::new(at("attn2.to_out.0"), channels, attended);
     let hidden = graph.linear(Linear { residual: Some(hidden), ..out });
 
-    let gated = Linear::new(at("ff.net.0.proj"), 4 * channels, layer_norm(at("norm3"), hidden));
+    let gated = Linear::new(at("ff.net.0.proj"), 4 * channels, normed("norm3", hidden));
     let gated = graph.linear(Linear { gated: true, ..gated });
     let out = Linear::new(at("ff.net.2"), channels, gated);
     let hidden = graph.linear(Linear { residual: Some(hidden), ..out });
@@ -85,6 +86,32 @@ pub fn pixel_attention(graph: &mut Graph, name: &str, input: Value, groups: Grou
     let attended = graph.self_attention(qkv, 1);
     let out = Linear::new(format!("{name}.to_out.0"), channels, attended);
     graph.linear(Linear { residual: Some(input), ..out })
+}
+
+/// CLIP's `CLIPEncoderLayer` over tokens in one row: attention to tokens before, then a feed-forward of `inner`
+/// channels through `function`, each after a norm and with its input added.
+pub fn text_layer(
+    graph: &mut Graph,
+    name: &str,
+    input: Value,
+    heads: usize,
+    (inner, function): (usize, Function),
+    eps: f64,
+) -> Value {
+    let channels = graph.channels(input);
+    let at = |layer: &str| format!("{name}.{layer}");
+    let normed = |norm: &str, value: Value| layer_norm(at(norm), eps, value);
+
+    let parts = ["q_proj", "k_proj", "v_proj"];
+    let qkv = Linear::stacked(&at("self_attn"), &parts, channels, normed("layer_norm1", input));
+    let qkv = graph.linear(qkv);
+    let attended = graph.causal_attention(qkv, heads);
+    let out = Linear::new(at("self_attn.out_proj"), channels, attended);
+    let hidden = graph.linear(Linear { residual: Some(input), ..out });
+
+    let wide = graph.linear(Linear::new(at("mlp.fc1"), inner, normed("layer_norm2", hidden)));
+    let out = Linear::new(at("mlp.fc2"), channels, activated(function, wide));
+    graph.linear(Linear { residual: Some(hidden), ..out })
 }
 
 /// TAESD's block: three convolutions around which the input is added, ReLU after each.

@@ -1,58 +1,66 @@
-//! CLIP's text encoder (Radford et al. 2021): candle-transformers' layers between our own lookup and final norm.
+//! CLIP's text encoder (Radford et al. 2021), as transformers' `CLIPTextModel`: vectors of tokens in, embeddings out.
 
 use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::var_builder::{SimpleBackend, VarBuilder};
-use candle_transformers::models::clip::EncoderConfig;
-use candle_transformers::models::clip::text_model::{Activation, ClipEncoder, ClipTextConfig};
+use candle_core::{DType, Tensor};
 
+use super::blocks::text_layer;
 use super::config::ClipConfig;
+use super::graph::Graph;
+use super::network::{Beside, Network};
 use crate::checkpoint::TensorSet;
-use crate::layers::meter::{self, Kind};
-use crate::layers::{LayerNorm, Params};
+use crate::layers::{Backend, LayerNorm, Params};
+
+/// All layers over tokens' vectors, which lie in one row.
+pub fn describe(config: &ClipConfig) -> Graph {
+    let mut graph = Graph::default();
+    let feed_forward = (config.intermediate_size, config.activation);
+    let mut tokens = graph.input(config.hidden_size);
+    for index in 0..config.num_hidden_layers {
+        let name = format!("encoder.layers.{index}");
+        graph.stage(name.clone());
+        let heads = config.num_attention_heads;
+        tokens = text_layer(&mut graph, &name, tokens, heads, feed_forward, config.layer_norm_eps);
+    }
+    graph
+}
 
 pub struct TextEncoder {
     config: ClipConfig,
-    /// `[vocab, hidden]`
-    tokens: Tensor,
+    vocabulary: Vocabulary,
     /// `[positions, hidden]`
     positions: Tensor,
-    encoder: ClipEncoder,
+    network: Network,
     final_norm: LayerNorm,
-    /// `[positions, positions]`: no token sees a later one.
-    mask: Tensor,
+}
+
+/// The vectors of all tokens, of which a prompt takes so few that they are read one by one.
+struct Vocabulary {
+    tensors: TensorSet,
+    backend: Backend,
+    name: String,
+    /// `[vocab, hidden]`
+    shape: [usize; 2],
 }
 
 impl TextEncoder {
     /// # Errors
     /// Names the tensor that is missing or misshapen.
     pub fn load(params: &Params, config: ClipConfig) -> Result<Self> {
-        let backend = params.backend();
         let embeddings = params.at("embeddings");
         let (hidden, positions) = (config.hidden_size, config.max_position_embeddings);
-        let layers = ClipTextConfig {
-            vocab_size: config.vocab_size,
-            embed_dim: hidden,
-            activation: Activation::QuickGelu,
-            intermediate_size: config.intermediate_size,
-            max_position_embeddings: positions,
-            pad_with: None,
-            num_hidden_layers: config.num_hidden_layers,
-            num_attention_heads: config.num_attention_heads,
-            projection_dim: hidden,
+        let vocabulary = Vocabulary {
+            tensors: params.tensors().clone(),
+            backend: params.backend().clone(),
+            name: embeddings.path(&"token_embedding.weight"),
+            shape: [config.vocab_size, hidden],
         };
-        let source = EncoderTensors { tensors: params.tensors(), prefix: params.path(&"encoder") };
-        let vars = VarBuilder::from_backend(Box::new(source), backend.dtype, backend.device.clone());
-        let encoder = ClipEncoder::new(vars, &EncoderConfig::Text(layers))?;
-        let future = |row: usize, column: usize| if column > row { f32::MIN } else { 0.0 };
-        let mask: Vec<f32> =
-            (0..positions).flat_map(|row| (0..positions).map(move |column| future(row, column))).collect();
+        // What is wrong with it shows before the layers are loaded.
+        vocabulary.tensors.rows(&vocabulary.name, vocabulary.shape, &[0])?;
         Ok(Self {
-            tokens: embeddings.tensor("token_embedding.weight", &[config.vocab_size, hidden])?,
+            vocabulary,
             positions: embeddings.tensor("position_embedding.weight", &[positions, hidden])?,
-            encoder,
-            final_norm: LayerNorm::load(&params.at("final_layer_norm"), hidden, 1e-5)?,
-            mask: Tensor::from_vec(mask, (positions, positions), &backend.device)?,
+            network: Network::load(params, describe(&config))?,
+            final_norm: LayerNorm::load(&params.at("final_layer_norm"), hidden, config.layer_norm_eps)?,
             config,
         })
     }
@@ -67,76 +75,34 @@ impl TextEncoder {
     /// # Errors
     /// As [`Self::lookup`] and [`Self::forward_embedded`].
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        self.forward_embedded(&self.lookup(ids)?)
+        self.forward_embedded(&self.lookup(ids)?.unsqueeze(0)?)
     }
 
     /// The vectors `[tokens, hidden]` that stand for token ids.
     ///
     /// # Errors
-    /// When an id is not in the vocabulary.
+    /// When an id is not in the vocabulary, or its vector can't be read.
     pub fn lookup(&self, ids: &[u32]) -> Result<Tensor> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
-            anyhow::bail!("token {id} is not among the text encoder's {}", self.config.vocab_size);
+        let Vocabulary { tensors, backend, name, shape } = &self.vocabulary;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= shape[0]) {
+            anyhow::bail!("token {id} is not among the text encoder's {}", shape[0]);
         }
-        Ok(self.tokens.index_select(&Tensor::new(ids, self.tokens.device())?, 0)?)
+        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        backend.tensor(tensors.rows(name, *shape, &rows)?, (ids.len(), shape[1]))
     }
 
-    /// Text embeddings `[1, tokens, hidden]` of one chunk of tokens' vectors, `[tokens, hidden]`.
+    /// Text embeddings `[chunks, tokens, hidden]` of chunks of tokens' vectors, of that shape too; no chunk sees
+    /// another.
     ///
     /// # Errors
-    /// When there are more tokens than positions.
+    /// When a chunk has more tokens than there are positions.
     pub fn forward_embedded(&self, tokens: &Tensor) -> Result<Tensor> {
-        let (length, _) = tokens.dims2()?;
+        let (_, length, _) = tokens.dims3()?;
         ensure!(length <= self.positions(), "{length} tokens where {} is the most", self.positions());
-        let embedded = (tokens + self.positions.narrow(0, 0, length)?)?;
-        let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let hidden = meter::record(Kind::Other, self.config.macs(length), || {
-            self.encoder.forward(&embedded.unsqueeze(0)?, Some(&mask))
-        })?;
+        let embedded = tokens.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
+        let mut maps = self.network.start([embedded.unsqueeze(1)?])?;
+        self.network.run(&mut maps, 0..self.network.graph().stages(), Beside::default())?;
+        let hidden = self.network.output(maps)?.squeeze(1)?;
         Ok(self.final_norm.forward(&hidden)?.to_dtype(DType::F32)?)
-    }
-}
-
-impl ClipConfig {
-    /// How many weights there are: embeddings, and in each layer four projections, a feed-forward and two norms.
-    pub fn weights(&self) -> usize {
-        let Self { vocab_size, hidden_size: hidden, intermediate_size: inner, .. } = *self;
-        let layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden;
-        (vocab_size + self.max_position_embeddings + 2) * hidden + self.num_hidden_layers * layer
-    }
-
-    /// Multiply-accumulates of all layers over one chunk of `tokens`: projections, attention, feed-forward.
-    pub fn macs(&self, tokens: usize) -> usize {
-        let products = 4 * self.hidden_size + 2 * tokens + 2 * self.intermediate_size;
-        self.num_hidden_layers * tokens * self.hidden_size * products
-    }
-}
-
-/// Feeds candle-transformers' encoder from a checkpoint's tensors.
-struct EncoderTensors<'a> {
-    tensors: &'a TensorSet,
-    prefix: String,
-}
-
-impl SimpleBackend for EncoderTensors<'_> {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _: candle_nn::Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        let values = self.tensors.f32(&format!("{}.{name}", self.prefix), shape.dims());
-        let values = values.map_err(|error| candle_core::Error::Msg(format!("{error:#}")))?;
-        Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("tensor '{name}' was asked for without a shape")
-    }
-
-    fn contains_tensor(&self, name: &str) -> bool {
-        self.tensors.contains(&format!("{}.{name}", self.prefix))
     }
 }

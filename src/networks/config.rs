@@ -1,9 +1,11 @@
 //! The published configs of the networks, parsed and checked; a setting that isn't implemented is an error.
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+
+use crate::layers::Function;
 
 /// Parses `config` as the config of `what`.
 fn parse<T: DeserializeOwned>(config: &Value, what: &str) -> Result<T> {
@@ -392,9 +394,19 @@ pub struct ClipConfig {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub max_position_embeddings: usize,
-    hidden_act: String,
+    /// Of the feed-forward.
+    #[serde(rename = "hidden_act", deserialize_with = "text_activation")]
+    pub activation: Function,
     #[serde(default = "default_norm_eps")]
-    layer_norm_eps: f64,
+    pub layer_norm_eps: f64,
+}
+
+fn text_activation<'de, D: Deserializer<'de>>(value: D) -> Result<Function, D::Error> {
+    match String::deserialize(value)?.as_str() {
+        "quick_gelu" => Ok(Function::QuickGelu),
+        "gelu" => Ok(Function::Gelu),
+        other => Err(D::Error::custom(format!("hidden_act '{other}' is neither quick_gelu nor gelu"))),
+    }
 }
 
 impl ClipConfig {
@@ -402,13 +414,8 @@ impl ClipConfig {
     /// Names the key that is missing, damaged or not supported.
     pub fn parse(config: &Value) -> Result<Self> {
         let parsed: Self = parse(config, "text encoder")?;
-        // candle-transformers' encoder knows just these two.
-        ensure!(
-            parsed.hidden_act == "quick_gelu" && parsed.layer_norm_eps == 1e-5,
-            "the text encoder config has hidden_act '{}' and layer_norm_eps {}; only quick_gelu and 1e-5 are supported",
-            parsed.hidden_act,
-            parsed.layer_norm_eps
-        );
+        let eps = parsed.layer_norm_eps;
+        ensure!(eps > 0.0 && eps < 1.0, "the text encoder config has layer_norm_eps {eps}");
         ensure!(
             parsed.num_attention_heads > 0
                 && (1..=MAX_CHANNELS).contains(&parsed.hidden_size)

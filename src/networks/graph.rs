@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 pub use super::operation::{
-    Conv, Enlarge, Groups, Linear, Operation, Port, PromptRows, Read, Through, Value, layer_norm, silu,
+    Conv, Enlarge, Groups, Linear, Operation, Port, PromptRows, Read, Through, Value, activated, layer_norm,
+    silu,
 };
 
 /// A skip connection: where it leaves the way down and where it comes in on the way up.
@@ -95,7 +96,13 @@ impl Graph {
 
     pub fn self_attention(&mut self, stacked: Value, heads: usize) -> Value {
         let channels = self.channels(stacked) / 3;
-        self.push(Operation::SelfAttention { stacked, heads }, channels)
+        self.push(Operation::SelfAttention { stacked, heads, causal: false }, channels)
+    }
+
+    /// The same where no pixel sees a later one.
+    pub fn causal_attention(&mut self, stacked: Value, heads: usize) -> Value {
+        let channels = self.channels(stacked) / 3;
+        self.push(Operation::SelfAttention { stacked, heads, causal: true }, channels)
     }
 
     /// Attention of `query` to keys and values that the prompt gives through `rows`.
@@ -199,7 +206,7 @@ impl Graph {
     pub fn weights(&self) -> impl Iterator<Item = Weights<'_>> {
         let norm = |read: &Read| match read.through {
             Through::GroupNorm { .. } | Through::LayerNorm { .. } => 2 * self.channels(read.value),
-            Through::Nothing | Through::Silu => 0,
+            Through::Nothing | Through::Activation(_) => 0,
         };
         let layers = self.operations.iter().enumerate().filter_map(move |(at, operation)| match operation {
             Operation::Conv(conv) => Some(Weights {

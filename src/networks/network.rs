@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
 use super::graph::{Conv, Enlarge, Extent, Graph, Operation, Port, Through, Value};
-use crate::layers::{self, Attention, Conv2d, Fused, GroupNorm, Input, LayerNorm, Params, concat_channels};
+use crate::layers::{
+    self, Activation, Attention, Conv2d, Fused, GroupNorm, Input, LayerNorm, Params, concat_channels,
+};
 
 /// Keys and values of one transformer's cross-attention: they depend on the prompt alone.
 pub struct ContextRows {
@@ -64,18 +66,20 @@ pub(super) enum Norm {
     Nothing,
     Group(GroupNorm, bool),
     Layer(LayerNorm),
-    Silu,
+    Activation(Activation),
 }
 
 impl Norm {
     fn load(params: &Params, through: &Through, channels: usize) -> Result<Self> {
         Ok(match through {
             Through::Nothing => Self::Nothing,
-            Through::Silu => Self::Silu,
+            Through::Activation(function) => Self::Activation(Activation::new(params, *function)),
             Through::GroupNorm { name, groups, eps, silu } => {
                 Self::Group(GroupNorm::load(&params.at(name), *groups, channels, *eps)?, *silu)
             }
-            Through::LayerNorm { name } => Self::Layer(LayerNorm::load(&params.at(name), channels, 1e-5)?),
+            Through::LayerNorm { name, eps } => {
+                Self::Layer(LayerNorm::load(&params.at(name), channels, *eps)?)
+            }
         })
     }
 
@@ -85,7 +89,7 @@ impl Norm {
             Self::Group(norm, false) => norm.of(input),
             Self::Group(norm, true) => norm.silu_of(input),
             Self::Layer(norm) => norm.of(input),
-            Self::Silu => Input::Silu(input),
+            Self::Activation(activation) => activation.of(input),
         }
     }
 }
@@ -122,6 +126,9 @@ impl Network {
                         }
                     };
                     Layer::Linear(norm(&linear.read.through, linear.read.value)?, layer?)
+                }
+                Operation::SelfAttention { heads, causal: true, .. } => {
+                    Layer::Attention(Attention::causal(params, *heads))
                 }
                 Operation::SelfAttention { heads, .. } | Operation::CrossAttention { heads, .. } => {
                     Layer::Attention(Attention::new(params, *heads))

@@ -1,6 +1,6 @@
 //! One layer of a network, as plain data: what it reads, through which norm, and what is fused with it.
 
-use crate::layers::ConvShape;
+use crate::layers::{ConvShape, Function};
 
 /// What a layer gives or a run is given: a feature map `[batch, height, width, channels]`, or one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,8 +18,8 @@ pub struct Read {
 pub enum Through {
     Nothing,
     GroupNorm { name: String, groups: usize, eps: f64, silu: bool },
-    LayerNorm { name: String },
-    Silu,
+    LayerNorm { name: String, eps: f64 },
+    Activation(Function),
 }
 
 impl From<Value> for Read {
@@ -28,14 +28,19 @@ impl From<Value> for Read {
     }
 }
 
+/// `function(value)`.
+pub fn activated(function: Function, value: Value) -> Read {
+    Read { value, through: Through::Activation(function) }
+}
+
 /// `SiLU(value)`.
 pub fn silu(value: Value) -> Read {
-    Read { value, through: Through::Silu }
+    activated(Function::Silu, value)
 }
 
 /// `LayerNorm(value)`.
-pub fn layer_norm(name: impl Into<String>, value: Value) -> Read {
-    Read { value, through: Through::LayerNorm { name: name.into() } }
+pub fn layer_norm(name: impl Into<String>, eps: f64, value: Value) -> Read {
+    Read { value, through: Through::LayerNorm { name: name.into(), eps } }
 }
 
 /// The group norms of one network: all but their names.
@@ -149,6 +154,8 @@ pub enum Operation {
     SelfAttention {
         stacked: Value,
         heads: usize,
+        /// Whether none sees a later one: pixels in a row are tokens.
+        causal: bool,
     },
     /// Attention to the prompt, in the rows of this index.
     CrossAttention {

@@ -10,7 +10,7 @@ use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::graph::Extent;
 use crate::networks::strips::Strips;
-use crate::networks::unet;
+use crate::networks::{clip, unet};
 use crate::quantize::Policy;
 use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
 
@@ -65,7 +65,7 @@ impl Footprint {
     /// int8 from where they come from.
     pub fn new(
         checkpoint: &Checkpoint,
-        clip: &ClipConfig,
+        text: &ClipConfig,
         unet: UnetConfig,
         vae: VaeConfig,
         precision: Precision,
@@ -82,9 +82,9 @@ impl Footprint {
             .map(str::to_owned)
             .collect();
         Self {
-            tokens: clip.vocab_size as u64,
-            positions: clip.max_position_embeddings,
-            text_encoder: 4 * clip.weights() as u64,
+            tokens: text.vocab_size as u64,
+            positions: text.max_position_embeddings,
+            text_encoder: weight_bytes(&clip::describe(text), &|_| false),
             unet: weight_bytes(&graph, &|name| int8.contains(name)),
             decoder: weight_bytes(&describe_decoder(&vae), &|_| false),
             encoder: weight_bytes(&describe_encoder(&vae), &|_| false),

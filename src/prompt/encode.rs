@@ -8,23 +8,31 @@ use super::embeddings::Embeddings;
 use super::tokenizer::Tokenizer;
 use crate::networks::clip::TextEncoder;
 
-/// Text embeddings `[1, chunks * positions, channels]`: each chunk with its own start and end, the chunks one
-/// after the other.
+/// Text embeddings `[prompts, chunks * positions, channels]` of prompts of as many chunks: each chunk with its own
+/// start and end, the chunks one after the other.
 ///
 /// # Errors
 /// When a token has no place in the vocabulary or the encoder fails.
 pub fn encode(
-    chunks: &Chunks,
+    prompts: &[&Chunks],
     encoder: &TextEncoder,
     tokenizer: &Tokenizer,
     embeddings: &Embeddings,
 ) -> Result<Tensor> {
-    let encoded: Result<Vec<Tensor>> =
-        chunks.chunks.iter().map(|chunk| encode_chunk(chunk, encoder, tokenizer, embeddings)).collect();
-    Ok(Tensor::cat(&encoded?, 1)?)
+    let chunks = || prompts.iter().flat_map(|prompt| &prompt.chunks);
+    let rows: Result<Vec<Tensor>> =
+        chunks().map(|chunk| vectors(chunk, encoder, tokenizer, embeddings)).collect();
+    // All at once, since it takes longest to have the weights come from memory.
+    let encoded = encoder.forward_embedded(&Tensor::stack(&rows?, 0)?)?;
+    let weighed: Result<Vec<Tensor>> =
+        chunks().enumerate().map(|(at, chunk)| weigh(chunk, encoded.narrow(0, at, 1)?)).collect();
+    let weighed = Tensor::cat(&weighed?, 0)?;
+    let (count, positions, channels) = weighed.dims3()?;
+    Ok(weighed.reshape((prompts.len(), count / prompts.len() * positions, channels))?)
 }
 
-fn encode_chunk(
+/// What the encoder takes for a chunk, `[positions, channels]`.
+fn vectors(
     chunk: &[Weighted],
     encoder: &TextEncoder,
     tokenizer: &Tokenizer,
@@ -48,7 +56,7 @@ fn encode_chunk(
             )?;
         }
     }
-    weigh(chunk, encoder.forward_embedded(&rows)?)
+    Ok(rows)
 }
 
 /// Multiplies each token's embedding with its weight and then all of them with one number that restores their

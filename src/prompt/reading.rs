@@ -105,12 +105,8 @@ impl Prompts {
     /// # Errors
     /// When the encoder fails.
     pub fn encode(&self, encoder: &TextEncoder, tokenizer: &Tokenizer) -> Result<Tensor> {
-        let encode = |chunks: &Chunks| encode(chunks, encoder, tokenizer, &self.embeddings);
-        let prompt = encode(&self.prompt)?;
-        match &self.negative_prompt {
-            Some(negative) => Ok(Tensor::cat(&[&encode(negative)?, &prompt], 0)?),
-            None => Ok(prompt),
-        }
+        let prompts: Vec<&Chunks> = self.negative_prompt.iter().chain([&self.prompt]).collect();
+        encode(&prompts, encoder, tokenizer, &self.embeddings)
     }
 
     /// Numbers of the embeddings that occur in either prompt.

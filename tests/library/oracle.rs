@@ -1,20 +1,24 @@
-//! UNet and VAE decoder against candle-transformers' own, an independent implementation in Rust, at two sizes.
+//! The networks against candle-transformers' own, an independent implementation in Rust, at several sizes.
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, IndexOp, Shape, Tensor};
 use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 use candle_transformers::models::stable_diffusion::unet_2d::{
     BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
 };
 use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
-use pochade::checkpoint::Checkpoint;
+use pochade::checkpoint::{Checkpoint, TensorSet};
 use pochade::layers::{Backend, Params};
+use pochade::networks::clip::TextEncoder;
+use pochade::networks::config::ClipConfig;
 use pochade::networks::unet::{Residuals, Step, Unet};
 use pochade::networks::vae;
 
-use crate::support::comparison::{assert_close, distance};
-use crate::support::models::{kl_config, noise, small, unet, unet_config};
+use crate::support::comparison::{assert_close, assert_identical, distance};
+use crate::support::models::{float_backends, kl_config, noise, small, unet, unet_config};
 
 /// Wider than the bound against diffusers: candle-transformers approximates GEGLU's GELU by a tanh.
 const BOUND: f64 = 5e-4;
@@ -137,4 +141,108 @@ fn vae_decoder_equals_candles() {
         let found = decoder.forward(&latents).unwrap();
         assert_close(&found, &expected, BOUND, format_args!("vae decoder at {height} x {width}"));
     }
+}
+
+/// Feeds candle-transformers' text encoder from a set of tensors.
+struct Weights(TensorSet);
+
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let name = name.replace("text_model.", "text_encoder.");
+        let values = self.0.f32(&name, shape.dims()).unwrap();
+        Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("tensor '{name}' was asked for without a shape")
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+}
+
+/// Random weights of sizes that fill no vector or panel, and lengths from one token to every position.
+#[test]
+fn text_encoder_equals_candles() {
+    for (vocab_size, hidden, heads, inner, layers, positions) in
+        [(19, 24, 3, 52, 3, 13), (101, 70, 5, 33, 1, 80), (1000, 192, 3, 768, 2, 77)]
+    {
+        let config = serde_json::json!({
+            "vocab_size": vocab_size,
+            "hidden_size": hidden,
+            "intermediate_size": inner,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "max_position_embeddings": positions,
+            "hidden_act": "quick_gelu",
+        });
+        let theirs = ClipTextConfig {
+            vocab_size,
+            embed_dim: hidden,
+            activation: Activation::QuickGelu,
+            intermediate_size: inner,
+            max_position_embeddings: positions,
+            pad_with: None,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            projection_dim: hidden,
+        };
+        let weights = Box::new(Weights(TensorSet::random()));
+        let vars = VarBuilder::from_backend(weights, DType::F32, Device::Cpu);
+        let theirs = ClipTextTransformer::new(vars.pp("text_model"), &theirs).unwrap();
+        let tensors = TensorSet::random();
+        for backend in float_backends() {
+            let config = ClipConfig::parse(&config).unwrap();
+            let ours = TextEncoder::load(&Params::new(&tensors, &backend, "text_encoder"), config).unwrap();
+            for length in [1, 2, positions - 1, positions] {
+                let ids: Vec<u32> = (0..length).map(|at| (at * at % vocab_size) as u32).collect();
+                let ids_in = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+                let expected = theirs.forward_with_mask(&ids_in, usize::MAX).unwrap();
+                let found = ours.forward(&ids).unwrap();
+                let what = format!("{hidden} channels, {length} tokens on {}", backend.name());
+                assert_close(&found, &expected, 2e-5, what);
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_of_a_batch_are_read_as_if_alone() {
+    let tensors = TensorSet::random();
+    let config = serde_json::json!({
+        "vocab_size": 50,
+        "hidden_size": 40,
+        "intermediate_size": 90,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 11,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    });
+    let mut all = Vec::new();
+    for backend in float_backends() {
+        let config = ClipConfig::parse(&config).unwrap();
+        let encoder = TextEncoder::load(&Params::new(&tensors, &backend, "text_encoder"), config).unwrap();
+        let chunks = noise(4, &[3, 11, 40]);
+        let together = encoder.forward_embedded(&chunks).unwrap();
+        for at in 0..3 {
+            let alone = encoder.forward_embedded(&chunks.i(at..=at).unwrap()).unwrap();
+            let part = together.i(at..=at).unwrap();
+            match backend.kernels {
+                Some(_) => assert_identical(&part, &alone, format_args!("chunk {at}")),
+                // candle's products may add in another order.
+                None => assert_close(&part, &alone, 1e-6, format_args!("chunk {at}")),
+            }
+        }
+        all.push(together);
+    }
+    assert_close(&all[0], &all[1], 2e-5, "the kernels' and candle's GELU");
 }

@@ -58,6 +58,10 @@ impl Merge {
 }
 
 impl Overlay for Merge {
+    fn changes(&self, name: &str) -> bool {
+        self.layers.contains_key(name)
+    }
+
     /// The weights of the layer called `name` with everything added that belongs to it; int8 weights come back
     /// as int8 with new scales.
     ///

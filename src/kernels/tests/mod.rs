@@ -3,6 +3,7 @@
 //! `cargo test --release --lib kernels`
 
 mod attention;
+mod causal_attention;
 #[allow(dead_code, reason = "the tests of networks and pictures share it")]
 #[path = "../../../tests/support/comparison.rs"]
 mod comparison;

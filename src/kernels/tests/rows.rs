@@ -1,8 +1,8 @@
 //! Norms and the quantizer.
 
 use super::comparison::assert_close;
-use super::plain::{Random, on_threads, sigmoid};
-use crate::kernels::{GroupNorm, Isa, LayerNorm, QuantizedRows, quantize_rows};
+use super::plain::{Random, gelu, on_threads, sigmoid};
+use crate::kernels::{Activation, GroupNorm, Isa, LayerNorm, QuantizedRows, quantize_rows};
 
 /// Group normalisation by its definition.
 fn group_norm(norm: &GroupNorm, input: &[f32], images: usize) -> Vec<f64> {
@@ -87,6 +87,31 @@ fn layer_norm_follows_its_definition() {
             let mut output = vec![f32::NAN; input.len()];
             norm.apply(isa, &input, &mut output);
             assert_close(&output, &expected, 2e-6, format_args!("{isa} {rows} x {width}"));
+        }
+    }
+}
+
+#[test]
+fn activations_follow_their_definitions() {
+    let mut random = Random::new(17);
+    for (rows, width) in [(1, 1), (3, 7), (5, 333), (9, 3072)] {
+        let input: Vec<f32> = random.floats(rows * width).iter().map(|x| x * 9.0).collect();
+        for function in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+            let value = |x: f64| match function {
+                Activation::Silu => x * sigmoid(x),
+                Activation::Gelu => gelu(x),
+                Activation::QuickGelu => x * sigmoid(1.702 * x),
+            };
+            let expected: Vec<f64> = input.iter().map(|&x| value(x as f64)).collect();
+            for &isa in Isa::available() {
+                let mut output = vec![f32::NAN; input.len()];
+                function.apply(isa, &input, width, &mut output);
+                assert_close(&output, &expected, 1e-6, format_args!("{isa} {function:?} {rows} x {width}"));
+                let (mut fused, mut after) = (QuantizedRows::default(), QuantizedRows::default());
+                function.apply(isa, &input, width, &mut fused);
+                quantize_rows(isa, &output, width, &mut after);
+                assert!((0..rows).all(|row| fused.row(row).eq(after.row(row))), "{isa} {function:?}");
+            }
         }
     }
 }
