@@ -175,7 +175,7 @@ impl Inputs {
             let x = trajectory.start(&noise.normal(&shape, &Device::Cpu)?)?;
             let mut model = |latents: &Tensor, timestep: f64| {
                 asked.push((timestep, latents.clone()));
-                let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, &context)?;
+                let both = unet.forward(latents, timestep, &context)?;
                 let (negative, positive) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
                 Ok((&negative + ((positive - &negative)? * guidance)?)?)
             };

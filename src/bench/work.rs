@@ -6,7 +6,7 @@ use super::Options;
 use crate::checkpoint::Checkpoint;
 use crate::layers::meter::Macs;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
-use crate::networks::graph::Extent;
+use crate::networks::graph::{Extent, Prompts};
 use crate::networks::{autoencoder, clip, unet};
 
 /// What one run of each part multiplies.
@@ -27,18 +27,19 @@ impl Work {
         let (unet, vae) = (UnetConfig::parse(&configs.unet)?, VaeConfig::parse(&configs.vae)?);
         let clip = ClipConfig::parse(&configs.text_encoder)?;
         // A UNet that takes the guidance scale as an input is asked once.
-        let batch = if unet.guidance_channels.is_some() { 1 } else { 2 };
-        let (factor, tokens) = (vae.factor(), clip.max_position_embeddings);
+        let count = if unet.guidance_channels.is_some() { 1 } else { 2 };
+        let prompts = Prompts { count, tokens: clip.max_position_embeddings };
+        let factor = vae.factor();
         let (height, width) = (options.height / factor, options.width / factor);
         let graph = unet::describe(&unet);
-        let prompts = Extent { batch, height: 1, width: tokens };
-        let text_encoder = clip::describe(&clip).macs(&[prompts], 0).plus(&graph.prompt_macs(batch, tokens));
-        let latents = Extent { batch, height, width };
+        let chunks = Extent { batch: count, height: 1, width: prompts.tokens };
+        let text_encoder = clip::describe(&clip).macs(&[chunks], Prompts::default());
+        let latents = Extent { batch: 1, height, width };
         let decoder = autoencoder::describe_decoder(&vae);
         Ok(Self {
-            text_encoder,
-            unet_step: graph.macs(&unet::extents(&unet, latents), tokens),
-            vae_decode: decoder.macs(&[Extent { batch: 1, height, width }], 0),
+            text_encoder: text_encoder.plus(&graph.prompt_macs(prompts)),
+            unet_step: graph.macs(&unet::extents(&unet, latents), prompts),
+            vae_decode: decoder.macs(&[latents], Prompts::default()),
         })
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::graph::{Conv, Extent, Graph, Operation, Read, Through, Value, Weights};
+use super::graph::{Conv, Extent, Graph, Operation, Prompts, Read, Through, Value, Weights};
 use super::strips::Strips;
 use super::strips::plan::{self, Pass, Plan};
 
@@ -35,9 +35,14 @@ const HALF: u64 = 2;
 const ROW: u64 = 8;
 
 impl<'a> Activations<'a> {
-    /// Of a run with inputs of these extents.
-    pub fn new(graph: &'a Graph, inputs: &[Extent], int8: &'a dyn Fn(&str) -> bool) -> Self {
-        Self { extents: graph.extents(inputs), graph, int8 }
+    /// Of a run with inputs of these extents and these prompts.
+    pub fn new(
+        graph: &'a Graph,
+        inputs: &[Extent],
+        prompts: Prompts,
+        int8: &'a dyn Fn(&str) -> bool,
+    ) -> Self {
+        Self { extents: graph.extents(inputs, prompts), graph, int8 }
     }
 
     /// Bytes that a run takes at the most.
@@ -70,25 +75,33 @@ impl<'a> Activations<'a> {
         peak
     }
 
-    /// Bytes of the keys and values of `batch` prompts of `tokens`.
-    pub fn prompt_bytes(graph: &Graph, batch: usize, tokens: usize) -> u64 {
+    /// Bytes of the keys and values of these prompts.
+    pub fn prompt_bytes(graph: &Graph, prompts: Prompts) -> u64 {
         let channels: usize = graph.prompt().iter().map(|rows| 2 * rows.outputs).sum();
-        FLOAT * (batch * tokens * channels) as u64
+        FLOAT * (prompts.count * prompts.tokens * channels) as u64
     }
 
     /// The most while `layers` run whole, with what they are given and give.
     fn whole(&self, layers: Range<usize>) -> u64 {
         let last_uses = self.graph.last_uses();
+        let mut bytes: Vec<u64> = (0..self.extents.len()).map(|value| self.floats(value)).collect();
         let given = (0..layers.start).filter(|&value| last_uses[value] >= layers.start);
-        let mut live: u64 = given.map(|value| self.floats(value)).sum();
+        let mut live: u64 = given.map(|value| bytes[value]).sum();
         let mut peak = live;
         for at in layers {
             let operation = &self.graph.operations()[at];
-            live += self.floats(at);
+            // A picture that is the same for all prompts is repeated where it meets those that are not.
+            for Value(value) in operation.by_picture() {
+                let repeated = self.extents[at].batch / self.extents[value].batch.max(1);
+                let whole = self.floats(value) * repeated.max(1) as u64;
+                live += whole.saturating_sub(bytes[value]);
+                bytes[value] = bytes[value].max(whole);
+            }
+            live += bytes[at];
             peak = peak.max(live + self.workspace(operation, None, self.extents[at].height));
             for operand in operation.operands() {
                 if last_uses[operand.0] == at {
-                    live -= self.floats(operand.0);
+                    live -= bytes[operand.0];
                 }
             }
         }

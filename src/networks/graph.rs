@@ -57,6 +57,13 @@ impl Extent {
     }
 }
 
+/// How many prompts a run is given, and of how many tokens: none where the network takes none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prompts {
+    pub count: usize,
+    pub tokens: usize,
+}
+
 /// A network without its weights. Inputs come first; the last layer's value is what the network gives.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
@@ -232,13 +239,16 @@ impl Graph {
         layers.chain(prompt)
     }
 
-    /// The extent of every value, given those of the inputs.
+    /// The extent of every value, given those of the inputs. One picture that several prompts are for becomes several
+    /// where the first of them is attended to.
     ///
     /// # Panics
     /// If there is not one for each input.
-    pub fn extents(&self, inputs: &[Extent]) -> Vec<Extent> {
+    pub fn extents(&self, inputs: &[Extent], prompts: Prompts) -> Vec<Extent> {
         let mut extents: Vec<Extent> = Vec::new();
         for operation in &self.operations {
+            let batches = operation.by_picture().into_iter().map(|value| extents[value.0].batch);
+            let batch = batches.max().unwrap_or(0);
             let extent = match operation {
                 Operation::Input { .. } => inputs[extents.len()],
                 Operation::Conv(conv) => {
@@ -249,13 +259,15 @@ impl Graph {
                         Some(Enlarge::LikeMap(map)) => (extents[map.0].height, extents[map.0].width),
                     };
                     let (height, width) = conv.shape.output_size(seen);
-                    Extent { height, width, ..from }
+                    Extent { batch, height, width }
                 }
-                Operation::Linear(linear) => extents[linear.read.value.0],
-                Operation::SelfAttention { stacked: value, .. }
-                | Operation::CrossAttention { query: value, .. }
+                Operation::CrossAttention { query, .. } => {
+                    Extent { batch: batch.max(prompts.count), ..extents[query.0] }
+                }
+                Operation::Linear(Linear { read: Read { value, .. }, .. })
+                | Operation::SelfAttention { stacked: value, .. }
                 | Operation::Join { skip: value, .. }
-                | Operation::Receive { map: value, .. } => extents[value.0],
+                | Operation::Receive { map: value, .. } => Extent { batch, ..extents[value.0] },
             };
             extents.push(extent);
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use super::graph::{Conv, Enlarge, Extent, Graph, Operation, Port, Through, Value};
+use super::graph::{Conv, Enlarge, Extent, Graph, Operation, Port, Prompts, Through, Value};
 use crate::layers::{
     self, Activation, Attention, Conv2d, Fused, GroupNorm, Input, LayerNorm, Params, concat_channels,
 };
@@ -33,6 +33,17 @@ pub struct Beside<'a> {
     /// By transformer.
     pub prompt: &'a [ContextRows],
     pub residuals: Option<&'a Residuals>,
+}
+
+impl<'a> Beside<'a> {
+    /// What comes to the map at `port` from outside.
+    fn residual(&self, port: Port) -> Option<&'a Tensor> {
+        let residuals = self.residuals?;
+        match port {
+            Port::Middle => Some(&residuals.middle),
+            Port::Skip(number) => residuals.skips.get(number),
+        }
+    }
 }
 
 /// The values at hand between two stages: a copy can be kept and gone on with. Copying copies no values.
@@ -204,9 +215,31 @@ impl Network {
             }
         }
         for at in layers {
+            self.repeat(at, maps, beside)?;
             let output = self.compute(at, maps, beside)?;
             maps.0[at] = Some(output);
             self.release(maps, at);
+        }
+        Ok(())
+    }
+
+    /// Repeats maps of a single picture for the prompts that it is for, where layer `at` takes them beside maps of
+    /// several or attends to several prompts: until then the computations are the same.
+    fn repeat(&self, at: usize, maps: &mut Maps, beside: Beside<'_>) -> Result<()> {
+        let operation = &self.graph.operations()[at];
+        let outside = match operation {
+            Operation::CrossAttention { prompt, .. } => beside.prompt.get(*prompt).map(|rows| &rows.key),
+            Operation::Join { port, .. } | Operation::Receive { port, .. } => beside.residual(*port),
+            _ => None,
+        };
+        let values = operation.by_picture();
+        let taken = values.iter().filter_map(|value| maps.get(*value)).chain(outside);
+        let batch = taken.map(|map| map.dims()[0]).max().unwrap_or(1);
+        for value in values {
+            if let Some(map) = maps.get(value).filter(|map| map.dims()[0] < batch) {
+                let repeated = repeated(map, batch)?;
+                maps.set(value, repeated);
+            }
         }
         Ok(())
     }
@@ -291,7 +324,7 @@ impl Network {
     /// The shapes that residuals must have in a run whose inputs have these extents: of every skip in their order,
     /// then of the middle.
     pub fn residual_shapes(&self, inputs: &[Extent]) -> Vec<Vec<usize>> {
-        let extents = self.graph.extents(inputs);
+        let extents = self.graph.extents(inputs, Prompts::default());
         let shape = |value: Value| {
             let Extent { batch, height, width } = extents[value.0];
             vec![batch, height, width, self.graph.channels(value)]
@@ -324,6 +357,18 @@ impl Residuals {
     }
 }
 
+/// A map of a single picture as one of `batch` equal ones.
+///
+/// # Errors
+/// When it is of several pictures, but not as many.
+pub fn repeated(map: &Tensor, batch: usize) -> Result<Tensor> {
+    match map.dim(0)? {
+        found if found == batch => Ok(map.clone()),
+        1 => Ok(Tensor::cat(&vec![map; batch], 0)?),
+        found => bail!("{found} pictures where one is, or {batch} are"),
+    }
+}
+
 /// Layers' `[batch, height, width, channels]` as `[batch, channels, height, width]` in f32.
 pub fn channels_first(map: &Tensor) -> Result<Tensor> {
     Ok(map.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
@@ -331,13 +376,10 @@ pub fn channels_first(map: &Tensor) -> Result<Tensor> {
 
 /// `map` with what comes to it from outside.
 fn received(map: &Tensor, port: Port, beside: Beside<'_>) -> Result<Tensor> {
-    let residual = match (beside.residuals, port) {
-        (None, _) => return Ok(map.clone()),
-        (Some(residuals), Port::Middle) => &residuals.middle,
-        (Some(residuals), Port::Skip(number)) => {
-            residuals.skips.get(number).with_context(|| format!("skip {number} has no residual"))?
-        }
-    };
+    if beside.residuals.is_none() {
+        return Ok(map.clone());
+    }
+    let residual = beside.residual(port).with_context(|| format!("{port:?} has no residual"))?;
     Ok((map + residual.to_dtype(map.dtype())?)?)
 }
 

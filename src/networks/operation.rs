@@ -201,6 +201,20 @@ impl Operation {
         operands
     }
 
+    /// The maps of which it takes each picture's with the same picture's of the others.
+    pub fn by_picture(&self) -> Vec<Value> {
+        match self {
+            Self::Input { .. } => vec![],
+            Self::Conv(Conv { read, residual, .. }) | Self::Linear(Linear { read, residual, .. }) => {
+                [Some(read.value), *residual].into_iter().flatten().collect()
+            }
+            Self::SelfAttention { stacked: map, .. }
+            | Self::CrossAttention { query: map, .. }
+            | Self::Receive { map, .. } => vec![*map],
+            Self::Join { map, skip, .. } => vec![*map, *skip],
+        }
+    }
+
     /// How it reads its input, where it is a product.
     pub fn read(&self) -> Option<&Read> {
         match self {

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::blocks::{resnet, transformer};
 use super::config::UnetConfig;
 use super::graph::{Conv, Enlarge, Extent, Graph, Groups, Linear, Port, Value, silu};
-use super::network::{Beside, Network, channels_first};
+use super::network::{Beside, Network, channels_first, repeated};
 pub use super::network::{ContextRows, Maps, Residuals};
 use crate::layers::{ConvShape, Padding, Params};
 
@@ -98,9 +98,11 @@ pub fn extents(config: &UnetConfig, latents: Extent) -> Vec<Extent> {
     [vec![latents], vec![Extent::ROW; rows]].concat()
 }
 
-/// A prompt prepared for one UNet.
+/// Prompts prepared for one UNet.
 pub struct Context {
     rows: Vec<ContextRows>,
+    /// How many there are.
+    prompts: usize,
     /// For a UNet that was distilled to do the guidance itself.
     guidance_scale: Option<f64>,
 }
@@ -116,7 +118,8 @@ impl Context {
 /// What one step takes.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
-    /// `[batch, in_channels, height, width]`
+    /// `[prompts, in_channels, height, width]`, or `[1, ..]` if they are the same for all prompts: what doesn't
+    /// depend on the prompt is then computed once.
     pub latents: &'a Tensor,
     pub timestep: f64,
     pub context: &'a Context,
@@ -144,12 +147,14 @@ impl Unet {
         Ok(Self { network: Network::load(params, describe(&config))?, config })
     }
 
-    /// Prepares text embeddings `[batch, tokens, context_channels]` for [`Self::forward`].
+    /// Prepares text embeddings `[prompts, tokens, context_channels]` for [`Self::forward`].
     pub fn context(&self, embeddings: &Tensor) -> Result<Context> {
-        Ok(Context { rows: self.network.context_rows(embeddings)?, guidance_scale: None })
+        let (prompts, _, _) = embeddings.dims3()?;
+        Ok(Context { rows: self.network.context_rows(embeddings)?, prompts, guidance_scale: None })
     }
 
-    /// Predicts noise (or velocity) for `latents` `[batch, in_channels, height, width]` at `timestep`.
+    /// Predicts noise (or velocity) `[prompts, out_channels, height, width]` for `latents` as in
+    /// [`Step`](Step::latents) at `timestep`.
     ///
     /// # Errors
     /// When shapes do not fit, naming them.
@@ -181,6 +186,8 @@ impl Unet {
         let shape = step.latents.shape();
         let fits = step.latents.rank() == 4 && step.latents.dim(1)? == channels;
         ensure!(fits, "the unet takes {channels} channels, not latents of shape {shape:?}");
+        let (pictures, prompts) = (step.latents.dim(0)?, step.context.prompts);
+        ensure!(pictures == 1 || pictures == prompts, "latents of {pictures} pictures for {prompts} prompts");
         if let Some(residuals) = step.residuals {
             residuals.check(&self.skip_shapes(step)?)?;
         }
@@ -188,7 +195,12 @@ impl Unet {
             let row = Tensor::from_vec(values, (1, 1, 1, ()), step.latents.device())?;
             Ok(row.to_dtype(self.network.dtype())?)
         };
-        let mut inputs = vec![self.network.channels_last(step.latents)?];
+        let mut latents = self.network.channels_last(step.latents)?;
+        if self.network.graph().prompt().is_empty() {
+            // There is no layer where they would part.
+            latents = repeated(&latents, prompts)?;
+        }
+        let mut inputs = vec![latents];
         inputs.push(row(sinusoids(step.timestep, &self.config))?);
         if let Some(width) = self.config.guidance_channels {
             // Zeros add nothing to the time embedding.
@@ -207,7 +219,7 @@ impl Unet {
         self.network.run(maps, stages, beside)
     }
 
-    /// What the last stage has given, `[batch, out_channels, height, width]`.
+    /// What the last stage has given, `[prompts, out_channels, height, width]`.
     ///
     /// # Errors
     /// When it has not run.
@@ -215,14 +227,14 @@ impl Unet {
         channels_first(&self.network.output(maps)?)
     }
 
-    /// The shapes of what is saved on the way down, `[batch, height, width, channels]` of each skip in their order,
-    /// and last of what comes out of the middle.
+    /// The shapes of residuals: those of what is saved on the way down, `[prompts, height, width, channels]` of each
+    /// skip in their order, and last of what comes out of the middle.
     ///
     /// # Errors
     /// When the latents are no feature maps.
     pub fn skip_shapes(&self, step: &Step<'_>) -> Result<Vec<Vec<usize>>> {
-        let (batch, _, height, width) = step.latents.dims4()?;
-        let latents = Extent { batch, height, width };
+        let (_, _, height, width) = step.latents.dims4()?;
+        let latents = Extent { batch: step.context.prompts, height, width };
         Ok(self.network.residual_shapes(&extents(&self.config, latents)))
     }
 

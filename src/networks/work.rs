@@ -1,12 +1,12 @@
 //! Multiply-accumulates of a network, counted by walking its description.
 
-use super::graph::{Extent, Graph, Operation, Value};
+use super::graph::{Extent, Graph, Operation, Prompts, Value};
 use crate::layers::meter::{Kind, Macs};
 
 impl Graph {
-    /// Of one run with inputs of these extents and a prompt of `tokens`, whose rows are there already.
-    pub fn macs(&self, inputs: &[Extent], tokens: usize) -> Macs {
-        let extents = self.extents(inputs);
+    /// Of one run with inputs of these extents and prompts whose rows are there already.
+    pub fn macs(&self, inputs: &[Extent], prompts: Prompts) -> Macs {
+        let extents = self.extents(inputs, prompts);
         let mut macs = Macs::default();
         for (at, operation) in self.operations().iter().enumerate() {
             let (channels, extent) = (self.channels(Value(at)), extents[at]);
@@ -23,7 +23,7 @@ impl Graph {
                     macs.add(Kind::SelfAttention, 2 * extent.pixels() * pixels * channels);
                 }
                 Operation::CrossAttention { .. } => {
-                    macs.add(Kind::CrossAttention, 2 * extent.pixels() * tokens * channels);
+                    macs.add(Kind::CrossAttention, 2 * extent.pixels() * prompts.tokens * channels);
                 }
                 Operation::Input { .. } | Operation::Join { .. } | Operation::Receive { .. } => {}
             }
@@ -31,11 +31,11 @@ impl Graph {
         macs
     }
 
-    /// Of preparing `batch` prompts of `tokens`.
-    pub fn prompt_macs(&self, batch: usize, tokens: usize) -> Macs {
+    /// Of preparing the prompts.
+    pub fn prompt_macs(&self, prompts: Prompts) -> Macs {
         let mut macs = Macs::default();
         for rows in self.prompt() {
-            macs.add(Kind::Linear, batch * tokens * rows.inputs * 2 * rows.outputs);
+            macs.add(Kind::Linear, prompts.count * prompts.tokens * rows.inputs * 2 * rows.outputs);
         }
         macs
     }

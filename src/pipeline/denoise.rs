@@ -119,7 +119,7 @@ impl Run<'_> {
     }
 }
 
-/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch.
+/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch, which begin as one.
 fn guided_output(
     unet: &Unet,
     scale: f64,
@@ -127,7 +127,7 @@ fn guided_output(
     timestep: f64,
     context: &Context,
 ) -> Result<Tensor> {
-    let both = unet.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, context)?;
+    let both = unet.forward(latents, timestep, context)?;
     let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
     Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
 }

@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::networks::activations::{Activations, weight_bytes};
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
-use crate::networks::graph::Extent;
+use crate::networks::graph::{Extent, Prompts};
 use crate::networks::strips::Strips;
 use crate::networks::{clip, unet};
 use crate::quantize::Policy;
@@ -132,14 +132,14 @@ impl Footprint {
     /// Bytes of the UNet's activations, under guidance those of two pictures, and of what it takes from the prompt.
     fn denoise_bytes(&self, request: &Request, width: usize, height: usize) -> u64 {
         let guided = request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none();
-        let batch = if guided { 2 } else { 1 };
+        let prompts = Prompts { count: if guided { 2 } else { 1 }, tokens: self.positions };
         let factor = self.vae_config.factor();
-        let latents = Extent { batch, height: height / factor, width: width / factor };
+        let latents = Extent { batch: 1, height: height / factor, width: width / factor };
         let graph = unet::describe(&self.unet_config);
         let int8 = |layer: &str| self.int8.contains(layer);
         let inputs = unet::extents(&self.unet_config, latents);
-        let activations = Activations::new(&graph, &inputs, &int8).peak_bytes();
-        activations + Activations::prompt_bytes(&graph, batch, self.positions)
+        let activations = Activations::new(&graph, &inputs, prompts, &int8).peak_bytes();
+        activations + Activations::prompt_bytes(&graph, prompts)
     }
 
     /// Bytes of the autoencoder's activations: where it may choose, it takes strips when there is no room.

@@ -3,7 +3,7 @@
 use crate::networks::activations::Activations;
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::VaeConfig;
-use crate::networks::graph::{Extent, Graph};
+use crate::networks::graph::{Extent, Graph, Prompts};
 use crate::networks::strips::Strips;
 
 /// Whether a picture is decoded in parts.
@@ -47,7 +47,7 @@ pub fn encode_peak_bytes(config: &VaeConfig, width: usize, height: usize, strips
 
 fn peak_bytes(graph: &Graph, input: Extent, strips: Option<Strips>) -> u64 {
     // Autoencoders are multiplied in float throughout.
-    let activations = Activations::new(graph, &[input], &|_| false);
+    let activations = Activations::new(graph, &[input], Prompts::default(), &|_| false);
     match strips {
         Some(strips) => activations.peak_bytes_in_strips(strips),
         None => activations.peak_bytes(),

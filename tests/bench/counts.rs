@@ -34,25 +34,31 @@ impl Counts {
         }
     }
 
-    /// The same, with a time embedding that is projected once for the batch.
-    fn timed_resnet(&mut self, pixels: usize, from: usize, to: usize, time: usize) {
-        self.resnet(BATCH * pixels, from, to);
+    /// The same for each of `batch`, with a time embedding that is projected once.
+    fn timed_resnet(&mut self, batch: usize, pixels: usize, from: usize, to: usize, time: usize) {
+        self.resnet(batch * pixels, from, to);
         self.linear += time * to;
     }
 
-    /// One transformer block whose cross-attention keys and values are there already.
-    fn transformer(&mut self, pixels: usize, width: usize) {
-        let rows = BATCH * pixels;
-        self.conv1 += rows * 2 * width * width;
-        // Self-attention q, k, v, out; cross-attention q, out; feed-forward of 2 * 4 and 4 times the width.
-        self.linear += rows * (4 + 2 + 8 + 4) * width * width;
+    /// One transformer block whose cross-attention keys and values are there already. What is the same for all of
+    /// `batch` comes as one and leaves as many.
+    fn transformer(&mut self, batch: &mut usize, pixels: usize, width: usize) {
+        let rows = *batch * pixels;
+        self.conv1 += rows * width * width;
+        // Self-attention q, k, v, out; cross-attention q.
+        self.linear += rows * 5 * width * width;
         self.self_attention += rows * 2 * pixels * width;
+        *batch = BATCH;
+        let rows = *batch * pixels;
         self.cross_attention += rows * 2 * TOKENS * width;
+        // Cross-attention out; feed-forward of 2 * 4 and 4 times the width.
+        self.linear += rows * (1 + 8 + 4) * width * width;
+        self.conv1 += rows * width * width;
     }
 }
 
-/// One step with guidance on latents of `height` by `width`.
-pub fn unet_step(config: &UnetConfig, height: usize, width: usize) -> Counts {
+/// One step with guidance on latents of `height` by `width`, of which there is one for both halves or one for each.
+pub fn unet_step(config: &UnetConfig, latents: usize, height: usize, width: usize) -> Counts {
     let mut counts = Counts::default();
     let channels = &config.channels;
     let levels = channels.len();
@@ -65,37 +71,39 @@ pub fn unet_step(config: &UnetConfig, height: usize, width: usize) -> Counts {
     let pixels: Vec<usize> = sizes.iter().map(|(height, width)| height * width).collect();
 
     counts.linear += channels[0] * time + time * time;
-    counts.conv3 += BATCH * pixels[0] * 9 * (config.in_channels + config.out_channels) * channels[0];
+    let mut batch = latents;
+    counts.conv3 += batch * pixels[0] * 9 * config.in_channels * channels[0];
+    counts.conv3 += BATCH * pixels[0] * 9 * config.out_channels * channels[0];
     let mut skips = vec![channels[0]];
     let mut from = channels[0];
     for level in 0..levels {
         for _ in 0..config.layers_per_block {
-            counts.timed_resnet(pixels[level], from, channels[level], time);
+            counts.timed_resnet(batch, pixels[level], from, channels[level], time);
             if config.down_attention[level] {
-                counts.transformer(pixels[level], channels[level]);
+                counts.transformer(&mut batch, pixels[level], channels[level]);
             }
             from = channels[level];
             skips.push(from);
         }
         if level + 1 < levels {
-            counts.conv3 += BATCH * pixels[level + 1] * 9 * from * from;
+            counts.conv3 += batch * pixels[level + 1] * 9 * from * from;
             skips.push(from);
         }
     }
     let lowest = pixels[levels - 1];
-    counts.timed_resnet(lowest, from, from, time);
-    counts.transformer(lowest, from);
-    counts.timed_resnet(lowest, from, from, time);
+    counts.timed_resnet(batch, lowest, from, from, time);
+    counts.transformer(&mut batch, lowest, from);
+    counts.timed_resnet(batch, lowest, from, from, time);
     for (index, level) in (0..levels).rev().enumerate() {
         for _ in 0..=config.layers_per_block {
-            counts.timed_resnet(pixels[level], from + skips.pop().unwrap(), channels[level], time);
+            counts.timed_resnet(batch, pixels[level], from + skips.pop().unwrap(), channels[level], time);
             from = channels[level];
             if config.up_attention[index] {
-                counts.transformer(pixels[level], from);
+                counts.transformer(&mut batch, pixels[level], from);
             }
         }
         if level > 0 {
-            counts.conv3 += BATCH * pixels[level - 1] * 9 * from * from;
+            counts.conv3 += batch * pixels[level - 1] * 9 * from * from;
         }
     }
     counts

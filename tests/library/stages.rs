@@ -5,7 +5,7 @@ use pochade::checkpoint::{TensorFile, TensorSet};
 use pochade::layers::meter::{Kind, Meter};
 use pochade::layers::{Backend, Params};
 use pochade::networks::config::UnetConfig;
-use pochade::networks::graph::Extent;
+use pochade::networks::graph::{Extent, Prompts};
 use pochade::networks::unet::{self, Context, Residuals, Step, Unet};
 use pochade::networks::vae;
 
@@ -20,6 +20,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// What a UNet is asked.
 struct Asked {
     unet: Unet,
+    context_channels: usize,
     latents: Tensor,
     context: Context,
 }
@@ -43,9 +44,10 @@ fn unets() -> Vec<Asked> {
     let ask = |backend: &Backend, (tensors, config): (&TensorSet, &serde_json::Value)| {
         let config = UnetConfig::parse(config).unwrap();
         let latents = noise(1, &[2, config.in_channels, 9, 14]);
-        let embeddings = noise(2, &[2, 5, config.context_channels]);
+        let context_channels = config.context_channels;
+        let embeddings = noise(2, &[2, 5, context_channels]);
         let unet = Unet::load(&Params::new(tensors, backend, "unet"), config).unwrap();
-        Asked { context: unet.context(&embeddings).unwrap(), latents, unet }
+        Asked { context: unet.context(&embeddings).unwrap(), context_channels, latents, unet }
     };
     backends.iter().flat_map(|backend| models.map(|model| ask(backend, model))).collect()
 }
@@ -87,6 +89,65 @@ fn the_outer_stages_alone_go_on_with_what_the_inner_ones_gave() {
             let error = unet.predict_keeping(&step, outer).err().unwrap().to_string();
             assert!(error.contains(&format!("{outer} outer skips where there are 1 to")), "{error}");
         }
+    }
+}
+
+/// The same latents for every prompt, as guidance has them, on sizes that are odd at every level.
+#[test]
+fn prompts_share_the_beginning_of_a_step() {
+    for mut asked in unets() {
+        for (height, width) in [(9, 14), (5, 7), (16, 8)] {
+            let (_, channels, _, _) = asked.latents.dims4().unwrap();
+            let one = noise(3, &[1, channels, height, width]);
+            let embeddings = noise(4, &[3, 7, asked.context_channels]);
+            asked.context = asked.unet.context(&embeddings).unwrap();
+            asked.latents = Tensor::cat(&[&one, &one, &one], 0).unwrap();
+            let (unet, whole) = (&asked.unet, asked.step());
+            let shared = Step { latents: &one, ..whole };
+            let expected = values(&unet.predict(&whole).unwrap());
+            assert_eq!(values(&unet.predict(&shared).unwrap()), expected, "{height}x{width}");
+            let third = expected.len() / 3;
+            assert_ne!(expected[..third], expected[third..2 * third], "prompts matter");
+
+            // What comes from outside is one for each prompt wherever it comes in.
+            let shapes = unet.skip_shapes(&shared).unwrap();
+            assert_eq!(shapes, unet.skip_shapes(&whole).unwrap());
+            let mut residuals: Vec<Tensor> = shapes.iter().map(|shape| noise(5, shape)).collect();
+            let middle = residuals.pop().unwrap();
+            let residuals = Residuals { skips: residuals, middle };
+            let expected = unet.predict(&Step { residuals: Some(&residuals), ..whole }).unwrap();
+            let found = unet.predict(&Step { residuals: Some(&residuals), ..shared }).unwrap();
+            assert_eq!(values(&found), values(&expected), "with residuals");
+
+            for stage in 0..=unet.stages() {
+                let mut maps = unet.begin(&shared).unwrap();
+                unet.run(&mut maps, 0..stage, &shared).unwrap();
+                let mut copy = maps.clone();
+                unet.run(&mut copy, stage..unet.stages(), &shared).unwrap();
+                unet.run(&mut maps, stage..unet.stages(), &shared).unwrap();
+                let (copy, original) = (unet.finish(copy).unwrap(), unet.finish(maps).unwrap());
+                assert_eq!(values(&copy), values(&original), "from stage {stage}");
+            }
+            for outer in 1..=unet.skips() {
+                let (output, deep) = unet.predict_keeping(&shared, outer).unwrap();
+                assert_eq!(values(&unet.predict_outer(&shared, &deep).unwrap()), values(&output));
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures_of_their_own_share_nothing() {
+    for asked in unets() {
+        let (unet, step) = (&asked.unet, asked.step());
+        let both = values(&unet.predict(&step).unwrap());
+        let first = asked.latents.narrow(0, 0, 1).unwrap();
+        let shared = values(&unet.predict(&Step { latents: &first, ..step }).unwrap());
+        assert_eq!(both[..both.len() / 2], shared[..both.len() / 2]);
+        assert_ne!(both[both.len() / 2..], shared[both.len() / 2..]);
+        let three = Tensor::cat(&[&asked.latents, &first], 0).unwrap();
+        let error = unet.predict(&Step { latents: &three, ..step }).unwrap_err().to_string();
+        assert_eq!(error, "latents of 3 pictures for 2 prompts");
     }
 }
 
@@ -164,24 +225,32 @@ fn the_work_done_is_the_work_described() {
         let params = |part| Params::new(checkpoint.tensors(), &backend, part);
         let config = unet_config(&checkpoint);
         let graph = unet::describe(&config);
-        let extent = Extent { batch: 2, height: 9, width: 14 };
-        let expected = graph.macs(&unet::extents(&config, extent), 5);
+        let prompts = Prompts { count: 2, tokens: 5 };
+        let expected = |batch: usize| {
+            graph.macs(&unet::extents(&config, Extent { batch, height: 9, width: 14 }), prompts)
+        };
+        let [shared, expected] = [1, 2].map(expected);
         let (latents, embeddings) = (noise(1, &[2, 4, 9, 14]), noise(2, &[2, 5, config.context_channels]));
         let unet = Unet::load(&params("unet"), config).unwrap();
         meter.take();
         let context = unet.context(&embeddings).unwrap();
-        assert_eq!(meter.take().macs(), graph.prompt_macs(2, 5));
+        assert_eq!(meter.take().macs(), graph.prompt_macs(prompts));
         unet.forward(&latents, 1.0, &context).unwrap();
         assert_eq!(meter.take().macs(), expected);
+        unet.forward(&latents.narrow(0, 0, 1).unwrap(), 1.0, &context).unwrap();
+        assert_eq!(meter.take().macs(), shared);
+        assert!(shared.of(Kind::Conv3x3) < expected.of(Kind::Conv3x3));
+        assert!(shared.of(Kind::SelfAttention) < expected.of(Kind::SelfAttention));
+        assert_eq!(shared.of(Kind::CrossAttention), expected.of(Kind::CrossAttention));
         assert!(expected.of(Kind::Conv3x3) > 0 && expected.of(Kind::CrossAttention) > 0, "{expected:?}");
 
         let config = kl_config(&checkpoint);
         let extent = Extent { batch: 1, height: 9, width: 7 };
         let decoder = vae::Decoder::load(&params("vae"), &config).unwrap();
         let picture = decoder.forward(&noise(3, &[1, 4, 9, 7])).unwrap();
-        assert_eq!(meter.take().macs(), vae::describe_decoder(&config).macs(&[extent], 0));
+        assert_eq!(meter.take().macs(), vae::describe_decoder(&config).macs(&[extent], Prompts::default()));
         let extent = Extent { batch: 1, height: picture.dim(2).unwrap(), width: picture.dim(3).unwrap() };
         vae::Encoder::load(&params("vae"), &config).unwrap().forward(&picture).unwrap();
-        assert_eq!(meter.take().macs(), vae::describe_encoder(&config).macs(&[extent], 0));
+        assert_eq!(meter.take().macs(), vae::describe_encoder(&config).macs(&[extent], Prompts::default()));
     }
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 
-use super::graph::{Enlarge, Extent, Value};
+use super::graph::{Enlarge, Extent, Prompts, Value};
 use super::network::{Beside, Maps, Network, Norm, channels_first};
 use crate::kernels::ChannelMoments;
 use crate::layers::{Fused, Input, measure};
@@ -53,7 +53,7 @@ impl Network {
         let (all, large) = (self.graph().layers(0..self.graph().stages()), self.graph().large());
         let mut maps = self.start([self.channels_last(input)?])?;
         self.run_layers(&mut maps, all.start..large.start, Beside::default())?;
-        let extents = self.graph().extents(&[Extent { batch, height, width }]);
+        let extents = self.graph().extents(&[Extent { batch, height, width }], Prompts::default());
         let plan = Plan::new(self.graph(), &extents);
         let (device, held) = (input.device(), BTreeMap::new());
         let mut run = Run { network: self, device, extents: &extents, strips, plan: &plan, held };
