@@ -41,7 +41,26 @@ impl Options {
     /// Names the first option out of range and what would be accepted.
     pub fn validate(&self) -> Result<()> {
         ensure!(self.repeats > 0, "at least one picture has to be drawn");
-        request(self, 0).validate()
+        self.request(0).validate()
+    }
+
+    /// The request of a picture. Each has a prompt of its own, because a pipeline remembers the last one's encoding.
+    pub fn request(&self, picture: usize) -> Request {
+        Request {
+            negative_prompt: "blurry".to_owned(),
+            ..Request::new(
+                format!("a red apple on a yellow background, {picture}"),
+                picture as u64,
+                &Defaults {
+                    width: self.width,
+                    height: self.height,
+                    steps: self.steps,
+                    guidance_scale: GUIDANCE,
+                    sampler: Sampler::Euler,
+                    schedule: Schedule::Linspace,
+                },
+            )
+        }
     }
 }
 
@@ -70,7 +89,7 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
     for picture in 0..options.repeats {
         progress(&format!("picture {} of {}", picture + 1, options.repeats));
         watch.picture(|observer| {
-            pipeline.generate(&request(options, picture), observer)?;
+            pipeline.generate(&options.request(picture), observer)?;
             Ok(())
         })?;
         if picture == 0 {
@@ -105,22 +124,3 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
 
 /// Above 1, so that a step has two passes where the model is guided by them.
 const GUIDANCE: f64 = 7.0;
-
-/// Each picture has a prompt of its own, because a pipeline remembers the last one's encoding.
-fn request(options: &Options, picture: usize) -> Request {
-    Request {
-        negative_prompt: "blurry".to_owned(),
-        ..Request::new(
-            format!("a red apple on a yellow background, {picture}"),
-            picture as u64,
-            &Defaults {
-                width: options.width,
-                height: options.height,
-                steps: options.steps,
-                guidance_scale: GUIDANCE,
-                sampler: Sampler::Euler,
-                schedule: Schedule::Linspace,
-            },
-        )
-    }
-}

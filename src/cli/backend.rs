@@ -90,13 +90,18 @@ pub fn kernel() -> Result<Isa, Failure> {
     Isa::chosen().context(kernels::VARIABLE).or_exit(Exit::Usage)
 }
 
+/// Processors of this machine that the process may use.
+pub fn processors() -> usize {
+    available_parallelism().map_or(1, NonZero::get)
+}
+
 /// Starts the threads that compute: as many as asked for, but no more than there are processors to run them; one
 /// for each without a wish.
 ///
 /// # Errors
 /// When the system starts no further threads.
 pub fn start_threads(asked: Option<u16>, printer: &Printer) -> Result<(), Failure> {
-    let processors = available_parallelism().map_or(1, NonZero::get);
+    let processors = processors();
     let threads = asked.map_or(processors, usize::from).min(processors);
     if let Some(asked) = asked.filter(|&asked| usize::from(asked) > processors) {
         printer.note(&format!(

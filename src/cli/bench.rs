@@ -6,12 +6,16 @@ use candle_core::Device;
 
 use super::args::{BenchArgs, Geometry};
 use super::exit::{Exit, Failure, OrExit};
+use super::memory_guard::Guard;
 use super::model::Choice;
 use super::printer::{Printer, Verbosity};
 use super::session::exit_code;
 use super::{backend, printer};
 use crate::bench::{self, Operation, Options, Part, Report};
 use crate::checkpoint::Checkpoint;
+use crate::picture_in::PictureBytes;
+use crate::pipeline::footprint::Series;
+use crate::pipeline::{Model, Numerics};
 
 /// Measures and prints.
 ///
@@ -30,6 +34,7 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let (steps, repeats) = (usize::from(args.steps), usize::from(args.repeats));
     let options = Options { precision, width, height, steps, repeats, opening };
     options.validate().or_exit(Exit::Usage)?;
+    check_memory(&checkpoint, &options, args.ignore_memory, printer)?;
 
     let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
     let report = report.map_err(|error| {
@@ -39,6 +44,18 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let text = if args.json { report.json().to_string() } else { tables(&report) };
     printer::stdout_text(&text).or_exit(Exit::PictureFailed)?;
     Ok(Exit::Done)
+}
+
+fn check_memory(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    ignore: bool,
+    printer: Printer,
+) -> Result<(), Failure> {
+    let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(options.precision)).or_exit(Exit::Model)?;
+    let series = if options.repeats == 1 { Series::One } else { Series::Prompts };
+    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, printer };
+    guard.check(&options.request(0), series, None)
 }
 
 fn open(args: &BenchArgs) -> Result<Checkpoint, Failure> {

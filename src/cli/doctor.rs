@@ -78,7 +78,7 @@ impl Findings {
             kernels: Isa::available().iter().map(|isa| isa.name()).collect(),
             kernel_asked: Isa::asked(),
             kernel_error: chosen.err().map(|error| error.to_string()),
-            threads: rayon::current_num_threads(),
+            threads: backend::processors(),
             memory_total_bytes: memory.map(|Memory { total, .. }| total),
             memory_available_bytes: memory.map(|Memory { available, .. }| available),
             devices: backend::BUILT,

@@ -57,9 +57,9 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     if let Some(Embedded::Record(record)) = &embedded {
         say_which_files_differ(&printer, &record.files, &files);
     }
-    let mut largest = Largest::default();
-    largest.add(session.model.footprint().as_ref(), &request, None);
-    largest.check(&session.model, series, &args.compute, printer)?;
+    let mut largest = Largest::new(&session);
+    largest.add(&request, None);
+    largest.check(series, &args.compute, printer)?;
     signals.exit_at_once(false);
     let Provenance { precision, kernel, device, .. } = &session.provenance;
     printer.detail(&format!(

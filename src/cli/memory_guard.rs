@@ -3,7 +3,9 @@
 use super::args::ComputeArgs;
 use super::exit::{Exit, Failure};
 use super::printer::Printer;
+use super::session::Session;
 use crate::memory;
+use crate::picture_in::PictureBytes;
 use crate::pipeline::Model;
 use crate::pipeline::footprint::{Footprint, Series};
 use crate::pipeline::tiling::Tile;
@@ -13,40 +15,68 @@ use crate::request::{Precision, Request};
 const CLOSE: f64 = 0.9;
 
 /// The picture of a run that takes the most.
-#[derive(Default)]
-pub struct Largest {
+pub struct Largest<'a> {
+    session: &'a Session,
+    footprint: Option<Footprint>,
     peak: u64,
     picture: Option<(Request, Option<u64>)>,
 }
 
-impl Largest {
-    /// Counts `request`, which is on `line` of a list.
-    pub fn add(&mut self, footprint: Option<&Footprint>, request: &Request, line: Option<u64>) {
-        let Some(footprint) = footprint else { return };
+impl<'a> Largest<'a> {
+    /// Of no picture yet.
+    pub fn new(session: &'a Session) -> Self {
+        Self { session, footprint: session.model.footprint(), peak: 0, picture: None }
+    }
+
+    /// Counts `request`, which is on `line` of a list; the pictures it starts from have been read.
+    pub fn add(&mut self, request: &Request, line: Option<u64>) {
+        let pictures = request.init.as_ref().map(|_| self.session.pictures.bytes());
+        if let (Some(pictures), Some(footprint)) = (pictures, self.footprint.take()) {
+            self.footprint = Some(footprint.with_pictures(pictures));
+        }
+        let Some(footprint) = &self.footprint else { return };
         let peak = footprint.peak(request, Series::One);
         if self.picture.is_none() || peak > self.peak {
-            *self = Self { peak, picture: Some((request.clone(), line)) };
+            (self.peak, self.picture) = (peak, Some((request.clone(), line)));
         }
     }
 
-    /// Compares what the run needs with what the machine has; on a GPU nothing is known.
+    /// As [`Guard::check`].
     ///
     /// # Errors
     /// When it can't fit, unless the flags say to try.
-    pub fn check(
-        &self,
-        model: &Model,
-        series: Series,
-        args: &ComputeArgs,
-        printer: Printer,
-    ) -> Result<(), Failure> {
-        let (Some((request, line)), Some(footprint), Some(available)) =
-            (&self.picture, model.footprint(), memory::available())
+    pub fn check(&self, series: Series, args: &ComputeArgs, printer: Printer) -> Result<(), Failure> {
+        let Some((request, line)) = &self.picture else { return Ok(()) };
+        let Session { model, pictures, .. } = self.session;
+        let guard = Guard { model, pictures: pictures.bytes(), ignore: args.ignore_memory, printer };
+        guard.check(request, series, *line)
+    }
+}
+
+/// What a run computes with, and what becomes of a picture that is too large for it.
+pub struct Guard<'a> {
+    pub model: &'a Model,
+    pub pictures: PictureBytes,
+    /// Whether to try all the same.
+    pub ignore: bool,
+    pub printer: Printer,
+}
+
+impl Guard<'_> {
+    /// Compares what `request`, which is on `line` of a list, needs with what the machine has; on a GPU nothing is
+    /// known.
+    ///
+    /// # Errors
+    /// When it can't fit, unless it is to be tried.
+    pub fn check(&self, request: &Request, series: Series, line: Option<u64>) -> Result<(), Failure> {
+        let Self { model, pictures, ignore, printer } = *self;
+        let in_precision = |precision| Some(model.footprint_in(precision)?.with_pictures(pictures));
+        let (Some(footprint), Some(available)) = (in_precision(model.precision()), memory::available())
         else {
             return Ok(());
         };
         let int8 = match model.precision() {
-            Precision::F32 => model.footprint_in(Precision::Int8),
+            Precision::F32 => in_precision(Precision::Int8),
             _ => None,
         };
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
@@ -56,7 +86,7 @@ impl Largest {
                 printer.note(&format!("{place}{message}"));
                 Ok(())
             }
-            Verdict::TooLarge(message, _) if args.ignore_memory => {
+            Verdict::TooLarge(message, _) if ignore => {
                 printer.note(&format!("{place}{message}: trying all the same"));
                 Ok(())
             }

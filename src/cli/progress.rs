@@ -1,6 +1,7 @@
 //! Progress on a terminal, and stopping a run when a signal has come: the pipeline's observer.
 
 use std::ops::ControlFlow;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -58,7 +59,8 @@ impl<'a> Progress<'a> {
     pub fn spin(&self, message: &'static str) {
         self.restyle(SPINNER, "-\\|/ ");
         self.bar.set_message(message);
-        if !self.bar.is_hidden() {
+        // What turns the spinner is a thread, and panics where the system starts no further one.
+        if !self.bar.is_hidden() && thread::Builder::new().spawn(|| ()).is_ok() {
             self.bar.enable_steady_tick(Duration::from_millis(120));
         }
     }

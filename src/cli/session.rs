@@ -15,6 +15,7 @@ use super::model::{Choice, Rule};
 use super::printer::Printer;
 use super::progress::Progress;
 use crate::checkpoint::Checkpoint;
+use crate::memory;
 use crate::picture_in::Pictures;
 use crate::pipeline::tiling::Tile;
 use crate::pipeline::{DrawError, Model, Numerics, Picture, Pipeline, Residency, Timings};
@@ -58,7 +59,10 @@ impl Session {
             kernel: model.kernel(),
             device: backend::name(&device),
         };
-        Ok(Self { model, provenance, pictures: Arc::default(), opening: started.elapsed(), choice })
+        let pictures =
+            if compute.ignore_memory { Pictures::default() } else { Pictures::within(memory::available) };
+        let (pictures, opening) = (Arc::new(pictures), started.elapsed());
+        Ok(Self { model, provenance, pictures, opening, choice })
     }
 
     pub fn defaults(&self) -> Defaults {

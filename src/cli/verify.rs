@@ -17,7 +17,7 @@ use super::memory_guard::Largest;
 use super::printer::{self, Printer};
 use super::progress::Progress;
 use super::report::shown;
-use super::session::Session;
+use super::session::{Session, ends_every_run};
 use super::signals::Signals;
 use crate::compare::{compare, side_by_side};
 use crate::files;
@@ -109,19 +109,19 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let seed = args.list.picture.seed();
     let planner = Planner::new(&session, &args.list, seed.unwrap_or_default(), place);
     let name = source.name.clone();
-    let footprint = session.model.footprint();
-    let mut largest = Largest::default();
+    let mut largest = Largest::new(&session);
     let mut items = Vec::new();
     let plan = plan::plan(&name, source.list()?, &planner, Shard::WHOLE, |item| {
         items.push(item.clone());
-        largest.add(footprint.as_ref(), &item.request, Some(item.line));
-        pipeline.check(&item.request).map(|_| ()).map_err(|error| format!("{error:#}"))
+        pipeline.check(&item.request).map_err(|error| format!("{error:#}"))?;
+        largest.add(&item.request, Some(item.line));
+        Ok(())
     })?;
     if let (Some(line), None) = (plan.unseeded, seed) {
         return Err(Failure::usage(format!("{name}: line {line}: it has no seed, so no picture to expect"))
             .hint("give the line a seed, or pass --seed N"));
     }
-    largest.check(&session.model, batch::series(plan.items), &args.list.compute, printer)?;
+    largest.check(batch::series(plan.items), &args.list.compute, printer)?;
     if args.update {
         for folder in &plan.folders {
             place::check_folder(folder, true).or_exit(Exit::Usage)?;
@@ -155,6 +155,10 @@ impl Verify<'_> {
                 Err(error @ DrawError::UnusableModel(_)) => {
                     return Err(error.into_cause()).or_exit(Exit::Model);
                 }
+                Err(DrawError::Failed(error)) if self.args.update && Self::has_no_place(&error, item) => {
+                    return Err(error.context(format!("line {}: no further picture is drawn", item.line)))
+                        .or_exit(Exit::PictureFailed);
+                }
                 Err(DrawError::Failed(error)) => {
                     Row { error: Some(format!("{error:#}")), ..Row::new(item, Verdict::Failed) }
                 }
@@ -186,11 +190,16 @@ impl Verify<'_> {
         .hint("when the change is meant, store the new pictures with --update"))
     }
 
+    /// Whether the pictures after the one that failed so could not be stored either.
+    fn has_no_place(error: &anyhow::Error, item: &Planned) -> bool {
+        ends_every_run(error) || !files::folder_of(&item.path).is_dir()
+    }
+
     fn row(&mut self, item: &Planned) -> Result<Row, DrawError> {
         let expected = match self.args.update {
             true => None,
             false if !item.path.exists() => return Ok(Row::new(item, Verdict::Missing)),
-            false => Some(read(&item.path)?),
+            false => Some(self.session.pictures.rgb(&item.path)?),
         };
         let mut progress = Progress::new(self.signals, self.printer, format!("{} ", item.path.display()));
         let drawn = self.session.draw(&mut self.pipeline, &item.request, &mut progress)?;
@@ -249,9 +258,4 @@ fn check_differences(args: &VerifyArgs, items: &[Planned]) -> Result<(), Failure
         ))
         .hint("choose a folder of its own for the differences")),
     }
-}
-
-fn read(path: &Path) -> Result<RgbImage> {
-    let picture = image::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(picture.to_rgb8())
 }

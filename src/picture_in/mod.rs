@@ -12,7 +12,7 @@ use image::{GrayImage, RgbImage, imageops};
 
 use crate::request::{FileKind, Init, UsedFile};
 
-pub use pictures::Pictures;
+pub use pictures::{PictureBytes, Pictures};
 use read::Opened;
 pub use read::{MAX_DECODED, MAX_FILE};
 
@@ -35,14 +35,20 @@ impl PictureIn {
         let read = pictures.read(path)?;
         let mut used = vec![UsedFile::new(FileKind::Init, path, &read.fingerprint)?];
         let filter = imageops::FilterType::Lanczos3;
-        let picture = resize::resize(&read.rgb, width, height, init.resize, filter);
         let shape = read.rgb.dimensions();
+        let held = read.rgb.as_raw().len() as u64;
+        pictures.make_room(path, resize::peak_bytes(shape, (width, height)), held)?;
+        let picture = resize::resize(&read.rgb, width, height, init.resize, filter);
+        drop(read);
         let mask = match &init.mask {
             None => None,
             Some(path) => {
                 let read = pictures.read(path)?;
+                mask::check_shape(path, read.rgb.dimensions(), shape)?;
+                let pixels = read.rgb.as_raw().len() as u64 / 3;
+                let resizing = resize::peak_bytes(read.rgb.dimensions(), (width, height));
+                pictures.make_room(path, pixels + resizing, 3 * pixels)?;
                 let mask = imageops::grayscale(&read.rgb);
-                mask::check_shape(path, mask.dimensions(), shape)?;
                 let filter = imageops::FilterType::Triangle;
                 let mask = resize::resize(&mask, width, height, init.resize, filter);
                 mask::check_use(path, &mask)?;

@@ -1,21 +1,38 @@
 //! Picture files that have been read, kept for the requests that share them.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use image::RgbImage;
 
-use super::read::{Decoded, Opened};
+use super::read::{Decoded, Opened, unusable};
 
 /// The most bytes of pixels that are kept: 22 megapixels. A larger picture is read again each time.
 const MAX_KEPT: usize = 64 << 20;
+
+/// What takes less is not worth asking the system whether there is room for it.
+const NEGLIGIBLE: u64 = 16 << 20;
 
 /// Reads pictures, each once as long as its file stays the same and few enough others come in between.
 #[derive(Default)]
 pub struct Pictures {
     /// The one used last is the last.
     kept: Mutex<Vec<Kept>>,
+    /// The most that reading a request's pictures has taken.
+    reading: AtomicU64,
+    available: Option<fn() -> Option<u64>>,
+}
+
+/// Bytes that pictures to start from take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PictureBytes {
+    /// At the most, while those of one request are read and brought to its size.
+    pub reading: u64,
+    /// All the time.
+    pub kept: u64,
 }
 
 struct Kept {
@@ -32,6 +49,37 @@ struct Stamp {
 }
 
 impl Pictures {
+    /// Refuses pictures that take more memory than `available` says there is at that moment.
+    pub fn within(available: fn() -> Option<u64>) -> Self {
+        Self { available: Some(available), ..Self::default() }
+    }
+
+    /// What those read so far take.
+    pub fn bytes(&self) -> PictureBytes {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.iter().map(|kept| kept.decoded.rgb.as_raw().len() as u64).sum();
+        PictureBytes { reading: self.reading.load(Ordering::Relaxed), kept }
+    }
+
+    /// Counts `bytes` that the picture at `path` is about to take, beside `held` that are taken already.
+    ///
+    /// # Errors
+    /// Names the file when there is no room for it.
+    pub(super) fn make_room(&self, path: &Path, bytes: u64, held: u64) -> Result<()> {
+        self.reading.fetch_max(held + bytes, Ordering::Relaxed);
+        if let (true, Some(available)) = (bytes > NEGLIGIBLE, self.available.and_then(|ask| ask())) {
+            let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+            ensure!(
+                bytes <= available,
+                "{}: reading it takes about {} MB of memory, and {} MB are available; make it smaller first",
+                unusable(path),
+                megabytes(bytes),
+                available / 1_000_000
+            );
+        }
+        Ok(())
+    }
+
     /// Width and height of a picture file, upright.
     ///
     /// # Errors
@@ -45,7 +93,7 @@ impl Pictures {
         let (width, height) = opened.dimensions()?;
         // Who asks for the size is about to ask for the pixels.
         if 3 * width as usize * height as usize <= MAX_KEPT {
-            self.keep(path, stamp, &Arc::new(opened.decode()?));
+            self.keep(path, stamp, &Arc::new(self.decode(&opened)?));
         }
         Ok((width, height))
     }
@@ -57,9 +105,22 @@ impl Pictures {
         if let Some(decoded) = self.find(path, stamp) {
             return Ok(decoded);
         }
-        let decoded = Arc::new(Opened::read(path)?.decode()?);
+        let decoded = Arc::new(self.decode(&Opened::read(path)?)?);
         self.keep(path, stamp, &decoded);
         Ok(decoded)
+    }
+
+    /// The pixels of a file that is read but once.
+    ///
+    /// # Errors
+    /// Names the file, and says what is wrong with it.
+    pub fn rgb(&self, path: &Path) -> Result<RgbImage> {
+        Ok(self.decode(&Opened::read(path)?)?.rgb)
+    }
+
+    fn decode(&self, opened: &Opened<'_>) -> Result<Decoded> {
+        self.make_room(opened.path(), opened.decoding_bytes()?, 0)?;
+        opened.decode()
     }
 
     fn find(&self, path: &Path, stamp: Option<Stamp>) -> Option<Arc<Decoded>> {
@@ -92,7 +153,7 @@ impl Stamp {
 
 #[cfg(test)]
 mod tests {
-    use image::{Rgb, RgbImage};
+    use image::Rgb;
 
     use super::*;
 

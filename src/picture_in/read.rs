@@ -4,7 +4,8 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use image::metadata::Orientation;
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
 
 use crate::files::{self, Fingerprint};
 
@@ -37,6 +38,10 @@ impl<'a> Opened<'a> {
         Ok(Self { path, bytes })
     }
 
+    pub fn path(&self) -> &'a Path {
+        self.path
+    }
+
     /// Decodes a PNG, JPEG or WebP, whatever its ending: turned as its EXIF orientation says, transparency laid on
     /// white, an animation's first frame.
     ///
@@ -53,18 +58,43 @@ impl<'a> Opened<'a> {
     /// As [`Self::decode`], except for what only shows in the pixels.
     pub fn dimensions(&self) -> Result<(u32, u32)> {
         let read = || {
-            let mut decoder = decoder(&self.bytes)?;
+            let (_, mut decoder) = decoder(&self.bytes)?;
             let (width, height) = decoder.dimensions();
-            use image::metadata::Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-            let turned =
-                matches!(decoder.orientation()?, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
-            anyhow::Ok(if turned { (height, width) } else { (width, height) })
+            anyhow::Ok(if turns(decoder.orientation()?) { (height, width) } else { (width, height) })
         };
         read().with_context(|| unusable(self.path))
     }
+
+    /// Bytes that are in memory at the most while [`Self::decode`] runs, the file's own among them.
+    ///
+    /// # Errors
+    /// As [`Self::dimensions`].
+    pub fn decoding_bytes(&self) -> Result<u64> {
+        let estimate = || {
+            let (format, mut decoder) = decoder(&self.bytes)?;
+            let (width, height) = decoder.dimensions();
+            let (pixels, stored) = (u64::from(width) * u64::from(height), decoder.total_bytes());
+            let file = self.bytes.len() as u64;
+            let decoding = match format {
+                // Rows go straight to where they belong.
+                ImageFormat::Png => 0,
+                // A copy of the file; all coefficients of a progressive JPEG, frame and canvas of a WebP.
+                _ => file + 8 * pixels,
+            };
+            let turning = if turns(decoder.orientation()?) { stored } else { 0 };
+            let converting = match decoder.color_type() {
+                ColorType::Rgb8 => 0,
+                ColorType::Rgba8 => 3 * pixels,
+                color if color.has_alpha() => 7 * pixels,
+                _ => 3 * pixels,
+            };
+            anyhow::Ok(file + stored + decoding.max(turning).max(converting))
+        };
+        estimate().with_context(|| unusable(self.path))
+    }
 }
 
-fn unusable(path: &Path) -> String {
+pub fn unusable(path: &Path) -> String {
     format!("cannot use the picture {}", path.display())
 }
 
@@ -75,12 +105,18 @@ fn bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder> {
+/// Whether width and height change places.
+fn turns(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+}
+
+fn decoder(bytes: &[u8]) -> Result<(ImageFormat, impl ImageDecoder)> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    match reader.format() {
-        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
+    let format = match reader.format() {
+        Some(format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => format,
         _ => bail!("it is no PNG, JPEG or WebP"),
-    }
+    };
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -98,11 +134,11 @@ fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder> {
         "{width}x{height} pixels are more than the {} MiB that are decoded",
         MAX_DECODED >> 20
     );
-    Ok(decoder)
+    Ok((format, decoder))
 }
 
 fn decode(bytes: &[u8]) -> Result<RgbImage> {
-    let mut decoder = decoder(bytes)?;
+    let (_, mut decoder) = decoder(bytes)?;
     let orientation = decoder.orientation()?;
     let mut picture = DynamicImage::from_decoder(decoder)?;
     picture.apply_orientation(orientation);

@@ -5,6 +5,11 @@ use image::{GenericImageView, ImageBuffer, Pixel};
 
 use crate::request::Resize;
 
+/// Bytes that [`resize`] takes at the most: its rows are scaled first, as four floats a pixel.
+pub fn peak_bytes(from: (u32, u32), to: (u32, u32)) -> u64 {
+    if from == to { 0 } else { 16 * u64::from(from.0) * u64::from(to.1) }
+}
+
 /// `picture` at `width` x `height`; one that has this size already is not touched.
 pub fn resize<P>(
     picture: &ImageBuffer<P, Vec<u8>>,

@@ -11,6 +11,7 @@ use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::graph::{Extent, Prompts};
 use crate::networks::strips::Strips;
 use crate::networks::{clip, unet};
+use crate::picture_in::PictureBytes;
 use crate::quantize::Policy;
 use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
 
@@ -58,6 +59,7 @@ pub struct Footprint {
     /// The UNet's layers that multiply in int8.
     int8: Arc<HashSet<String>>,
     tile: Tile,
+    pictures: PictureBytes,
 }
 
 impl Footprint {
@@ -92,7 +94,14 @@ impl Footprint {
             vae_config: vae,
             int8: Arc::new(int8),
             tile: Tile::Off,
+            pictures: PictureBytes::default(),
         }
+    }
+
+    /// Of the same model, where the pictures that requests start from take this much.
+    #[must_use]
+    pub fn with_pictures(self, pictures: PictureBytes) -> Self {
+        Self { pictures, ..self }
     }
 
     /// Of the same model, decoding as `tile` says; whole pictures otherwise.
@@ -117,9 +126,10 @@ impl Footprint {
         let decoding = activations(self.autoencoder_bytes(decode_peak_bytes, width, height));
         let encoding = request.init.as_ref().map_or(0, |_| {
             let bytes = self.autoencoder_bytes(encode_peak_bytes, request.width, request.height);
-            weights(self.encoder) + activations(bytes)
+            (weights(self.encoder) + activations(bytes)).max(self.pictures.reading)
         });
         BASE + TOKEN * self.tokens
+            + self.pictures.kept
             + match series {
                 Series::One => text_encoder.max(unet + denoising).max(decoder + decoding).max(encoding),
                 Series::SamePrompt => {
@@ -169,7 +179,7 @@ impl Footprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Draft;
+    use crate::request::{Draft, Init, Resize};
 
     const MB: u64 = 1_000_000;
 
@@ -232,6 +242,22 @@ mod tests {
         let unguided = Request { guidance_scale: 1.0, ..large.clone() };
         let saved = footprint.peak(&large, Series::One) - footprint.peak(&unguided, Series::One);
         assert!((100 * MB..200 * MB).contains(&saved), "{saved}");
+    }
+
+    #[test]
+    fn pictures_to_start_from_count() {
+        let (footprint, checkpoint) = pocket(Precision::Int8);
+        let plain = request(&checkpoint, 128);
+        let init = Init { picture: "x.png".into(), mask: None, strength: 0.5, resize: Resize::Crop };
+        let started = Request { init: Some(init), ..plain.clone() };
+        let none = footprint.peak(&started, Series::Prompts);
+        let pictures = PictureBytes { reading: 500 * MB, kept: 10 * MB };
+        let footprint = footprint.with_pictures(pictures);
+        assert!(footprint.peak(&started, Series::One) > 540 * MB);
+        assert!(footprint.peak(&started, Series::Prompts) > none + 450 * MB);
+        assert!(footprint.peak(&plain, Series::One) < 100 * MB);
+        let small = footprint.with_pictures(PictureBytes { reading: 1, kept: 0 });
+        assert_eq!(small.peak(&started, Series::Prompts), none);
     }
 
     #[test]

@@ -32,42 +32,237 @@ fn assert_code(left: &Left, code: i32, args: &[&str]) {
 }
 
 #[track_caller]
-fn assert_all(sandbox: &Sandbox, code: i32, table: &[&str]) {
+fn assert_all(sandbox: &Sandbox, table: &[(i32, &str)]) {
     let before = sandbox.files();
-    for line in table {
+    for (code, line) in table {
         let args: Vec<&str> = line.split(' ').collect();
-        assert_code(&sandbox.run_in_time(&args), code, &args);
+        assert_code(&sandbox.run_in_time(&args), *code, &args);
         assert_eq!(sandbox.files(), before, "{line} left something");
     }
 }
 
+/// What is not there: a model (3), anything else that is asked for (2), or what only the network has (4).
+const MISSING: &[(i32, &str)] = &[
+    (3, "x -s 1 -m gone -o x.png"),
+    (3, "x -s 1 -m a/b -o x.png"),
+    (3, "x -s 1 -m model --vae gone -o x.png"),
+    (2, "x --init gone.png"),
+    (2, "x --lora gone.safetensors"),
+    (2, "x --from gone.png"),
+    (3, "batch list.jsonl -m gone"),
+    (2, "batch gone.jsonl"),
+    (3, "verify list.jsonl -m gone --against goldens -o {id}.png"),
+    (2, "verify gone.jsonl --against goldens -o {id}.png"),
+    (2, "verify list.jsonl --against gone -o {id}.png"),
+    (3, "tokens x -m gone"),
+    (2, "tokens x --embedding gone.safetensors"),
+    (2, "info gone.png"),
+    (3, "convert gone new.safetensors"),
+    (3, "quantize gone new.safetensors"),
+    (3, "bench -m gone"),
+    (4, "models pull sd15 --offline"),
+    (3, "models show gone"),
+    (3, "models show a/b"),
+    (3, "models path sd15"),
+    (3, "models verify sd15"),
+    (3, "models remove sd15 --yes"),
+];
+
+/// What reads `BAD`: text, half a UNet, a weight that is no number.
+const BAD_MODEL: &[(i32, &str)] = &[
+    (3, "x -s 1 --steps 1 --size 64x64 -o x.png -m BAD"),
+    (3, "batch list.jsonl --size 64x64 -m BAD"),
+    (3, "verify list.jsonl --size 64x64 --against goldens -o {id}.png --update -m BAD"),
+    (3, "bench --size 64x64 --steps 1 --repeats 1 -m BAD"),
+    (3, "quantize BAD new.safetensors"),
+    (3, "convert BAD new.safetensors"),
+    (3, "convert BAD new --format diffusers"),
+    (3, "tokens x -m BAD"),
+    (3, "models show BAD"),
+];
+
+const BAD_INPUT: &[(i32, &str)] = &[
+    (2, "x --steps 0"),
+    (2, "x --size 7x7"),
+    (2, "x --nonsense"),
+    (2, "x --init file"),
+    (2, "x --lora notes.txt"),
+    (2, "x --from file"),
+    (2, "batch odd.jsonl"),
+    (2, "batch list.jsonl --shard 3/2"),
+    (2, "verify odd.jsonl --against goldens -o {id}.png"),
+    (2, "verify unseeded.jsonl --against goldens -o {id}.png"),
+    (2, "tokens x --prompt-syntax nonsense"),
+    (2, "tokens x --embedding notes.txt"),
+    (2, "info file"),
+    (2, "bench --steps 0"),
+    (2, "quantize model new.safetensors --keep nothing.*"),
+    (2, "quantize model file"),
+    (2, "convert model file"),
+    (2, "convert model goldens/.. --format diffusers"),
+    (2, "models pull a/b/c"),
+    (2, "models pull a/b --revision ../x"),
+    (2, "models show"),
+    (2, "models path a/b/c"),
+    (2, "models verify a/b/c"),
+    (2, "models remove a/b/c --yes"),
+    (2, "models list --nonsense"),
+    (2, "completions nonsense"),
+    (2, "doctor --nonsense"),
+    (2, "man --nonsense"),
+];
+
+/// Said before any work, but for the Hub's cache, which nobody names on the command line.
+const UNWRITABLE: &[(i32, &str)] = &[
+    (2, "x -s 1 -o no/such/x.png"),
+    (2, "x -s 1 -o x.png --preview=no/such.png"),
+    (2, "x -s 1 -o x.png --steps-dir file/steps"),
+    (2, "batch list.jsonl --out-dir file/out"),
+    (2, "batch list.jsonl --results no/such/results.jsonl"),
+    (2, "verify list.jsonl --against file/goldens -o {id}.png --update"),
+    (2, "quantize model no/such/new.safetensors"),
+    (2, "quantize model new.safetensors --report no/such/report.json"),
+    (2, "convert model no/such/new.safetensors"),
+    (2, "convert model no/such/folder --format diffusers"),
+    (2, "convert model file/new.safetensors"),
+];
+
+/// Runs whose stdout is a full disk.
+const FULL_STDOUT: &[(i32, &str)] = &[
+    (1, "x -q -s 1 --steps 1 -m pocket -o -"),
+    (1, "x -q -s 1 --steps 1 -m pocket -o x.png --json --force"),
+    (1, "batch list.jsonl -q -m pocket --out-dir out --force"),
+    (1, "batch list.jsonl -m pocket --dry-run --force"),
+    (1, "verify list.jsonl -q -m pocket --against goldens -o {id}.png --update"),
+    (1, "quantize model new.safetensors --force --report r.json --report-steps 1 --report-size 64"),
+    (1, "tokens x -m pocket"),
+    (1, "info model"),
+    (1, "bench -m pocket --steps 1 --repeats 1"),
+    (1, "doctor"),
+    (1, "completions bash"),
+    (1, "man"),
+    (1, "models list"),
+    (1, "models show pocket"),
+];
+
+/// Runs whose files find no room, and that leave nothing.
+const FULL_DISK: &[(i32, &str)] = &[
+    (1, "x -q -s 1 --steps 1 -m pocket -o new.png"),
+    (1, "batch list.jsonl -q -m pocket --out-dir new"),
+    (1, "verify list.jsonl -q -m pocket --against new -o {id}.png --update"),
+    (1, "convert model new.safetensors"),
+    (1, "quantize model new.safetensors"),
+    (1, "convert model new --format diffusers"),
+];
+
+/// Runs of minutes.
+const LONG: &[&str] = &[
+    "x -s 1 --steps 1000 -m pocket -o new.png",
+    "batch long.jsonl -m pocket --out-dir new",
+    "verify long.jsonl -m pocket --against new -o {id}.png --update",
+    "bench -m pocket --steps 1000 --repeats 9",
+];
+
+/// What the tables leave out: the test that has it, or why there is nothing to try.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("doctor", "missing bad_model unwritable", "it tells what is there"),
+    ("models list", "missing bad_model unwritable", "it lists what is there"),
+    ("completions", "missing bad_model unwritable", "it reads and writes no files"),
+    ("man", "missing bad_model unwritable", "it reads and writes no files"),
+    ("tokens", "unwritable", "it writes to stdout only"),
+    ("info", "unwritable", "it writes to stdout only"),
+    ("bench", "unwritable", "it writes to stdout only"),
+    ("models show", "unwritable", "it writes to stdout only"),
+    ("models path", "unwritable", "it writes to stdout only"),
+    ("models verify", "unwritable", "it writes to stderr only"),
+    ("info", "bad_model", "the_inspected_model_may_be_bad"),
+    ("models path", "bad_model", "it opens no model"),
+    ("models remove", "bad_model", "it opens no model"),
+    ("models verify", "bad_model", "hub: a_pulled_model_is_found_shown_checked_and_drawn_with"),
+    ("models pull", "bad_model", "hub: wrong_bytes_are_deleted, a_single_file_is_chosen_by_name"),
+    ("models pull", "unwritable full", "hub: a_cache_that_takes_no_files_is_the_disks_fault"),
+    ("models path", "full", "hub: a_cache_that_takes_no_files_is_the_disks_fault"),
+    ("models verify", "full", "it writes to stderr only"),
+    ("models remove", "unwritable full", "it writes nothing"),
+    ("convert", "interrupted", "hostile_files: a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept"),
+    ("quantize", "interrupted", "hostile_files: a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept"),
+    ("models pull", "interrupted", "hub::signals"),
+    ("tokens info doctor completions man", "interrupted", "over before a signal can come"),
+    ("models list", "interrupted", "over before a signal can come"),
+    ("models show", "interrupted", "over before a signal can come"),
+    ("models path", "interrupted", "over before a signal can come"),
+    ("models verify", "interrupted", "it leaves signals to the system, and writes nothing"),
+    ("models remove", "interrupted", "it leaves signals to the system: what it has removed stays so"),
+];
+
+/// The subcommands that help tells of.
+fn subcommands(sandbox: &Sandbox) -> Vec<String> {
+    let of = |args: &[&str]| -> Vec<String> {
+        let help = sandbox.run(args);
+        let lines = help.done().lines().skip_while(|line| *line != "Commands:").skip(1);
+        let lines = lines.take_while(|line| !line.is_empty());
+        let names = lines.map(|line| line.split_whitespace().next().unwrap().to_owned());
+        names.filter(|name| name != "help").collect()
+    };
+    let mut names = of(&["--help"]);
+    assert!(names.len() > 9, "{names:?}");
+    names.retain(|name| name != "models");
+    names.extend(of(&["models", "--help"]).iter().map(|name| format!("models {name}")));
+    names
+}
+
 #[test]
-fn a_model_that_is_missing_or_bad_is_3() {
+fn every_subcommand_is_tried_in_every_trouble() {
+    let subcommands = subcommands(&Sandbox::new());
+    let lines = |table: &[(i32, &'static str)]| table.iter().map(|(_, line)| *line).collect::<Vec<_>>();
+    let tables = [
+        ("missing", lines(MISSING)),
+        ("bad_model", lines(BAD_MODEL)),
+        ("bad_input", lines(BAD_INPUT)),
+        ("unwritable", lines(UNWRITABLE)),
+        ("full", [lines(FULL_STDOUT), lines(FULL_DISK)].concat()),
+        ("interrupted", LONG.to_vec()),
+    ];
+    for subcommand in &subcommands {
+        for (trouble, table) in &tables {
+            // A bare prompt is `generate`.
+            let begins = |line: &&str| match subcommand.as_str() {
+                "generate" => line.starts_with("x "),
+                name => line.starts_with(name),
+            };
+            let is_elsewhere = ELSEWHERE.iter().any(|(names, troubles, _)| {
+                let named = *names == subcommand || names.split(' ').any(|name| name == subcommand);
+                named && troubles.split(' ').any(|name| name == *trouble)
+            });
+            let is_here = table.iter().any(begins);
+            assert!(is_here != is_elsewhere, "{subcommand}: {trouble}: {is_here}, {is_elsewhere}");
+        }
+    }
+}
+
+#[test]
+fn what_is_missing_is_3_2_or_4() {
+    assert_all(&sandbox(), MISSING);
+}
+
+#[test]
+fn a_bad_model_is_3() {
     let sandbox = sandbox();
-    for model in ["gone", "notes.txt", "cut", "nan"] {
-        let lines = [
-            "x -s 1 --steps 1 --size 64x64 -o x.png",
-            "batch list.jsonl --size 64x64",
-            "verify list.jsonl --size 64x64 --against goldens -o {id}.png --update",
-            "bench --size 64x64 --steps 1 --repeats 1",
-        ]
-        .map(|line| format!("{line} -m {model}"));
-        assert_all(&sandbox, 3, &lines.each_ref().map(String::as_str));
-        let lines = [format!("quantize {model} new.safetensors"), format!("convert {model} new.safetensors")];
-        assert_all(&sandbox, 3, &lines.each_ref().map(String::as_str));
-        // What is not loaded can't be seen to be no number.
-        if model != "nan" {
-            let lines = [format!("tokens x -m {model}"), format!("models show {model}")];
-            assert_all(&sandbox, 3, &lines.each_ref().map(String::as_str));
+    for model in ["notes.txt", "cut", "nan"] {
+        for (code, line) in BAD_MODEL {
+            // What is not loaded can't be seen to be no number.
+            if model != "nan" || !(line.starts_with("tokens") || line.starts_with("models show")) {
+                assert_all(&sandbox, &[(*code, &line.replace("BAD", model))]);
+            }
         }
         assert!(fs::read_dir(sandbox.join("goldens")).unwrap().next().is_none());
     }
-    assert_all(
-        &sandbox,
-        3,
-        &["info cut", "models path sd15", "models verify sd15", "models remove sd15 --yes"],
-    );
-    assert_all(&sandbox, 4, &["models pull sd15 --offline"]);
+}
+
+#[test]
+fn the_inspected_model_may_be_bad() {
+    // A file that is neither a picture nor a model is bad input, a broken model a bad model.
+    assert_all(&sandbox(), &[(3, "info cut"), (2, "info notes.txt")]);
 }
 
 #[test]
@@ -75,99 +270,31 @@ fn bad_input_is_2() {
     let sandbox = sandbox();
     sandbox.write("odd.jsonl", b"{\"prompt\":\"x\",\"seeed\":1}\n");
     sandbox.write("unseeded.jsonl", b"{\"prompt\":\"x\",\"id\":\"a\"}\n");
-    assert_all(
-        &sandbox,
-        2,
-        &[
-            "x --steps 0",
-            "x --size 7x7",
-            "x --nonsense",
-            "x --init gone.png",
-            "x --lora gone.safetensors",
-            "x --from file",
-            "batch odd.jsonl",
-            "batch gone.jsonl",
-            "batch list.jsonl --shard 3/2",
-            "verify odd.jsonl --against goldens -o {id}.png",
-            "verify unseeded.jsonl --against goldens -o {id}.png",
-            "verify list.jsonl --against gone -o {id}.png",
-            "tokens x --prompt-syntax nonsense",
-            "tokens x --embedding gone.safetensors",
-            "info gone.png",
-            "info file",
-            "bench --steps 0",
-            "quantize model new.safetensors --keep nothing.*",
-            "quantize model file",
-            "convert model file",
-            "convert model goldens/.. --format diffusers",
-            "models pull a/b/c",
-            "models pull a/b --revision ../x",
-            "models show",
-            "models verify a/b/c",
-            "completions nonsense",
-            "doctor --nonsense",
-            "man --nonsense",
-        ],
-    );
+    assert_all(&sandbox, BAD_INPUT);
 }
 
 #[test]
 fn a_place_that_can_not_be_written_is_2_before_any_work() {
-    let sandbox = sandbox();
-    assert_all(
-        &sandbox,
-        2,
-        &[
-            "x -s 1 -o no/such/x.png",
-            "x -s 1 -o x.png --steps-dir file/steps",
-            "batch list.jsonl --out-dir file/out",
-            "verify list.jsonl --against file/goldens -o {id}.png --update",
-            "quantize model no/such/new.safetensors",
-            "quantize model new.safetensors --report no/such/report.json",
-            "convert model no/such/new.safetensors",
-            "convert model no/such/folder --format diffusers",
-            "convert model file/new.safetensors",
-        ],
-    );
+    assert_all(&sandbox(), UNWRITABLE);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_1() {
     let sandbox = sandbox();
-    for line in [
-        "x -q -s 1 --steps 1 -m pocket -o -",
-        "x -q -s 1 --steps 1 -m pocket -o x.png --json --force",
-        "batch list.jsonl -q -m pocket --out-dir out --force",
-        "batch list.jsonl -m pocket --dry-run --force",
-        "verify list.jsonl -q -m pocket --against goldens -o {id}.png --update",
-        "tokens x -m pocket",
-        "info model",
-        "bench -m pocket --steps 1 --repeats 1",
-        "doctor",
-        "completions bash",
-        "man",
-        "models list",
-        "models show pocket",
-    ] {
+    for (code, line) in FULL_STDOUT {
         let args: Vec<&str> = line.split(' ').collect();
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let left: Left = sandbox.command(&args).stdout(full).output().unwrap().into();
-        assert_code(&left, 1, &args);
+        assert_code(&left, *code, &args);
     }
-    for line in [
-        "x -q -s 1 --steps 1 -m pocket -o new.png",
-        "batch list.jsonl -q -m pocket --out-dir new",
-        "verify list.jsonl -q -m pocket --against new -o {id}.png --update",
-        "convert model new.safetensors",
-        "quantize model new.safetensors",
-        "convert model new --format diffusers",
-    ] {
+    fs::remove_file(sandbox.join("new.safetensors")).unwrap();
+    for (code, line) in FULL_DISK {
         let args: Vec<&str> = line.split(' ').collect();
         let before = sandbox.files();
         // Blocks of 512 or of 1024 bytes: 10 or 20 kB, less than any picture here.
         let left = sandbox.run_limited("trap '' XFSZ; ulimit -f 20", &args);
-        assert_code(&left, 1, &args);
+        assert_code(&left, *code, &args);
         let _ = fs::remove_dir(sandbox.join("new"));
         assert_eq!(sandbox.files(), before, "{line} left something");
     }
@@ -193,12 +320,7 @@ fn a_signal_is_130_or_143() {
     sandbox.write("long.jsonl", lines.as_bytes());
     let before = sandbox.files();
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
-        for line in [
-            "x -s 1 --steps 1000 -m pocket -o new.png",
-            "batch long.jsonl -m pocket --out-dir new",
-            "verify long.jsonl -m pocket --against new -o {id}.png --update",
-            "bench -m pocket --steps 1000 --repeats 9",
-        ] {
+        for line in LONG {
             if line.starts_with("bench") && signal == "INT" && interrupts_are_ignored() {
                 continue;
             }

@@ -1,6 +1,8 @@
 //! Pulling from a Hub on this machine: the cache it leaves, cuts, refusals, damage, and two pulls at once.
 
 mod server;
+#[cfg(unix)]
+mod signals;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +14,8 @@ use serde_json::Value;
 use server::{COMMIT, Hub, ID, etag, is_large};
 
 use crate::support::models::data;
+#[cfg(unix)]
+use crate::support::sandbox::limited;
 use crate::support::sandbox::{Left, Sandbox};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
@@ -563,6 +567,35 @@ fn passwords_and_signatures_are_never_told() {
     let nobody = left(nobody);
     nobody.refused(4, &["127.0.0.1:1", "gave up"]);
     no_secret(&nobody);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_that_takes_no_files_is_the_disks_fault() {
+    let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
+    // Blocks of 512 or of 1024 bytes: room for the configs, not for the UNet.
+    let pull_all = || command(&sandbox, &hub, &["models", "pull", ID]);
+    let left: Left = limited("trap '' XFSZ; ulimit -f 2000", &pull_all()).output().unwrap().into();
+    left.refused(1, &["can't write"]);
+    not_pulled(&sandbox);
+    // With room again, the next one goes on.
+    pull_all().output().map(Left::from).unwrap().done();
+    assert!(hub.log().iter().any(|request| request.range.is_some()));
+    #[cfg(target_os = "linux")]
+    for args in [&["models", "path", ID][..], &["models", "pull", ID]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let left: Left = command(&sandbox, &hub, args).stdout(full).output().unwrap().into();
+        left.refused(1, &["stdout"]);
+    }
+
+    let sandbox = Sandbox::new();
+    sandbox.write("file", b"no folder");
+    for variable in ["HF_HUB_CACHE", "POCHADE_CACHE"] {
+        let mut command = command(&sandbox, &hub, &["models", "pull", ID]);
+        let left: Left = command.env(variable, sandbox.join("file")).output().unwrap().into();
+        left.refused(1, &["file"]);
+        assert_eq!(fs::read(sandbox.join("file")).unwrap(), b"no folder");
+    }
 }
 
 #[test]

@@ -15,4 +15,5 @@ mod exit_codes;
 mod hostile_files;
 mod hub;
 mod kernels;
+mod limits;
 mod overwriting;

@@ -80,16 +80,7 @@ impl Sandbox {
     /// Runs under limits of the shell's `ulimit`.
     #[cfg(unix)]
     pub fn run_limited(&self, limits: &str, args: &[&str]) -> Left {
-        let program = self.command(&[]);
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")]).arg(program.get_program()).args(args);
-        for (name, value) in program.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell.current_dir(self.path()).stdin(Stdio::null()).output().unwrap().into()
+        limited(limits, &self.command(args)).output().unwrap().into()
     }
 
     /// Makes a pipe that nobody writes to.
@@ -106,6 +97,29 @@ impl Sandbox {
         let _ = child.stdin.take().unwrap().write_all(stdin);
         child.wait_with_output().unwrap().into()
     }
+}
+
+/// `command` under limits of the shell's `ulimit`.
+#[cfg(unix)]
+pub fn limited(limits: &str, command: &Command) -> Command {
+    through(&["sh", "-c", &format!("{limits}; exec \"$0\" \"$@\"")], command)
+}
+
+/// `command`, run by the program that `words` begin with.
+#[cfg(unix)]
+pub fn through(words: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(words[0]);
+    outer.args(&words[1..]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    if let Some(folder) = command.get_current_dir() {
+        outer.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer
 }
 
 impl From<Output> for Left {

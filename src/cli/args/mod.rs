@@ -174,6 +174,10 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
+    /// Draw even where the estimated memory exceeds what is available
+    #[arg(long)]
+    pub ignore_memory: bool,
+
     /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,

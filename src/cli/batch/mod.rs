@@ -54,8 +54,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let base_seed = args.list.picture.seed().or(drawn).unwrap_or_default();
     let planner = Planner::new(&session, &args.list, base_seed, place);
 
-    let footprint = session.model.footprint();
-    let mut largest = Largest::default();
+    let mut largest = Largest::new(&session);
     let mut kept = 0u64;
     let mut to_draw = Vec::new();
     let plan = {
@@ -65,7 +64,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
             to_draw.push(draw);
             kept += u64::from(!draw);
             if draw {
-                largest.add(footprint.as_ref(), &planned.request, Some(planned.line));
+                largest.add(&planned.request, Some(planned.line));
             }
             Ok(())
         })?
@@ -97,7 +96,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     if args.dry_run {
         return dry_run(args, &mut source, &planner, shard, &to_draw);
     }
-    largest.check(&session.model, series(own - kept), &args.list.compute, printer)?;
+    largest.check(series(own - kept), &args.list.compute, printer)?;
     for folder in &plan.folders {
         match files::sweep(folder) {
             0 => {}

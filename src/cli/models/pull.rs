@@ -49,7 +49,7 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     } else {
         printer::stdout_path(pulled.path()).or_exit(Exit::PictureFailed)?;
     }
-    Ok(Exit::Done)
+    Ok(signals.received().unwrap_or(Exit::Done))
 }
 
 fn fetch(args: &PullArgs, id: &ModelId, printer: Printer) -> Result<Pulled, Failure> {
@@ -94,6 +94,7 @@ fn quantize(pulled: Pulled, printer: Printer, signals: &Signals) -> Result<Pulle
         return Ok(pulled);
     }
     let (_lock, work) = natives.begin(&pulled, waiting)?;
+    signals.exit_at_once(false);
     if path.is_file() {
         hub::remove_folder(&work)?;
         return Ok(done(path));
@@ -102,10 +103,8 @@ fn quantize(pulled: Pulled, printer: Printer, signals: &Signals) -> Result<Pulle
     let policy = Policy::default();
     checkpoint.describe(pulled.name.clone(), checkpoint.defaults());
     let made = work.join("model.safetensors");
-    signals.exit_at_once(false);
     let form = Form::Native(Storage::Int8(&policy));
     let written = checkpoint.write(&made, form, &|| signals.received().is_some());
-    signals.exit_at_once(true);
     if let Err(error) = written {
         hub::remove_folder(&work)?;
         let failure = Failure::from(error);
@@ -115,6 +114,7 @@ fn quantize(pulled: Pulled, printer: Printer, signals: &Signals) -> Result<Pulle
         );
     }
     let native = natives.finish(&pulled, &made)?;
+    signals.exit_at_once(true);
     let size = native.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {}", native.file_name().unwrap_or_default().display(), bytes(size)));
     Ok(done(native))
