@@ -30,15 +30,15 @@ impl<'a> Largest<'a> {
 
     /// Counts `request`, which is on `line` of a list; the pictures it starts from have been read.
     pub fn add(&mut self, request: &Request, line: Option<u64>) {
-        let pictures = request.init.as_ref().map(|_| self.session.pictures.bytes());
-        if let (Some(pictures), Some(footprint)) = (pictures, self.footprint.take()) {
-            self.footprint = Some(footprint.with_pictures(pictures));
+        let Some(mut footprint) = self.footprint.take() else { return };
+        if request.init.is_some() {
+            footprint = footprint.with_pictures(self.session.pictures.bytes());
         }
-        let Some(footprint) = &self.footprint else { return };
         let peak = footprint.peak(request, Series::One);
         if self.picture.is_none() || peak > self.peak {
             (self.peak, self.picture) = (peak, Some((request.clone(), line)));
         }
+        self.footprint = Some(footprint);
     }
 
     /// As [`Guard::check`].

@@ -1,6 +1,7 @@
 //! Progress on a terminal, and stopping a run when a signal has come: the pipeline's observer.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,15 @@ use crate::pipeline::{Observer, Phase, Step};
 const SPINNER: &str = "{prefix}{spinner} {msg}";
 const BAR: &str = "{prefix}step {pos}/{len} [{bar:24}] {msg}";
 
+/// How often the spinner moves.
+const TURN: Duration = Duration::from_millis(120);
+
 pub struct Progress<'a> {
     signals: &'a Signals,
     printer: Printer,
     bar: ProgressBar,
+    /// What turns the spinner stops when this is dropped.
+    turning: Option<Sender<()>>,
     denoising_since: Instant,
     patient: bool,
     preview: Preview,
@@ -36,6 +42,7 @@ impl<'a> Progress<'a> {
             signals,
             printer,
             bar,
+            turning: None,
             denoising_since: Instant::now(),
             patient: false,
             preview: Preview::default(),
@@ -56,16 +63,16 @@ impl<'a> Progress<'a> {
     }
 
     /// Shows that something of unknown length goes on.
-    pub fn spin(&self, message: &'static str) {
+    pub fn spin(&mut self, message: &'static str) {
         self.restyle(SPINNER, "-\\|/ ");
         self.bar.set_message(message);
-        // What turns the spinner is a thread, and panics where the system starts no further one.
-        if !self.bar.is_hidden() && thread::Builder::new().spawn(|| ()).is_ok() {
-            self.bar.enable_steady_tick(Duration::from_millis(120));
+        if !self.bar.is_hidden() {
+            self.turning = turn(self.bar.clone());
         }
     }
 
-    pub fn finish(&self) {
+    pub fn finish(&mut self) {
+        self.turning = None;
         self.bar.finish_and_clear();
     }
 
@@ -122,7 +129,7 @@ impl Observer for Progress<'_> {
         }
         if !self.bar.is_hidden() {
             if step.index == 1 {
-                self.bar.disable_steady_tick();
+                self.turning = None;
                 self.restyle(BAR, "- ");
             }
             self.bar.set_length(step.total as u64);
@@ -131,6 +138,17 @@ impl Observer for Progress<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Turns the spinner, by a thread as indicatif does; but where the system starts no further one, it stands still.
+fn turn(bar: ProgressBar) -> Option<Sender<()>> {
+    let (held, dropped) = mpsc::channel();
+    let turn = move || {
+        while dropped.recv_timeout(TURN) == Err(RecvTimeoutError::Timeout) {
+            bar.tick();
+        }
+    };
+    thread::Builder::new().spawn(turn).ok().map(|_| held)
 }
 
 /// Pace so far and the time left at that pace.

@@ -7,6 +7,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::exit::{Exit, Failure, OrExit};
+use super::memory_guard::Guard;
 use super::model_args::QuantizeArgs;
 use super::printer::{Printer, Verbosity};
 use super::progress::human;
@@ -14,7 +15,11 @@ use super::signals::Signals;
 use super::{backend, destination, printer};
 use crate::checkpoint::{Checkpoint, Form, Storage};
 use crate::files;
+use crate::picture_in::PictureBytes;
+use crate::pipeline::footprint::Series;
+use crate::pipeline::{Model, Numerics};
 use crate::quantize::Policy;
+use crate::request::{Defaults, Precision, Request};
 use crate::sensitivity::{self, LayerReport, Report, Settings};
 
 /// Prompts of a report that names none: a thing and a scene.
@@ -42,8 +47,10 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     }
     let policy = Policy::keeping(&args.keep);
     policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
+    let settings = settings(args, &checkpoint.defaults());
     if args.report.is_some() {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
+        check_memory(&checkpoint, &settings, printer)?;
     }
     let form = Form::Native(Storage::Int8(&policy));
     let written = destination::write(&checkpoint, &args.destination, form, &signals)?;
@@ -53,7 +60,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let size = args.destination.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
     if let Some(path) = &args.report {
-        let report = measure(&checkpoint, &policy, args, printer).or_exit(Exit::Model)?;
+        let report = measure(&checkpoint, &policy, settings, printer).or_exit(Exit::Model)?;
         let json = serde_json::to_string_pretty(&report).or_exit(Exit::PictureFailed)? + "\n";
         files::save(json.as_bytes(), path, true).or_exit(Exit::PictureFailed)?;
         printer::stdout_text(&table(&report)).or_exit(Exit::PictureFailed)?;
@@ -61,25 +68,33 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn measure(
-    checkpoint: &Checkpoint,
-    policy: &Policy,
-    args: &QuantizeArgs,
-    printer: Printer,
-) -> Result<Report> {
-    let defaults = checkpoint.defaults();
+/// What the report is measured with.
+fn settings(args: &QuantizeArgs, defaults: &Defaults) -> Settings {
     let prompts = if args.report_prompt.is_empty() {
         PROMPTS.map(str::to_owned).to_vec()
     } else {
         args.report_prompt.clone()
     };
-    let settings = Settings {
+    Settings {
         prompts,
         steps: usize::from(args.report_steps),
         width: args.report_size.unwrap_or(defaults.width.min(REPORT_PIXELS)),
         height: args.report_size.unwrap_or(defaults.height.min(REPORT_PIXELS)),
         seed: 0,
-    };
+    }
+}
+
+/// Measuring takes what drawing in f32 without guidance does.
+fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) -> Result<(), Failure> {
+    let Settings { width, height, .. } = *settings;
+    let defaults = Defaults { width, height, guidance_scale: 1.0, ..checkpoint.defaults() };
+    let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
+    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore: false, printer };
+    let checked = guard.check(&Request::new("", 0, &defaults), Series::One, None);
+    checked.map_err(|failure| failure.hint("leave --report out, or pass a smaller --report-size"))
+}
+
+fn measure(checkpoint: &Checkpoint, policy: &Policy, settings: Settings, printer: Printer) -> Result<Report> {
     let style = ProgressStyle::with_template("layer {pos} of {len} [{bar:24}] {msg}")?;
     let target = if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "));

@@ -7,6 +7,8 @@ mod counts;
 mod kernels;
 mod memory;
 mod peer;
+#[cfg(target_os = "linux")]
+mod soak;
 
 use std::time::Duration;
 

@@ -217,7 +217,8 @@ fn weights_that_are_no_numbers_are_refused_in_every_precision_and_component() {
         for (value, precision) in [(nan, "int8"), (nan, "f32"), (infinite, "int8"), (infinite, "f32")] {
             files::overwrite(&path, tensor, &value);
             // Only what starts from a picture needs the encoder.
-            let init: &[&str] = if tensor.starts_with("encoder.") { &["--init", "init.png"] } else { &[] };
+            let init: &[&str] =
+                if tensor.starts_with("encoder.") { &["--init", "init.png", "--strength", "1"] } else { &[] };
             let args = [&["-m", "model", "--precision", precision], init, &DRAW[..]].concat();
             refused(&sandbox, &args, 3, &[named, "infinite or NaN"]);
         }

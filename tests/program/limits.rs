@@ -4,14 +4,14 @@ use std::fs;
 use std::process::Command;
 
 use image::{ExtendedColorType, ImageEncoder};
+use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 
 use crate::support::model_files as files;
 use crate::support::sandbox::{Left, Sandbox, limited, through};
 
-const FEW: [&str; 9] = ["-m", "pocket", "x", "-s", "1", "--steps", "2", "--size", "64x64"];
-
-fn draw<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&FEW[..], &["-t", "1", "-o", "out.png"], more].concat()
+fn draw<'a>(size: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let few = ["-m", "pocket", "x", "-s", "1", "--steps", "2", "-t", "1", "-o", "out.png", "--size", size];
+    [&few[..], more].concat()
 }
 
 /// A PNG of gray pixels, small as a file.
@@ -24,12 +24,11 @@ fn write_gray(sandbox: &Sandbox, name: &str, width: u32, height: u32) {
     sandbox.write(name, &bytes);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn pictures_to_start_from_are_part_of_the_memory_guard() {
     let sandbox = Sandbox::new();
-    // As RGB these are 201 MB, beside 67 MB of gray.
-    write_gray(&sandbox, "large.png", 8192, 8192);
+    // As RGB these are 113 MB, beside 38 MB of gray.
+    write_gray(&sandbox, "large.png", 6144, 6144);
     // Small to decode, but its rows become floats before they are shortened.
     write_gray(&sandbox, "wide.png", 32_000, 600);
     write_gray(&sandbox, "small.png", 512, 512);
@@ -39,25 +38,22 @@ fn pictures_to_start_from_are_part_of_the_memory_guard() {
     );
     fs::create_dir(sandbox.join("goldens")).unwrap();
     let before = sandbox.files();
-    let list = ["list.jsonl", "-m", "pocket", "--steps", "1", "--size", "64x64", "-t", "1", "-o", "{id}.png"];
+    let list = ["list.jsonl", "-m", "pocket", "--steps", "2", "--size", "64x64", "-t", "1", "-o", "{id}.png"];
     for (args, parts) in [
-        (draw(&["--init", "large.png"]), ["large.png", "MB of memory"]),
-        (draw(&["--init", "small.png", "--mask", "large.png"]), ["large.png", "MB of memory"]),
-        (
-            draw(&["--init", "wide.png", "--resize", "stretch", "--size", "64x1024"]),
-            ["wide.png", "MB of memory"],
-        ),
+        (draw("64x64", &["--init", "large.png"]), ["large.png", "MB of memory"]),
+        (draw("64x64", &["--init", "small.png", "--mask", "large.png"]), ["large.png", "MB of memory"]),
+        (draw("64x1024", &["--init", "wide.png", "--resize", "stretch"]), ["wide.png", "MB of memory"]),
         ([&["batch"], &list[..]].concat(), ["line 2: ", "large.png"]),
         ([&["verify"], &list[..], &["--against", "goldens"]].concat(), ["line 2: ", "large.png"]),
     ] {
-        sandbox.run_limited("ulimit -v 400000", &args).refused(2, &parts);
+        // A small picture takes a third of that.
+        sandbox.run_limited("ulimit -v 230000", &args).refused(2, &parts);
         assert_eq!(sandbox.files(), before, "{args:?}");
     }
     // Nothing but the limit is in the way.
-    sandbox.run(&draw(&["--init", "large.png"])).done();
+    sandbox.run(&draw("64x64", &["--init", "large.png"])).done();
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn the_address_space_is_part_of_the_memory_guard() {
     let sandbox = Sandbox::new();
@@ -76,10 +72,16 @@ fn the_address_space_is_part_of_the_memory_guard() {
         left.refused(1, &[part, "of memory", "would fit"]);
         assert_eq!(sandbox.files(), before, "{args:?}");
     }
+    let floats = sandbox.join("floats.safetensors");
+    Checkpoint::built_in().unwrap().write_native(&floats, Storage::Float(FloatType::F32)).unwrap();
+    let report =
+        ["quantize", "floats.safetensors", "new.safetensors", "--report", "r.json", "--report-size", "1024"];
+    let left = sandbox.run_limited("ulimit -v 230000", &report);
+    left.refused(1, &["of memory", "a smaller --report-size"]);
+    assert!(!sandbox.join("new.safetensors").exists());
 }
 
 /// Runs `args` where `out` is a disk of so many bytes; none where no disk can be mounted.
-#[cfg(target_os = "linux")]
 fn on_small_disk(sandbox: &Sandbox, bytes: &str, args: &[&str]) -> Option<Left> {
     let mount = format!("mount -t tmpfs -o size={bytes} none out 2>/dev/null || exit 99; exec \"$0\" \"$@\"");
     let words = ["unshare", "--mount", "--user", "--map-root-user", "sh", "-c", &mount];
@@ -91,7 +93,6 @@ fn on_small_disk(sandbox: &Sandbox, bytes: &str, args: &[&str]) -> Option<Left> 
     Some(left)
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_ends_the_run_instead_of_failing_picture_by_picture() {
     let sandbox = Sandbox::new();
@@ -113,7 +114,6 @@ fn a_full_disk_ends_the_run_instead_of_failing_picture_by_picture() {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_list_that_can_be_read_but_once_is_copied_within_bounds() {
     let sandbox = Sandbox::new();
@@ -140,7 +140,6 @@ fn a_list_that_can_be_read_but_once_is_copied_within_bounds() {
 }
 
 /// Runs `args` as a user who may have so many processes, threads among them; none where that can't be arranged.
-#[cfg(target_os = "linux")]
 fn with_few_threads(sandbox: &Sandbox, count: u32, args: &[&str]) -> Option<Left> {
     let limit = format!("--nproc={count}");
     let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
@@ -156,7 +155,6 @@ fn with_few_threads(sandbox: &Sandbox, count: u32, args: &[&str]) -> Option<Left
     Some(through(run_as, &sandbox.command(args)).output().unwrap().into())
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn where_no_thread_can_be_started_that_is_an_error() {
     use std::os::unix::fs::PermissionsExt;

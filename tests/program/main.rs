@@ -15,5 +15,6 @@ mod exit_codes;
 mod hostile_files;
 mod hub;
 mod kernels;
+#[cfg(target_os = "linux")]
 mod limits;
 mod overwriting;

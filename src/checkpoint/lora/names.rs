@@ -18,7 +18,7 @@ impl LayerNames {
         };
         let resnet = |name: &str| {
             let rest = name.strip_prefix("unet.down_blocks.0.resnets.")?;
-            rest.split_once('.')?.0.parse::<usize>().ok()
+            rest.split_once('.')?.0.parse::<u8>().ok().map(usize::from)
         };
         let per_block = weights().filter_map(resnet).max().map_or(2, |last| last + 1);
         let mut layers = HashMap::new();
