@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 
-use super::read::{Decoded, Opened, unusable};
+use super::read::{Decoded, MAX_FILE, Opened, unusable};
 
 /// The most bytes of pixels that are kept: 22 megapixels. A larger picture is read again each time.
 const MAX_KEPT: usize = 64 << 20;
@@ -89,7 +89,7 @@ impl Pictures {
         if let Some(decoded) = self.find(path, stamp) {
             return Ok(decoded.rgb.dimensions());
         }
-        let opened = Opened::read(path)?;
+        let opened = self.open(path)?;
         let (width, height) = opened.dimensions()?;
         // Who asks for the size is about to ask for the pixels.
         if 3 * width as usize * height as usize <= MAX_KEPT {
@@ -105,7 +105,7 @@ impl Pictures {
         if let Some(decoded) = self.find(path, stamp) {
             return Ok(decoded);
         }
-        let decoded = Arc::new(self.decode(&Opened::read(path)?)?);
+        let decoded = Arc::new(self.decode(&self.open(path)?)?);
         self.keep(path, stamp, &decoded);
         Ok(decoded)
     }
@@ -115,11 +115,17 @@ impl Pictures {
     /// # Errors
     /// Names the file, and says what is wrong with it.
     pub fn rgb(&self, path: &Path) -> Result<RgbImage> {
-        Ok(self.decode(&Opened::read(path)?)?.rgb)
+        Ok(self.decode(&self.open(path)?)?.rgb)
+    }
+
+    fn open<'a>(&self, path: &'a Path) -> Result<Opened<'a>> {
+        let length = path.metadata().map_or(0, |file| file.len()).min(MAX_FILE);
+        self.make_room(path, length, 0)?;
+        Opened::read(path)
     }
 
     fn decode(&self, opened: &Opened<'_>) -> Result<Decoded> {
-        self.make_room(opened.path(), opened.decoding_bytes()?, 0)?;
+        self.make_room(opened.path(), opened.decoding_bytes()?, opened.file_bytes())?;
         opened.decode()
     }
 
@@ -171,6 +177,23 @@ mod tests {
         save(1024);
         assert_eq!(pictures.read(&path).unwrap().rgb.dimensions(), (1024, 8));
         assert_eq!(pictures.kept.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn pictures_that_memory_has_no_room_for_are_refused_and_the_others_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        RgbImage::from_pixel(3000, 2000, Rgb([1, 2, 3])).save(&path).unwrap();
+        let length = path.metadata().unwrap().len();
+        let pictures = Pictures::within(|| Some(18_000_000));
+        assert_eq!(pictures.rgb(&path).unwrap().dimensions(), (3000, 2000));
+        assert_eq!(pictures.bytes(), PictureBytes { reading: 18_000_000 + length, kept: 0 });
+        assert_eq!(pictures.size(&path).unwrap(), (3000, 2000));
+        assert_eq!(pictures.bytes().kept, 18_000_000);
+        let error = Pictures::within(|| Some(17_999_999)).size(&path).unwrap_err().to_string();
+        assert!(error.contains("a.png") && error.contains("18 MB of memory"), "{error}");
+        // Where nobody knows how much there is, nothing is refused.
+        assert!(Pictures::within(|| None).size(&path).is_ok());
     }
 
     #[test]

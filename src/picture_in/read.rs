@@ -65,7 +65,12 @@ impl<'a> Opened<'a> {
         read().with_context(|| unusable(self.path))
     }
 
-    /// Bytes that are in memory at the most while [`Self::decode`] runs, the file's own among them.
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Bytes that [`Self::decode`] takes at the most beside the file's own.
     ///
     /// # Errors
     /// As [`Self::dimensions`].
@@ -74,12 +79,11 @@ impl<'a> Opened<'a> {
             let (format, mut decoder) = decoder(&self.bytes)?;
             let (width, height) = decoder.dimensions();
             let (pixels, stored) = (u64::from(width) * u64::from(height), decoder.total_bytes());
-            let file = self.bytes.len() as u64;
             let decoding = match format {
                 // Rows go straight to where they belong.
                 ImageFormat::Png => 0,
                 // A copy of the file; all coefficients of a progressive JPEG, frame and canvas of a WebP.
-                _ => file + 8 * pixels,
+                _ => self.file_bytes() + 8 * pixels,
             };
             let turning = if turns(decoder.orientation()?) { stored } else { 0 };
             let converting = match decoder.color_type() {
@@ -88,7 +92,7 @@ impl<'a> Opened<'a> {
                 color if color.has_alpha() => 7 * pixels,
                 _ => 3 * pixels,
             };
-            anyhow::Ok(file + stored + decoding.max(turning).max(converting))
+            anyhow::Ok(stored + decoding.max(turning).max(converting))
         };
         estimate().with_context(|| unusable(self.path))
     }

@@ -71,7 +71,7 @@ fn sandbox(lines: usize) -> Sandbox {
     sandbox
 }
 
-fn batch<'a>(out: &'a str) -> [&'a str; 10] {
+fn batch(out: &str) -> [&str; 10] {
     ["batch", "list.jsonl", "-q", "-m", "pocket", "--skip-existing", "--out-dir", out, "-o", "{id}.png"]
 }
 
