@@ -179,9 +179,14 @@ mod tests {
         assert_eq!(judge(2 * peak), Verdict::Fits);
         let Verdict::Close(message) = judge(peak) else { panic!("{:?}", judge(peak)) };
         assert!(message.starts_with("a picture of 256x128 takes about 0."), "{message}");
-        let Verdict::TooLarge(message, hint) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
+        let Verdict::TooLarge(message, _) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
         assert!(message.contains(" and 0."), "{message}");
-        assert!(hint.starts_with("--size 1") && hint.contains(" or --precision int8 would fit"), "{hint}");
+        // What a larger picture takes follows its size.
+        let large = Request { width: 1024, height: 1024, ..request.clone() };
+        let less = f32.peak(&large, Series::One) - 1;
+        let verdict = super::judge(&f32, Some(&int8), &large, Series::One, less);
+        let Verdict::TooLarge(_, hint) = verdict else { panic!("{verdict:?}") };
+        assert!(hint.starts_with("--size ") && hint.contains(" or --precision int8 would fit"), "{hint}");
         // The float weights alone take more.
         let little = int8.peak(&request, Series::One) - 1;
         let Verdict::TooLarge(_, hint) = judge(little) else { panic!("{:?}", judge(little)) };
