@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, ValueHint};
+use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
 use super::exit::{Exit, Failure, OrExit};
 use crate::checkpoint::{Checkpoint, Replaceable};
@@ -94,6 +94,7 @@ pub enum StorageChoice {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("measured").args(["compare", "report"]).multiple(true))]
 pub struct QuantizeArgs {
     /// Diffusers folder, LDM, GGUF or native file to read
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
@@ -107,22 +108,29 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN")]
     pub keep: Vec<String>,
 
-    /// Measure what each layer's int8 costs: a table on stdout, the same as JSON in FILE
+    /// Draw with the file and with the floats it was made from, and say how far apart they are
     ///
-    /// The UNet runs in f32 once per layer, prompt and step, so a full-size model takes long.
+    /// Compared are the UNet's output at every timestep along the float run (signal to error), the final latents, and
+    /// the pictures (PSNR), beside pictures of the same prompts with another seed.
+    #[arg(long)]
+    pub compare: bool,
+
+    /// Measure what each layer's int8 costs: a table on stdout, the same and the comparison as JSON in FILE
+    ///
+    /// The UNet runs in f32 once per layer, prompt and timestep, so a full-size model takes long.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
 
     /// Measure with this prompt; several add up [default: two of our own]
-    #[arg(long, value_name = "TEXT", requires = "report")]
+    #[arg(long, value_name = "TEXT", requires = "measured")]
     pub report_prompt: Vec<String>,
 
-    /// Measure at this many timesteps
-    #[arg(long, value_name = "N", requires = "report", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    /// Measure layers at this many timesteps, from the first to the last of a run
+    #[arg(long, value_name = "N", requires = "measured", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub report_steps: u16,
 
     /// Measure at this width and height [default: the model's, at most 256]
-    #[arg(long, value_name = "PIXELS", requires = "report", value_parser = parse_pixels)]
+    #[arg(long, value_name = "PIXELS", requires = "measured", value_parser = parse_pixels)]
     pub report_size: Option<usize>,
 
     /// Name of the model in the file [default: the source's]

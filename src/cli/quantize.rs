@@ -1,10 +1,11 @@
-//! `pochade quantize`: a model as a native int8 file, and a table of what each layer's rounding costs.
+//! `pochade quantize`: a model as a native int8 file, how near that comes to the floats, and what each layer costs.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
@@ -20,7 +21,7 @@ use crate::pipeline::footprint::Series;
 use crate::pipeline::{Model, Numerics};
 use crate::quantize::Policy;
 use crate::request::{Defaults, Precision, Request};
-use crate::sensitivity::{self, LayerReport, Report, Settings};
+use crate::sensitivity::{self, Fidelity, LayerReport, Recording, Report, Settings};
 
 /// Prompts of a report that names none: a thing and a scene.
 const PROMPTS: [&str; 2] = ["a red apple on a yellow background", "a photo of a fox in the snow"];
@@ -48,7 +49,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let policy = Policy::keeping(&args.keep);
     policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
     let settings = settings(args, &checkpoint.defaults());
-    if args.report.is_some() {
+    let measured = args.compare || args.report.is_some();
+    if measured {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
         check_memory(&checkpoint, &settings, printer)?;
     }
@@ -59,16 +61,45 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     }
     let size = args.destination.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
-    if let Some(path) = &args.report {
-        let report = measure(&checkpoint, &policy, settings, printer).or_exit(Exit::Model)?;
-        let json = serde_json::to_string_pretty(&report).or_exit(Exit::PictureFailed)? + "\n";
-        files::save(json.as_bytes(), path, true).or_exit(Exit::PictureFailed)?;
-        printer::stdout_text(&table(&report)).or_exit(Exit::PictureFailed)?;
+    if measured {
+        measure(&checkpoint, &policy, settings, args, printer)?;
     }
     Ok(Exit::Done)
 }
 
-/// What the report is measured with.
+/// What a report's file holds.
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    report: Report,
+    fidelity: Fidelity,
+}
+
+fn measure(
+    checkpoint: &Checkpoint,
+    policy: &Policy,
+    settings: Settings,
+    args: &QuantizeArgs,
+    printer: Printer,
+) -> Result<(), Failure> {
+    let recording = watched("drawing in f32, picture", printer, |on_picture| {
+        Recording::new(checkpoint, settings, on_picture)
+    })?;
+    let fidelity = watched("drawing in int8, picture", printer, |on_picture| {
+        recording.compare(&Checkpoint::open(&args.destination)?, on_picture)
+    })?;
+    printer.status(&fidelity.to_string());
+    let Some(path) = &args.report else { return Ok(()) };
+    let report = watched("measuring layer", printer, |on_layer| {
+        sensitivity::study(checkpoint, policy, &recording, on_layer)
+    })?;
+    let table = table(&report);
+    let json = serde_json::to_string_pretty(&Measured { report, fidelity }).or_exit(Exit::PictureFailed)?;
+    files::save((json + "\n").as_bytes(), path, true).or_exit(Exit::PictureFailed)?;
+    printer::stdout_text(&table).or_exit(Exit::PictureFailed)
+}
+
+/// What the model is measured with.
 fn settings(args: &QuantizeArgs, defaults: &Defaults) -> Settings {
     let prompts = if args.report_prompt.is_empty() {
         PROMPTS.map(str::to_owned).to_vec()
@@ -84,22 +115,30 @@ fn settings(args: &QuantizeArgs, defaults: &Defaults) -> Settings {
     }
 }
 
-/// Measuring takes what drawing in f32 without guidance does.
+/// Measuring takes what drawing several prompts in f32 does.
 fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) -> Result<(), Failure> {
     let Settings { width, height, .. } = *settings;
-    let defaults = Defaults { width, height, guidance_scale: 1.0, ..checkpoint.defaults() };
+    let defaults = Defaults { width, height, ..checkpoint.defaults() };
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
     let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore: false, printer };
-    let checked = guard.check(&Request::new("", 0, &defaults), Series::One, None);
-    checked.map_err(|failure| failure.hint("leave --report out, or pass a smaller --report-size"))
+    let checked = guard.check(&Request::new("", 0, &defaults), Series::Prompts, None);
+    checked
+        .map_err(|failure| failure.hint("leave --report and --compare out, or pass a smaller --report-size"))
 }
 
-fn measure(checkpoint: &Checkpoint, policy: &Policy, settings: Settings, printer: Printer) -> Result<Report> {
-    let style = ProgressStyle::with_template("layer {pos} of {len} [{bar:24}] {msg}")?;
+/// Does `work`, whose parts are called `what`, showing how much of it is left.
+fn watched<T>(
+    what: &str,
+    printer: Printer,
+    work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>,
+) -> Result<T, Failure> {
+    let style =
+        ProgressStyle::with_template("{prefix} {pos} of {len} [{bar:24}] {msg}").or_exit(Exit::Model)?;
     let target = if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "));
+    bar.set_prefix(what.to_owned());
     let mut started = Instant::now();
-    let report = sensitivity::study(checkpoint, policy, settings, &mut |done, total| {
+    let done = work(&mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         if done == 0 {
@@ -110,11 +149,11 @@ fn measure(checkpoint: &Checkpoint, policy: &Policy, settings: Settings, printer
         bar.set_message(format!("{} left", human(left)));
         // A log shows no bar, but should say once how long it will be silent.
         if done == 1 && bar.is_hidden() && left > Duration::from_secs(10) {
-            printer.status(&format!("measuring {total} layers, about {}", human(left)));
+            printer.status(&format!("{what} 1 to {total}, about {}", human(left)));
         }
     });
     bar.finish_and_clear();
-    report
+    done.or_exit(Exit::Model)
 }
 
 /// One line per layer, the worst first, and the sums of all.

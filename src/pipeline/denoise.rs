@@ -1,5 +1,6 @@
 //! The walk from noise, or from an encoded picture, to latents; the steps themselves live in `samplers`.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 use anyhow::{Result, bail};
@@ -9,7 +10,7 @@ use super::encoded_picture::{EncodedPicture, Start};
 use super::finite::finite;
 use super::hires;
 use super::projection::Projection;
-use super::{DrawError, Model, Observer, Step};
+use super::{Call, DrawError, Model, Observer, Step};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
 use crate::request::{Hires, Request};
@@ -83,20 +84,22 @@ impl Run<'_> {
     ) -> Result<Tensor, DrawError> {
         let Self { model, request, unet, context, projection } = *self;
         let is_guided = model.is_guided(request);
+        // Both closures tell the observer something, one at a time.
+        let observer = RefCell::new(observer);
         let mut predict = |latents: &Tensor, timestep: f64| {
             let input = start.input(latents)?;
-            if is_guided {
-                guided_output(unet, request.guidance_scale, &input, timestep, context)
-            } else {
-                unet.forward(&input, timestep, context)
-            }
+            // Under guidance for both prompts as one batch.
+            let output = unet.forward(&input, timestep, context)?;
+            let call = Call { input, timestep, output };
+            observer.borrow_mut().called(&call);
+            if is_guided { guided(&call.output, request.guidance_scale) } else { Ok(call.output) }
         };
         let mut interrupted = false;
         let mut on_step = |progress: &Progress<'_>| {
             let Progress { index, total, denoised, .. } = *progress;
             // A GPU has only queued the step: progress and interruption are about steps that are done.
             model.backend.device.synchronize()?;
-            match observer.step(&Step { index, total, denoised, projection }) {
+            match observer.borrow_mut().step(&Step { index, total, denoised, projection }) {
                 ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => {
                     interrupted = true;
@@ -119,15 +122,8 @@ impl Run<'_> {
     }
 }
 
-/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling): both passes as one batch, which begin as one.
-fn guided_output(
-    unet: &Unet,
-    scale: f64,
-    latents: &Tensor,
-    timestep: f64,
-    context: &Context,
-) -> Result<Tensor> {
-    let both = unet.forward(latents, timestep, context)?;
+/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling) of the predictions for both prompts.
+fn guided(both: &Tensor, scale: f64) -> Result<Tensor> {
     let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
     Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
 }

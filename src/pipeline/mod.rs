@@ -13,6 +13,7 @@ mod model;
 mod observer;
 pub mod projection;
 mod prompts;
+mod replay;
 mod stopwatch;
 pub mod tiling;
 
@@ -30,7 +31,7 @@ use adapted::Adapted;
 use encoded_picture::EncodedPicture;
 pub use error::DrawError;
 pub use model::{Model, Numerics};
-pub use observer::{Observer, Phase, Step};
+pub use observer::{Call, Observer, Phase, Step};
 use projection::Projection;
 use prompts::Encodings;
 use stopwatch::Stopwatch;

@@ -29,6 +29,17 @@ pub struct Step<'a> {
     pub projection: Option<&'a Projection>,
 }
 
+/// What the UNet was asked and what it answered.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// `[1, in_channels, height / factor, width / factor]`
+    pub input: Tensor,
+    pub timestep: f64,
+    /// `[1 or 2, out_channels, height / factor, width / factor]`: under guidance the answer to the negative prompt,
+    /// then the one to the prompt.
+    pub output: Tensor,
+}
+
 /// Watches a picture being made and may stop it.
 pub trait Observer {
     fn phase(&mut self, _phase: Phase) {}
@@ -48,6 +59,9 @@ pub trait Observer {
     fn previews(&self) -> bool {
         false
     }
+
+    /// Every call of the UNet; one step of some samplers makes two.
+    fn called(&mut self, _call: &Call) {}
 
     /// `Break` ends the run within this step; `generate` then returns
     /// [`DrawError::Interrupted`](super::DrawError::Interrupted).

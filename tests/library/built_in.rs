@@ -7,7 +7,7 @@ use pochade::checkpoint::Checkpoint;
 use pochade::request::{Precision, Request};
 
 use crate::support::comparison::distance;
-use crate::support::models::{data, generate, open, pipeline};
+use crate::support::models::{data, generate, open, pipeline, prompts};
 
 static MODEL: LazyLock<Checkpoint> = LazyLock::new(|| Checkpoint::built_in().unwrap());
 
@@ -82,37 +82,9 @@ fn pictures_equal_diffusers_and_have_the_background_asked_for() {
 /// What quantizing activations does to 24 pictures; the weights are the same int8 values in both.
 #[test]
 fn int8_keeps_the_picture() {
-    let things = [
-        "a tulip",
-        "a rose",
-        "a cactus",
-        "a rabbit",
-        "a cat",
-        "a dragon",
-        "a panda",
-        "an owl",
-        "a shark",
-        "a penguin",
-        "a snail",
-        "a red apple",
-        "a lemon",
-        "a pineapple",
-        "a doughnut",
-        "a birthday cake",
-        "slice of pizza",
-        "french fries",
-        "a teapot",
-        "a carrot",
-        "broccoli",
-        "a crab",
-        "an elephant",
-        "a fox",
-    ];
-    let backgrounds = ["", " on a blue background", " on yellow", ", green background"];
-    let request = |(index, thing): (usize, &&str)| {
-        Request::new(format!("{thing}{}", backgrounds[index % 4]), index as u64, &MODEL.defaults())
-    };
-    let requests: Vec<_> = things.iter().enumerate().map(request).collect();
+    let request = |(seed, prompt): (usize, &String)| Request::new(prompt, seed as u64, &MODEL.defaults());
+    let prompts = prompts();
+    let requests: Vec<_> = prompts.iter().enumerate().map(request).collect();
     let (expected, got) = (draw(Precision::F32, &requests), draw(Precision::Int8, &requests));
     let mut all = Vec::new();
     for (request, (expected, got)) in requests.iter().zip(expected.iter().zip(&got)) {

@@ -10,7 +10,7 @@ use pochade::layers::Backend;
 use pochade::prompt::Tokenizer;
 use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, sqnr};
 use pochade::request::{Draft, Precision};
-use pochade::sensitivity::{self, Settings};
+use pochade::sensitivity::{self, Recording, Settings};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
@@ -416,7 +416,7 @@ fn nothing_is_reported_of_a_model_that_overflows() {
     candle_core::safetensors::save(&tensors, path).unwrap();
     let settings = Settings { prompts: vec!["a dog".to_owned()], steps: 1, width: 64, height: 64, seed: 3 };
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let error = sensitivity::study(&checkpoint, &Policy::default(), settings, &mut |_, _| {}).unwrap_err();
+    let error = Recording::new(&checkpoint, settings, &mut |_, _| {}).err().unwrap();
     assert!(error.to_string().contains("NaN"), "{error}");
 }
 
@@ -434,7 +434,8 @@ fn the_report_lists_every_int8_layer_worst_first() {
     let mut on_layer = |done, total| calls.push((done, total));
     let folder = TempDir::new().unwrap();
     let checkpoint = pocket(&folder);
-    let report = sensitivity::study(&checkpoint, &policy, settings, &mut on_layer).unwrap();
+    let recording = Recording::new(&checkpoint, settings, &mut |_, _| {}).unwrap();
+    let report = sensitivity::study(&checkpoint, &policy, &recording, &mut on_layer).unwrap();
 
     let mut found: Vec<&str> =
         report.layers.iter().flat_map(|layer| &layer.tensors).map(String::as_str).collect();
@@ -458,9 +459,11 @@ fn the_report_lists_every_int8_layer_worst_first() {
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["layers"][0]["layer"], report.layers[0].layer);
     assert_eq!(json["steps"], 1);
+    assert_eq!(report.timesteps, [999.0]);
 
     let quantized = Checkpoint::open(&quantized(&checkpoint, &folder, &[])).unwrap();
-    let settings = report.settings;
-    let error = sensitivity::study(&quantized, &policy, settings, &mut |_, _| {}).unwrap_err();
+    let error = sensitivity::study(&quantized, &policy, &recording, &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("int8 already"), "{error}");
+    let error = Recording::new(&quantized, report.settings, &mut |_, _| {}).err().unwrap();
     assert!(error.to_string().contains("int8 already"), "{error}");
 }

@@ -87,6 +87,39 @@ pub fn noise(seed: u64, shape: &[usize]) -> Tensor {
     NoiseSource::new(Rng::Torch, seed).normal(shape, &Device::Cpu).unwrap()
 }
 
+/// Things that the built-in model draws, on some of its backgrounds.
+pub fn prompts() -> Vec<String> {
+    let things = [
+        "a tulip",
+        "a rose",
+        "a cactus",
+        "a rabbit",
+        "a cat",
+        "a dragon",
+        "a panda",
+        "an owl",
+        "a shark",
+        "a penguin",
+        "a snail",
+        "a red apple",
+        "a lemon",
+        "a pineapple",
+        "a doughnut",
+        "a birthday cake",
+        "slice of pizza",
+        "french fries",
+        "a teapot",
+        "a carrot",
+        "broccoli",
+        "a crab",
+        "an elephant",
+        "a fox",
+    ];
+    let backgrounds = ["", " on a blue background", " on yellow", ", green background"];
+    let prompt = |(index, thing): (usize, &&str)| format!("{thing}{}", backgrounds[index % 4]);
+    things.iter().enumerate().map(prompt).collect()
+}
+
 /// What most references were drawn with: DDIM in 10 steps.
 pub fn reference_draft() -> Draft {
     let settings = reference_settings();
