@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::file::TensorFile;
 use super::names::Component;
 use super::store::{self, Storage};
-use super::tensors::TensorSet;
+use super::tensors::{COLUMNS, TensorSet};
 use super::write_error::WriteError;
 use super::{Checkpoint, Configs, Origin, Vocabulary};
 use crate::files;
@@ -18,6 +18,8 @@ use crate::request::{Defaults, Precision};
 /// The header's key whose presence makes a safetensors file a native one.
 pub const KEY: &str = "pochade";
 const VERSION: u32 = 1;
+/// Of files that hold factors of columns, which readers of version 1 would overlook.
+const VERSION_WITH_COLUMNS: u32 = 2;
 
 /// What the header holds beside the tensors, as one JSON value.
 #[derive(Serialize, Deserialize)]
@@ -38,7 +40,8 @@ struct Header {
 }
 
 /// The int8 format in the words of the compressed-tensors library: `X.weight` holds integers in the original
-/// shape, `X.weight_scale` one f32 for each output channel, and a weight is their product.
+/// shape, `X.weight_scale` one f32 for each output channel, and a weight is their product; of some linear layers times
+/// `X.weight_columns`, one f32 for each input, which is ours.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Quantization {
     #[serde(rename = "type")]
@@ -64,7 +67,10 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
         .ok()
         .and_then(|header| header.get("version")?.as_u64())
         .context("its pochade header is damaged")?;
-    ensure!(version == u64::from(VERSION), "it has format version {version}; this build reads {VERSION}");
+    ensure!(
+        (u64::from(VERSION)..=u64::from(VERSION_WITH_COLUMNS)).contains(&version),
+        "it has format version {version}; this build reads {VERSION} and {VERSION_WITH_COLUMNS}"
+    );
     let header: Header = serde_json::from_str(text).context("its pochade header is damaged")?;
     if let Some(quantization) = &header.quantization {
         ensure!(
@@ -95,17 +101,6 @@ pub fn write(
     storage: Storage<'_>,
     stopped: &dyn Fn() -> bool,
 ) -> Result<(), WriteError> {
-    let header = Header {
-        version: VERSION,
-        name: checkpoint.name.clone(),
-        precision: Some(storage.precision()),
-        quantization: matches!(storage, Storage::Int8(_)).then(Quantization::ours),
-        defaults: checkpoint.defaults,
-        configs: without_provenance(&checkpoint.configs),
-        vocabulary: (checkpoint.vocabulary != Vocabulary::clip()).then(|| checkpoint.vocabulary.clone()),
-    };
-    let header = serde_json::to_string(&header).context("writing the header as JSON")?;
-    let metadata = HashMap::from([(KEY.to_owned(), header)]);
     let names = checkpoint.tensors.parameters().filter(|name| Component::of(name).is_some());
     let bytes = storage.bytes(&checkpoint.tensors, names.clone());
     store::check_space(files::folder_of(path), bytes).map_err(|error| error.of(path))?;
@@ -115,6 +110,18 @@ pub fn write(
         let name = &checkpoint.name;
         return Err(WriteError::Model(anyhow!("the model '{name}' has no tensors that could be written")));
     }
+    let columns = tensors.iter().any(|(name, _)| name.ends_with(COLUMNS));
+    let header = Header {
+        version: if columns { VERSION_WITH_COLUMNS } else { VERSION },
+        name: checkpoint.name.clone(),
+        precision: Some(storage.precision()),
+        quantization: (storage.precision() == Precision::Int8).then(Quantization::ours),
+        defaults: checkpoint.defaults,
+        configs: without_provenance(&checkpoint.configs),
+        vocabulary: (checkpoint.vocabulary != Vocabulary::clip()).then(|| checkpoint.vocabulary.clone()),
+    };
+    let header = serde_json::to_string(&header).context("writing the header as JSON")?;
+    let metadata = HashMap::from([(KEY.to_owned(), header)]);
     store::write(tensors, metadata, path, stopped)
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -14,10 +14,10 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::entry::LONGEST;
-use super::tensors::{SCALE, TensorSet};
+use super::tensors::{COLUMNS, SCALE, TensorSet};
 use super::write_error::WriteError;
 use crate::files;
-use crate::quantize::{self, Policy};
+use crate::quantize::{self, Balance, Policy, QuantizedWeight, Weight};
 use crate::request::Precision;
 
 /// In which type floats are written.
@@ -33,6 +33,8 @@ pub enum Storage<'a> {
     Float(FloatType),
     /// int8 with a scale per output channel where the policy says so, else f16.
     Int8(&'a Policy),
+    /// The same with columns' factors where the balance has some.
+    Balanced(&'a Policy, &'a Balance),
 }
 
 impl Storage<'_> {
@@ -40,22 +42,34 @@ impl Storage<'_> {
         match self {
             Self::Float(FloatType::F32) => Precision::F32,
             Self::Float(FloatType::F16) => Precision::F16,
-            Self::Int8(_) => Precision::Int8,
+            Self::Int8(_) | Self::Balanced(..) => Precision::Int8,
         }
     }
 
     fn floats(self) -> FloatType {
         match self {
             Self::Float(floats) => floats,
-            Self::Int8(_) => FloatType::F16,
+            Self::Int8(_) | Self::Balanced(..) => FloatType::F16,
+        }
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        match self {
+            Self::Float(_) => None,
+            Self::Int8(policy) | Self::Balanced(policy, _) => Some(policy),
         }
     }
 
     /// Whether a tensor is written as int8 values and scales.
     fn rounds(self, name: &str, shape: &[usize]) -> bool {
+        self.policy().is_some_and(|policy| policy.stores_int8(name, shape))
+    }
+
+    /// The factors of the columns of a tensor that is rounded.
+    fn columns(&self, name: &str) -> Option<&[f32]> {
         match self {
-            Self::Float(_) => false,
-            Self::Int8(policy) => policy.stores_int8(name, shape),
+            Self::Float(_) | Self::Int8(_) => None,
+            Self::Balanced(_, balance) => balance.columns(name),
         }
     }
 
@@ -68,7 +82,9 @@ impl Storage<'_> {
         let of = |name: &str| {
             let shape = tensors.view(name).map_or(&[][..], |view| view.shape);
             let count: usize = shape.iter().product();
-            if self.rounds(name, shape) { count + 4 * shape[0] } else { float * count }
+            let stored = || tensors.view(&format!("{name}{COLUMNS}")).map_or(0, |columns| columns.len());
+            let columns = self.columns(name).map_or_else(stored, <[f32]>::len);
+            if self.rounds(name, shape) { count + 4 * (shape[0] + columns) } else { float * count }
         };
         names.map(|name| of(name) as u64).sum()
     }
@@ -102,10 +118,15 @@ pub struct Pending<'a> {
 
 enum Form {
     Floats(FloatType),
-    /// Multiples of these scales, one for each output.
-    Int8(Vec<f32>),
-    /// The scales of an int8 tensor.
-    Scales(Vec<f32>),
+    /// Multiples of these scales, one for each output, and of these factors, one for each input.
+    Int8 {
+        scales: Vec<f32>,
+        columns: Option<Vec<f32>>,
+    },
+    /// The scales or the columns' factors of an int8 tensor.
+    Factors(Vec<f32>),
+    /// int8 already.
+    Rounded,
 }
 
 /// What is to be written for tensors that come in pairs of canonical name and name in the file. Reads them all
@@ -120,7 +141,7 @@ pub fn plan<'a>(
     storage: Storage<'_>,
     stopped: &dyn Fn() -> bool,
 ) -> Result<Vec<(String, Pending<'a>)>, WriteError> {
-    if let Storage::Int8(policy) = storage {
+    if let Some(policy) = storage.policy() {
         policy.check(tensors.parameters())?;
     }
     let mut planned = Vec::new();
@@ -130,19 +151,35 @@ pub fn plan<'a>(
         }
         let shape = tensors.view(name)?.shape.to_vec();
         let pending = |form: Form, shape: Vec<usize>| Pending { tensors, name, shape, form };
-        let values = tensors.f32(name, &shape)?;
+        let weight = tensors.weight(name, &shape)?;
         if storage.rounds(name, &shape) {
-            let scales = quantize::scales(&values, shape[0]).with_context(|| format!("tensor '{name}'"))?;
-            let per_output = pending(Form::Scales(scales.clone()), vec![scales.len()]);
-            planned.push((format!("{written}{SCALE}"), per_output));
-            planned.push((written, pending(Form::Int8(scales), shape)));
+            let (form, scales, columns) = match weight {
+                Weight::Int8(QuantizedWeight { scales, columns, .. }) => (Form::Rounded, scales, columns),
+                Weight::Float(mut values) => {
+                    let columns = storage.columns(name).map(<[f32]>::to_vec);
+                    let scales = divided(&mut values, columns.as_deref())
+                        .and_then(|()| quantize::scales(&values, shape[0]))
+                        .with_context(|| format!("tensor '{name}'"))?;
+                    (Form::Int8 { scales: scales.clone(), columns: columns.clone() }, scales, columns)
+                }
+            };
+            for (suffix, factors) in [(SCALE, Some(scales)), (COLUMNS, columns)] {
+                let Some(factors) = factors else { continue };
+                let count = factors.len();
+                planned.push((format!("{written}{suffix}"), pending(Form::Factors(factors), vec![count])));
+            }
+            planned.push((written, pending(form, shape)));
         } else {
             let floats = storage.floats();
-            check(&values, floats).with_context(|| format!("tensor '{name}'"))?;
+            check(&weight.into_f32(), floats).with_context(|| format!("tensor '{name}'"))?;
             planned.push((written, pending(Form::Floats(floats), shape)));
         }
     }
     Ok(planned)
+}
+
+fn divided(values: &mut [f32], columns: Option<&[f32]>) -> Result<()> {
+    columns.map_or(Ok(()), |columns| quantize::divide_columns(values, columns))
 }
 
 fn check(values: &[f32], floats: FloatType) -> Result<()> {
@@ -223,9 +260,9 @@ impl Pending<'_> {
 
     fn dtype(&self) -> Dtype {
         match self.form {
-            Form::Floats(FloatType::F32) | Form::Scales(_) => Dtype::F32,
+            Form::Floats(FloatType::F32) | Form::Factors(_) => Dtype::F32,
             Form::Floats(FloatType::F16) => Dtype::F16,
-            Form::Int8(_) => Dtype::I8,
+            Form::Int8 { .. } | Form::Rounded => Dtype::I8,
         }
     }
 
@@ -246,15 +283,22 @@ impl Pending<'_> {
         }
         Ok(Cow::Owned(match &self.form {
             Form::Floats(FloatType::F32) => f32_bytes(&self.values()?),
-            Form::Scales(scales) => f32_bytes(scales),
+            Form::Factors(factors) => f32_bytes(factors),
             Form::Floats(FloatType::F16) => {
                 let values = self.values()?;
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(&values);
                 halves.iter().flat_map(|value| value.to_le_bytes()).collect()
             }
-            Form::Int8(scales) => {
-                let values = quantize::round_with_scales(&self.values()?, scales);
+            Form::Rounded => {
+                let weight = self.tensors.weight(self.name, self.tensors.view(self.name)?.shape)?;
+                let Weight::Int8(weight) = weight else { bail!("tensor '{}' is no longer int8", self.name) };
+                weight.values.into_iter().map(i8::cast_unsigned).collect()
+            }
+            Form::Int8 { scales, columns } => {
+                let mut values = self.values()?;
+                divided(&mut values, columns.as_deref())?;
+                let values = quantize::round_with_scales(&values, scales);
                 values.into_iter().map(i8::cast_unsigned).collect()
             }
         }))

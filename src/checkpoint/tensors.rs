@@ -11,7 +11,7 @@ use safetensors::Dtype;
 
 use super::file::{BLOCK, TensorFile, TensorView};
 use super::random::RandomTensors;
-use crate::quantize::{Origin, QuantizedWeight, Weight};
+use crate::quantize::{Balance, Matrix, Origin, Policy, QuantizedWeight, Tensors, Weight};
 
 /// What is laid over weights as they are read, e.g. adapters that add to them.
 pub trait Overlay: Send + Sync {
@@ -128,14 +128,22 @@ impl TensorSet {
             .with_context(|| format!("tensor '{name}' is missing"))
     }
 
-    /// The names of all tensors but the scales of int8 ones.
+    /// The names of all tensors but the scales and columns' factors of int8 ones.
     pub fn parameters(&self) -> impl Iterator<Item = &str> + Clone {
-        self.index.keys().map(String::as_str).filter(|name| !self.is_scale(name))
+        self.index.keys().map(String::as_str).filter(|name| !self.is_part(name))
     }
 
-    fn is_scale(&self, name: &str) -> bool {
-        let scaled = name.strip_suffix(SCALE).and_then(|weight| self.view(weight).ok());
-        scaled.is_some_and(|weight| weight.dtype == Dtype::I8)
+    fn is_part(&self, name: &str) -> bool {
+        let weight = name.strip_suffix(SCALE).or_else(|| name.strip_suffix(COLUMNS));
+        weight.and_then(|weight| self.view(weight).ok()).is_some_and(|weight| weight.dtype == Dtype::I8)
+    }
+
+    /// The factors that equalize what `policy` has computed in int8; see [`Balance`].
+    ///
+    /// # Errors
+    /// Names the tensor that is unusable.
+    pub fn balance(&self, policy: &Policy) -> Result<Balance> {
+        Balance::of(self, policy)
     }
 
     /// A tensor in the form it is stored in, checked to have `shape`. Trailing dimensions of 1 don't count,
@@ -157,8 +165,7 @@ impl TensorSet {
             return Ok(Weight::Float(random.values(name, shape)));
         }
         let view = self.view_of(name, shape)?;
-        let scales = if view.dtype == Dtype::I8 { Some(self.scales(name, view.shape)?) } else { None };
-        read(name, &view, scales.as_ref())
+        read(name, &view, self.int8(name, &view)?)
     }
 
     /// # Errors
@@ -171,6 +178,14 @@ impl TensorSet {
             view.shape
         );
         Ok(view)
+    }
+
+    /// What the values of the tensor are multiplied with if they are int8.
+    fn int8(&self, name: &str, view: &TensorView<'_>) -> Result<Option<Int8<'_>>> {
+        if view.dtype != Dtype::I8 {
+            return Ok(None);
+        }
+        Ok(Some(Int8 { scales: self.scales(name, view.shape)?, columns: self.columns(name)? }))
     }
 
     /// The scales of an int8 tensor of `shape`, one for each output.
@@ -203,11 +218,11 @@ impl TensorSet {
             let values = self.f32(name, &shape)?;
             return Ok(rows.iter().flat_map(|row| &values[row * shape[1]..][..shape[1]]).copied().collect());
         }
-        let scales = if view.dtype == Dtype::I8 { Some(self.scales(name, view.shape)?) } else { None };
+        let factors = self.int8(name, &view)?;
         let mut values = Vec::with_capacity(rows.len() * shape[1]);
         for &row in rows {
-            let scale = scales.as_ref().map(|scales| scales.row(row));
-            values.append(&mut read(name, &view.row(row), scale.as_ref())?.into_f32());
+            let factors = factors.as_ref().map(|factors| factors.of_row(row));
+            values.append(&mut read(name, &view.row(row), factors)?.into_f32());
         }
         Ok(values)
     }
@@ -221,10 +236,58 @@ impl TensorSet {
     }
 }
 
-/// The values of the tensor called `name`, or of a part of it, with the scales of those that are int8.
-fn read(name: &str, view: &TensorView<'_>, scales: Option<&TensorView<'_>>) -> Result<Weight> {
-    if let Some(scales) = scales {
-        return int8(name, view, scales).map(Weight::Int8);
+impl Tensors for TensorSet {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.parameters())
+    }
+
+    fn origin(&self, name: &str) -> Option<Origin> {
+        self.index.contains_key(name).then(|| self.origin(name))
+    }
+
+    /// Without what is laid over them: factors fit any weights, and those of adapters take long to multiply.
+    fn matrix(&self, name: &str) -> Result<Matrix> {
+        let shape = self.view(name)?.shape;
+        let values = self.stored(name, shape)?.into_f32();
+        Ok(Matrix { values, columns: shape.iter().skip(1).product() })
+    }
+
+    fn columns(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let factors_name = format!("{name}{COLUMNS}");
+        let Ok(factors) = self.view(&factors_name) else { return Ok(None) };
+        let inputs = self.view(name)?.shape.iter().skip(1).product::<usize>();
+        ensure!(
+            without_trailing_ones(factors.shape) == without_trailing_ones(&[inputs]),
+            "tensor '{factors_name}' has shape {:?} where [{inputs}] is expected",
+            factors.shape
+        );
+        let factors = factors.to_f32().with_context(|| format!("tensor '{factors_name}'"))?;
+        ensure!(
+            factors.iter().all(|factor| (1.0 / LARGEST_FACTOR..=LARGEST_FACTOR).contains(factor)),
+            "tensor '{factors_name}' holds factors that are negative, NaN or not from 1e-7 to 1e7"
+        );
+        Ok(Some(factors))
+    }
+}
+
+/// What int8 values are multiplied with.
+struct Int8<'a> {
+    /// One for each row.
+    scales: TensorView<'a>,
+    /// One for each column.
+    columns: Option<Vec<f32>>,
+}
+
+impl Int8<'_> {
+    fn of_row(&self, row: usize) -> Self {
+        Self { scales: self.scales.row(row), columns: self.columns.clone() }
+    }
+}
+
+/// The values of the tensor called `name`, or of a part of it, with the factors of those that are int8.
+fn read(name: &str, view: &TensorView<'_>, factors: Option<Int8<'_>>) -> Result<Weight> {
+    if let Some(factors) = factors {
+        return int8(name, view, factors).map(Weight::Int8);
     }
     let values = view.to_f32().with_context(|| format!("tensor '{name}'"))?;
     // Without a way out of the loop it runs on vectors.
@@ -233,7 +296,7 @@ fn read(name: &str, view: &TensorView<'_>, scales: Option<&TensorView<'_>>) -> R
     Ok(Weight::Float(values))
 }
 
-fn int8(name: &str, view: &TensorView<'_>, scales: &TensorView<'_>) -> Result<QuantizedWeight> {
+fn int8(name: &str, view: &TensorView<'_>, Int8 { scales, columns }: Int8<'_>) -> Result<QuantizedWeight> {
     let scales = scales.to_f32().with_context(|| format!("tensor '{name}{SCALE}'"))?;
     ensure!(
         scales.iter().all(|scale| (0.0..=LARGEST_SCALE).contains(scale)),
@@ -253,11 +316,17 @@ fn int8(name: &str, view: &TensorView<'_>, scales: &TensorView<'_>) -> Result<Qu
         least.min().is_none_or(|least| least > i8::MIN),
         "tensor '{name}' holds -128, where symmetric int8 values end at -127"
     );
-    Ok(QuantizedWeight { values, scales })
+    Ok(QuantizedWeight { values, scales, columns })
 }
 
 /// Appended to an int8 tensor's name for that of its scales.
 pub(super) const SCALE: &str = "_scale";
+
+/// The same for that of the factors of its columns.
+pub(super) const COLUMNS: &str = "_columns";
+
+/// Of a column: what equalization makes is well below.
+const LARGEST_FACTOR: f32 = 1e7;
 
 /// The largest scale of an int8 tensor: its weights then are as large as f16 can hold.
 const LARGEST_SCALE: f32 = 516.0;

@@ -54,7 +54,8 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
         check_memory(&checkpoint, &settings, printer)?;
     }
-    let form = Form::Native(Storage::Int8(&policy));
+    let balance = checkpoint.tensors().balance(&policy).or_exit(Exit::Model)?;
+    let form = Form::Native(Storage::Balanced(&policy, &balance));
     let written = destination::write(&checkpoint, &args.destination, form, &signals)?;
     if written != Exit::Done {
         return Ok(written);

@@ -15,6 +15,8 @@ use crate::kernels::cuda;
 pub struct Linear {
     packing: Packing,
     weights: Weights,
+    /// What inputs are multiplied with before they may be quantized, `[in]`.
+    factors: Option<Tensor>,
 }
 
 enum Weights {
@@ -68,7 +70,9 @@ impl Linear {
                 bias: bias.map(|bias| backend.tensor(bias, packing.outputs)).transpose()?,
             },
         };
-        Ok(Self { packing, weights })
+        let factors = parts.first().and_then(Params::input_factors);
+        let factors = factors.map(|factors| backend.tensor(factors.to_vec(), factors.len())).transpose()?;
+        Ok(Self { packing, weights, factors })
     }
 
     /// `[.., in]` to `[.., out]`.
@@ -83,6 +87,14 @@ impl Linear {
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         let input = input.into();
+        if let Some(factors) = &self.factors {
+            let scaled = input.to_tensor()?.broadcast_mul(factors)?;
+            return self.apply(Input::Plain(&scaled), residual);
+        }
+        self.apply(input, residual)
+    }
+
+    fn apply(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
         let macs = input.dims().iter().product::<usize>() * self.packing.outputs;
         let gated = self.packing.form == Form::Gated;
         meter::record(Kind::Linear, macs, || match &self.weights {

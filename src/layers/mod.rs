@@ -28,7 +28,7 @@ pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::TensorSet;
 use crate::kernels::{self, Isa};
-use crate::quantize::{Policy, QuantizedWeight, Weight};
+use crate::quantize::{Balance, Policy, QuantizedWeight, Weight};
 
 /// What computes the layers.
 #[derive(Debug, Clone)]
@@ -105,12 +105,19 @@ impl Backend {
 pub struct Params<'a> {
     tensors: &'a TensorSet,
     backend: &'a Backend,
+    balance: Option<&'a Balance>,
     prefix: String,
 }
 
 impl<'a> Params<'a> {
     pub fn new(tensors: &'a TensorSet, backend: &'a Backend, prefix: &str) -> Self {
-        Self { tensors, backend, prefix: prefix.to_owned() }
+        Self { tensors, backend, balance: None, prefix: prefix.to_owned() }
+    }
+
+    /// The same parameters, equalized.
+    #[must_use]
+    pub fn balanced(self, balance: &'a Balance) -> Self {
+        Self { balance: Some(balance), ..self }
     }
 
     /// The parameters of the part called `name`.
@@ -125,7 +132,12 @@ impl<'a> Params<'a> {
     /// # Errors
     /// When the tensor is missing or has another shape.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.tensors.f32(&self.path(&name), shape)
+        let path = self.path(&name);
+        let values = self.tensors.f32(&path, shape)?;
+        match self.balance {
+            Some(balance) => balance.vector(&path, values).with_context(|| format!("tensor '{path}'")),
+            None => Ok(values),
+        }
     }
 
     /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.
@@ -136,14 +148,18 @@ impl<'a> Params<'a> {
         let path = self.path(&name);
         let stored = self.tensors.weight(&path, shape)?;
         let int8 = self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path));
-        Ok(match stored {
-            Weight::Int8(_) if int8 => stored,
-            Weight::Float(values) if int8 => {
-                let rounded = QuantizedWeight::round(&values, shape[0]);
-                Weight::Int8(rounded.with_context(|| format!("tensor '{path}'"))?)
-            }
-            stored => Weight::Float(stored.into_f32()),
-        })
+        let weight = match (self.balance, stored) {
+            (Some(balance), stored) => balance.weight(&path, stored, shape[0], int8),
+            (None, Weight::Int8(weight)) if int8 && weight.columns.is_none() => Ok(Weight::Int8(weight)),
+            (None, stored) if int8 => QuantizedWeight::round(&stored.into_f32(), shape[0]).map(Weight::Int8),
+            (None, stored) => Ok(Weight::Float(stored.into_f32())),
+        };
+        weight.with_context(|| format!("tensor '{path}'"))
+    }
+
+    /// What the layer has to multiply its inputs with, `[in]`, if they are not equalized where they come from.
+    pub(super) fn input_factors(&self) -> Option<&'a [f32]> {
+        self.balance?.inputs(&self.path(&"weight"))
     }
 
     /// The same as a tensor of the back end's type on its device.

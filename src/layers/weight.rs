@@ -10,9 +10,10 @@ pub fn stack(parts: Vec<Weight>) -> Weight {
     if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
         return Weight::Float(parts.into_iter().flat_map(Weight::into_f32).collect());
     }
-    let mut stacked = QuantizedWeight { values: Vec::new(), scales: Vec::new() };
+    let mut stacked = QuantizedWeight { values: Vec::new(), scales: Vec::new(), columns: None };
     for part in parts {
         if let Weight::Int8(mut part) = part {
+            assert!(part.columns.is_none(), "columns' factors are applied before weights are stacked");
             stacked.values.append(&mut part.values);
             stacked.scales.append(&mut part.scales);
         }
@@ -56,7 +57,8 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
                 Form::Winograd => Packed::Winograd(Winograd::new(weight, outputs, inputs, isa)),
             }
         }
-        Weight::Int8(QuantizedWeight { values, scales }) => {
+        Weight::Int8(QuantizedWeight { values, scales, columns }) => {
+            assert!(columns.is_none(), "columns' factors are applied before weights are packed");
             let weight = taps_before_inputs(values, inputs, taps);
             Packed::I8(match form {
                 Form::Gated => PackedI8::pack_gated(&weight, &scales, outputs / 2, inputs, isa),
@@ -100,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_stack_is_int8_only_if_every_part_is() {
-        let int8 = || Weight::Int8(QuantizedWeight { values: vec![1, -2], scales: vec![0.5] });
+        let int8 = || Weight::Int8(QuantizedWeight { values: vec![1, -2], scales: vec![0.5], columns: None });
         let Weight::Int8(both) = stack(vec![int8(), int8()]) else { panic!("two int8 parts") };
         assert_eq!((both.values, both.scales), (vec![1, -2, 1, -2], vec![0.5, 0.5]));
         let Weight::Float(mixed) = stack(vec![int8(), Weight::Float(vec![3.0, 4.0])]) else {

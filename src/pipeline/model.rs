@@ -16,6 +16,7 @@ use crate::picture_in::{PictureIn, Pictures};
 use crate::pipeline::footprint::Footprint;
 use crate::pipeline::tiling::Tile;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
+use crate::quantize::{Balance, Policy};
 use crate::request::{Precision, Request};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
 
@@ -228,8 +229,12 @@ impl Model {
         TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config)
     }
 
+    /// In int8, equalized.
     pub(super) fn load_unet(&self, tensors: &TensorSet) -> Result<Unet> {
-        Unet::load(&Params::new(tensors, &self.backend, "unet"), self.unet_config.clone())
+        let int8 = self.backend.int8;
+        let balance = if int8 { tensors.balance(&Policy::default())? } else { Balance::default() };
+        let params = Params::new(tensors, &self.backend, "unet").balanced(&balance);
+        Unet::load(&params, self.unet_config.clone())
     }
 
     pub(super) fn load_decoder(&self, tensors: &TensorSet) -> Result<LatentDecoder> {

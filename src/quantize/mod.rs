@@ -1,10 +1,15 @@
-//! int8 weights: how they are rounded and which layers get them; files, kernels and networks are elsewhere.
+//! int8 weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
 
+mod balance;
+mod equalize;
+mod pairs;
 mod policy;
 mod rounding;
 
+pub use balance::{Balance, Tensors};
+pub use equalize::Matrix;
 pub use policy::{Origin, Policy, Treatment};
-pub use rounding::{Energy, QuantizedWeight, round_with_scales, scales, sqnr};
+pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
 
 /// Weights as they are stored, or as they are to be computed with.
 #[derive(Debug, Clone, PartialEq)]

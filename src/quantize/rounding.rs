@@ -6,13 +6,15 @@ use rayon::prelude::*;
 /// Values go from -127 to 127: symmetric, so that -128 never occurs.
 const LIMIT: f32 = 127.0;
 
-/// Weights of one layer: output o has weights `scales[o] * values[o]`.
+/// Weights of one layer: that of output o and input i is `scales[o] * columns[i] * values[o][i]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedWeight {
     /// In the float weights' shape, row-major, `[out, ..]`; each from -127 to 127.
     pub values: Vec<i8>,
     /// `[out]`, finite, not negative.
     pub scales: Vec<f32>,
+    /// `[in]`, finite and positive, of linear layers whose inputs differ much in size; ones if absent.
+    pub columns: Option<Vec<f32>>,
 }
 
 impl QuantizedWeight {
@@ -25,7 +27,17 @@ impl QuantizedWeight {
     /// When a weight is infinite or NaN, or `outputs` doesn't divide their count.
     pub fn round(weight: &[f32], outputs: usize) -> Result<Self> {
         let scales = scales(weight, outputs)?;
-        Ok(Self { values: round_with_scales(weight, &scales), scales })
+        Ok(Self { values: round_with_scales(weight, &scales), scales, columns: None })
+    }
+
+    /// The same for multiples of each output's scale and each input's factor.
+    ///
+    /// # Errors
+    /// As [`Self::round`], and when there are not as many factors as inputs.
+    pub fn round_with_columns(weight: &[f32], outputs: usize, columns: &[f32]) -> Result<Self> {
+        let mut weight = weight.to_vec();
+        divide_columns(&mut weight, columns)?;
+        Ok(Self { columns: Some(columns.to_vec()), ..Self::round(&weight, outputs)? })
     }
 
     /// The weights these stand for, in the same order.
@@ -36,6 +48,9 @@ impl QuantizedWeight {
         filters.zip(&self.scales).for_each(|((weight, values), &scale)| {
             for (weight, &value) in weight.iter_mut().zip(values) {
                 *weight = scale * f32::from(value);
+            }
+            for (weight, column) in weight.iter_mut().zip(self.columns.iter().flatten()) {
+                *weight *= column;
             }
         });
         weight
@@ -90,6 +105,25 @@ pub fn round_with_scales(weight: &[f32], scales: &[f32]) -> Vec<i8> {
 /// Weights per output; 1 where there are none, since chunks can't be empty.
 fn filter_len(weights: usize, outputs: usize) -> usize {
     (weights / outputs.max(1)).max(1)
+}
+
+/// Divides weights, one row after the other, by the factors of their columns.
+///
+/// # Errors
+/// When rows are of another length.
+pub fn divide_columns(values: &mut [f32], factors: &[f32]) -> Result<()> {
+    let count = values.len();
+    ensure!(
+        !factors.is_empty() && count.is_multiple_of(factors.len()),
+        "{} factors for the columns of {count} weights",
+        factors.len()
+    );
+    values.par_chunks_exact_mut(factors.len()).for_each(|row| {
+        for (value, factor) in row.iter_mut().zip(factors) {
+            *value /= factor;
+        }
+    });
+    Ok(())
 }
 
 /// Energies of a signal and of its error, added up over as many parts as there are.

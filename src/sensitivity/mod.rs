@@ -61,7 +61,8 @@ pub fn study(
     check(checkpoint)?;
     let simulation = Arc::new(Simulation::new(policy.clone()));
     let backend = Backend::cpu_simulating(simulation.clone())?;
-    let params = Params::new(checkpoint.tensors(), &backend, "unet");
+    let balance = checkpoint.tensors().balance(policy)?;
+    let params = Params::new(checkpoint.tensors(), &backend, "unet").balanced(&balance);
     let unet = Unet::load(&params, UnetConfig::parse(&checkpoint.configs().unet)?)?;
 
     simulation.record(true);

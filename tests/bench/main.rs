@@ -4,6 +4,7 @@
 mod support;
 
 mod counts;
+mod fidelity;
 mod kernels;
 mod memory;
 mod peer;

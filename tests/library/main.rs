@@ -9,6 +9,7 @@ mod built_in;
 mod circles;
 mod comparison;
 mod damaged_models;
+mod equalization;
 mod fidelity;
 mod formats;
 mod hostile;

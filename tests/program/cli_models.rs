@@ -47,6 +47,8 @@ fn a_report_is_a_table_and_json() {
     assert!(table.last().unwrap().starts_with("all of them together"));
     let json: Value = serde_json::from_slice(&fs::read(sandbox.join("report.json")).unwrap()).unwrap();
     assert_eq!(json["model"], "pocket");
+    assert_eq!(json["fidelity"]["timesteps"].as_array().unwrap().len(), 20);
+    assert!(left.stderr.contains("UNet's output, signal to error"), "{}", left.stderr);
     assert_eq!(json["prompts"], serde_json::json!(["a dog"]));
     let layers = json["layers"].as_array().unwrap();
     assert_eq!(layers.len() + 2, table.len());
@@ -55,6 +57,18 @@ fn a_report_is_a_table_and_json() {
         assert_eq!(cells[0], layer["layer"]);
         assert_eq!(cells[3], format!("{:.1}", layer["output_sqnr"].as_f64().unwrap()));
     }
+}
+
+#[test]
+fn a_comparison_is_part_of_the_summary() {
+    let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
+    let compare = ["--compare", "--report-prompt", "a dog", "--report-size", "64"];
+    let left = sandbox.run(&[&["quantize", &pocket(&folder), "int8.safetensors"], &compare[..]].concat());
+    assert_eq!(left.done(), "");
+    for part in ["over 20 timesteps", "final latents", "on average over 1,", "with another seed"] {
+        assert!(left.stderr.contains(part), "{part}: {}", left.stderr);
+    }
+    assert_eq!(sandbox.files(), ["int8.safetensors"]);
 }
 
 #[test]

@@ -5,4 +5,5 @@
 pub mod comparison;
 pub mod model_files;
 pub mod models;
+pub mod planting;
 pub mod sandbox;

@@ -63,13 +63,16 @@ impl Overlay for Merge {
     }
 
     /// The weights of the layer called `name` with everything added that belongs to it; int8 weights come back
-    /// as int8 with new scales.
+    /// as int8 with new scales and the same factors of their columns.
     ///
     /// # Errors
     /// When a factor can't be read any more or the sum is not finite.
     fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> Result<Weight> {
         let Some(additions) = self.layers.get(name) else { return Ok(stored) };
-        let int8 = matches!(stored, Weight::Int8(_));
+        let columns = match &stored {
+            Weight::Float(_) => None,
+            Weight::Int8(weight) => Some(weight.columns.clone()),
+        };
         let mut values = stored.into_f32();
         for (number, stem) in additions {
             let (adapter, weight) = &self.adapters[*number];
@@ -85,11 +88,13 @@ impl Overlay for Merge {
                 adapter.key(stem)
             );
         }
-        if !int8 {
-            return Ok(Weight::Float(values));
-        }
+        let Some(columns) = columns else { return Ok(Weight::Float(values)) };
         let outputs = shape.first().copied().unwrap_or(1);
-        let rounded = QuantizedWeight::round(&values, outputs).with_context(|| format!("tensor '{name}'"))?;
+        let rounded = match columns {
+            Some(columns) => QuantizedWeight::round_with_columns(&values, outputs, &columns),
+            None => QuantizedWeight::round(&values, outputs),
+        };
+        let rounded = rounded.with_context(|| format!("tensor '{name}'"))?;
         Ok(Weight::Int8(rounded))
     }
 }

@@ -12,7 +12,7 @@ use super::super::{backend, model};
 use super::args::PullArgs;
 use super::fetching::Fetching;
 use super::{bytes, size};
-use crate::checkpoint::{Checkpoint, Form, Storage};
+use crate::checkpoint::{Checkpoint, Form, Storage, WriteError};
 use crate::hub::{self, Cache, Client, ModelId, Natives, Pulled};
 use crate::quantize::Policy;
 
@@ -103,8 +103,11 @@ fn quantize(pulled: Pulled, printer: Printer, signals: &Signals) -> Result<Pulle
     let policy = Policy::default();
     checkpoint.describe(pulled.name.clone(), checkpoint.defaults());
     let made = work.join("model.safetensors");
-    let form = Form::Native(Storage::Int8(&policy));
-    let written = checkpoint.write(&made, form, &|| signals.received().is_some());
+    let stopped = || signals.received().is_some();
+    let balance = checkpoint.tensors().balance(&policy).map_err(WriteError::Model);
+    let written = balance.and_then(|balance| {
+        checkpoint.write(&made, Form::Native(Storage::Balanced(&policy, &balance)), &stopped)
+    });
     if let Err(error) = written {
         hub::remove_folder(&work)?;
         let failure = Failure::from(error);
