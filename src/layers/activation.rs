@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use candle_core::{D, Device, Tensor};
 
-use super::{Input, Params, host};
+use super::{Params, host};
 use crate::kernels::{Isa, RowsMut};
 
 pub use crate::kernels::Activation as Function;
@@ -17,11 +17,6 @@ pub struct Activation {
 impl Activation {
     pub fn new(params: &Params, function: Function) -> Self {
         Self { function, kernels: params.backend().kernels }
-    }
-
-    /// The function of `input`, for a layer to read.
-    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
-        Input::Activation(self, input)
     }
 
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {

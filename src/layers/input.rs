@@ -28,6 +28,13 @@ impl<'a> From<&'a Tensor> for Input<'a> {
     }
 }
 
+impl Activation {
+    /// The function of `input`, for a layer to read.
+    pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
+        Input::Activation(self, input)
+    }
+}
+
 impl GroupNorm {
     /// The norm of `input`, for a layer to read.
     pub fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
