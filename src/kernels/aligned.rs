@@ -15,6 +15,8 @@ pub(super) unsafe trait Number: Copy + Default {}
 unsafe impl Number for f32 {}
 // SAFETY: a plain number of 4 bytes.
 unsafe impl Number for i32 {}
+// SAFETY: a plain number of 2 bytes.
+unsafe impl Number for i16 {}
 // SAFETY: a plain number of 1 byte.
 unsafe impl Number for i8 {}
 // SAFETY: a plain number of 1 byte.

@@ -8,6 +8,7 @@ use super::quantized_rows::RowLayout;
 use super::simd::Simd;
 use super::tile::{Tile, TileKernel};
 use super::token::{Token, Work};
+use super::word_product::WordProduct;
 
 /// Sums of tiles: some rows of activations by some vectors of outputs, in i32.
 ///
@@ -19,6 +20,8 @@ use super::token::{Token, Work};
 pub(super) unsafe trait ByteProduct: Token {
     /// The f32 vectors of the same set.
     type Simd: Simd;
+    /// The products of words of the same set.
+    type Words: WordProduct<Simd = Self::Simd>;
     /// Sums of one row and `LANES` outputs.
     type Sums: Copy;
     /// How rows of activations lie in memory; its group is that of the weights, too.
@@ -29,6 +32,8 @@ pub(super) unsafe trait ByteProduct: Token {
     const MAY_SATURATE: bool;
 
     fn simd(self) -> Self::Simd;
+
+    fn words(self) -> Self::Words;
 
     /// Runs `kernel` with the tile that is `vectors` wide.
     fn in_tile<T, K: TileKernel<T>>(vectors: usize, token: T, kernel: K);
@@ -78,23 +83,19 @@ pub(super) unsafe trait ByteProduct: Token {
 ///
 /// # Safety
 /// What reads memory must read what its callers promise, no more.
-pub(super) unsafe trait Dot: Token {
-    /// The f32 vectors of the same set.
-    type Simd: Simd;
+pub(super) unsafe trait Dot: WordProduct {
     /// A group of activations, ready to meet every output.
     type A: Copy;
     /// A group of weights of each of `LANES` outputs, `[LANES][GROUP]`.
     type W: Copy;
     /// Sums of `LANES` outputs, perhaps in several parts.
-    type I: Copy;
+    type Sums: Copy;
     /// Inputs that are taken at a time.
     const GROUP: usize;
     /// See [`ByteProduct::MAY_SATURATE`].
     const MAY_SATURATE: bool;
 
-    fn simd(self) -> Self::Simd;
-
-    fn zero(self) -> Self::I;
+    fn zero(self) -> Self::Sums;
 
     /// # Safety
     /// `from` must be readable for `GROUP` bytes.
@@ -105,7 +106,7 @@ pub(super) unsafe trait Dot: Token {
     unsafe fn weights(self, from: *const i8) -> Self::W;
 
     /// `sums + a . w` for each output.
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I;
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums;
 
     /// See [`ByteProduct::settle`].
     ///
@@ -113,7 +114,7 @@ pub(super) unsafe trait Dot: Token {
     /// `column_sums` must be readable for `LANES` i32.
     unsafe fn settle(
         self,
-        sums: Self::I,
+        sums: Self::Sums,
         zero_point: i32,
         column_sums: *const i32,
     ) -> <Self::Simd as Simd>::F;
@@ -122,14 +123,20 @@ pub(super) unsafe trait Dot: Token {
 // SAFETY: rows and weights are read group by group, as promised.
 unsafe impl<D: Dot> ByteProduct for D {
     type Simd = D::Simd;
-    type Sums = D::I;
+    type Words = D;
+    type Sums = D::Sums;
     const ROWS: RowLayout = RowLayout { group: D::GROUP, together: 1 };
     const TILES: &'static [Tile] = D::Simd::TILES;
     const MAY_SATURATE: bool = D::MAY_SATURATE;
 
     #[inline(always)]
     fn simd(self) -> D::Simd {
-        Dot::simd(self)
+        WordProduct::simd(self)
+    }
+
+    #[inline(always)]
+    fn words(self) -> D {
+        self
     }
 
     #[inline(always)]
@@ -143,8 +150,8 @@ unsafe impl<D: Dot> ByteProduct for D {
         rows: [*const u8; MR],
         weights: *const i8,
         groups: usize,
-    ) -> [[D::I; NV]; MR] {
-        let mut acc = [[self.zero(); NV]; MR];
+    ) -> [[D::Sums; NV]; MR] {
+        let mut acc = [[Dot::zero(self); NV]; MR];
         let vector_len = const { D::Simd::LANES * D::GROUP };
         let mut weights = weights;
         let mut offset = 0usize;
@@ -160,7 +167,7 @@ unsafe impl<D: Dot> ByteProduct for D {
                 // SAFETY: as for the weights.
                 let x = unsafe { self.activations(rows[i].add(offset)) };
                 for v in 0..NV {
-                    acc[i][v] = self.dot(acc[i][v], x, columns[v]);
+                    acc[i][v] = Dot::dot(self, acc[i][v], x, columns[v]);
                 }
             }
             offset = offset.wrapping_add(D::GROUP);
@@ -169,7 +176,7 @@ unsafe impl<D: Dot> ByteProduct for D {
     }
 
     #[inline(always)]
-    unsafe fn settle(self, sums: D::I, zero_point: i32, column_sums: *const i32) -> <D::Simd as Simd>::F {
+    unsafe fn settle(self, sums: D::Sums, zero_point: i32, column_sums: *const i32) -> <D::Simd as Simd>::F {
         // SAFETY: the caller's promise.
         unsafe { Dot::settle(self, sums, zero_point, column_sums) }
     }

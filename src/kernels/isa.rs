@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use super::byte_product::ByteKernel;
 use super::sets::{Properties, Set};
 use super::simd::Kernel;
+use super::word_product::WordKernel;
 
 /// The environment variable that holds the kernels down to a set of this name; see [`Isa::chosen`].
 pub const VARIABLE: &str = "POCHADE_KERNEL";
@@ -70,6 +71,11 @@ impl Isa {
         short(self.name())
     }
 
+    /// Whether products of 16-bit integers take half the time of f32's.
+    pub fn multiplies_words_fast(self) -> bool {
+        self.properties().fast_words
+    }
+
     /// Runs `kernel` compiled for this set.
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         self.0.run(kernel)
@@ -78,6 +84,11 @@ impl Isa {
     /// Runs `kernel` compiled for this set.
     pub(super) fn run_bytes<K: ByteKernel>(self, kernel: K) -> K::Output {
         self.0.run_bytes(kernel)
+    }
+
+    /// Runs `kernel` compiled for this set.
+    pub(super) fn run_words<K: WordKernel>(self, kernel: K) -> K::Output {
+        self.0.run_words(kernel)
     }
 
     pub(super) fn properties(self) -> Properties {

@@ -33,6 +33,7 @@ mod tests;
 mod tile;
 mod token;
 mod winograd;
+mod word_product;
 
 pub use attention::Attention;
 pub use epilogue::Epilogue;

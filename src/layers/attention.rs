@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::meter::{self, Kind};
-use super::{Params, host};
+use super::{Backend, Params, host};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
@@ -18,11 +18,15 @@ pub struct Attention {
     /// Whether no row sees a later one.
     causal: bool,
     kernels: Option<Isa>,
+    /// Whether its products are of 16-bit integers, where layers beside it take bytes.
+    in_words: bool,
 }
 
 impl Attention {
     pub fn new(params: &Params, heads: usize) -> Self {
-        Self { heads, causal: false, kernels: params.backend().kernels }
+        let Backend { kernels, int8, .. } = *params.backend();
+        let in_words = int8 && kernels.is_some_and(Isa::multiplies_words_fast);
+        Self { heads, causal: false, kernels, in_words }
     }
 
     /// The same in which no row sees a later one, of few rows to themselves.
@@ -47,45 +51,40 @@ impl Attention {
         let (batch, rows, channels) = query.dims3()?;
         let macs = 2 * batch * rows * key.dim(1)? * channels;
         meter::record(kind, macs, || match self.kernels {
-            Some(isa) => by_kernels(isa, self.causal, query, key, value, self.heads),
+            Some(isa) => self.by_kernels(isa, query, key, value),
             None if self.causal => causal_by_candle(query, key, value, self.heads),
             #[cfg(feature = "cuda")]
             None if query.device().is_cuda() => cuda::attention(query, key, value, self.heads),
             None => by_candle(query, key, value, self.heads, SCORES),
         })
     }
-}
 
-fn by_kernels(
-    isa: Isa,
-    causal: bool,
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    heads: usize,
-) -> Result<Tensor> {
-    let (batch, q_len, channels) = query.dims3()?;
-    let kv_len = key.dim(1)?;
-    host::with_rows(query, |q| {
-        host::with_rows(key, |k| {
-            host::with_rows(value, |v| {
-                let dense = kernels::Attention::dense(batch, heads, channels / heads, q_len, kv_len);
-                let attention = kernels::Attention {
-                    q_stride: q.stride,
-                    k_stride: k.stride,
-                    v_stride: v.stride,
-                    ..dense
-                };
-                let mut output = vec![0.0; batch * q_len * channels];
-                if causal {
-                    attention.apply_causal(isa, q.data, k.data, v.data, &mut output);
-                } else {
-                    attention.apply(isa, q.data, k.data, v.data, &mut output);
-                }
-                Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)
+    fn by_kernels(&self, isa: Isa, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+        let (batch, q_len, channels) = query.dims3()?;
+        let (heads, kv_len) = (self.heads, key.dim(1)?);
+        host::with_rows(query, |q| {
+            host::with_rows(key, |k| {
+                host::with_rows(value, |v| {
+                    let dense = kernels::Attention::dense(batch, heads, channels / heads, q_len, kv_len);
+                    let attention = kernels::Attention {
+                        q_stride: q.stride,
+                        k_stride: k.stride,
+                        v_stride: v.stride,
+                        ..dense
+                    };
+                    let mut output = vec![0.0; batch * q_len * channels];
+                    if self.causal {
+                        attention.apply_causal(isa, q.data, k.data, v.data, &mut output);
+                    } else if self.in_words {
+                        attention.apply_in_words(isa, q.data, k.data, v.data, &mut output);
+                    } else {
+                        attention.apply(isa, q.data, k.data, v.data, &mut output);
+                    }
+                    Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)
+                })
             })
         })
-    })
+    }
 }
 
 /// candle's operations over few rows, whose scores are all there at once.

@@ -201,7 +201,7 @@ fn f32_products() {
 fn attention() {
     let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
-    println!("\n{:34} {:>9} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "R", "/ R");
+    println!("\n{:34} {:>9} {:>8} {:>8} {:>8} {:>7}", "attention", "ms", "GMAC/s", "words", "R", "words/R");
     for (batch, heads, head_dim, q_len, kv_len) in [
         (2, 8, 40, 4096, 4096),
         (2, 8, 80, 1024, 1024),
@@ -213,13 +213,16 @@ fn attention() {
         let q = floats(batch * q_len * heads * head_dim);
         let k = floats(batch * kv_len * heads * head_dim);
         let v = floats(batch * kv_len * heads * head_dim);
-        let mut output = vec![0.0; q.len()];
-        let [ours, yard] =
-            medians([&mut || sizes.apply(isa, &q, &k, &v, &mut output), &mut || yardstick.run()]);
-        let rate = (2 * batch * heads * head_dim * q_len * kv_len) as f64 / 1e9 / ours;
+        let (mut output, mut from_words) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+        let [ours, words, yard] = medians([
+            &mut || sizes.apply(isa, &q, &k, &v, &mut output),
+            &mut || sizes.apply_in_words(isa, &q, &k, &v, &mut from_words),
+            &mut || yardstick.run(),
+        ]);
+        let gmac = (2 * batch * heads * head_dim * q_len * kv_len) as f64 / 1e9;
         let name = format!("{batch} x {heads} heads x {head_dim}, {q_len} over {kv_len}");
-        let yard = Yardstick::GMACS / yard;
-        println!("{name:34} {:9.2} {rate:8.1} {yard:8.1} {:7.2}", ours * 1e3, rate / yard);
+        let (rate, words, yard) = (gmac / ours, gmac / words, Yardstick::GMACS / yard);
+        println!("{name:34} {:9.2} {rate:8.1} {words:8.1} {yard:8.1} {:7.2}", ours * 1e3, words / yard);
     }
 }
 

@@ -3,6 +3,7 @@
 //! `tdpbusd` sums 16 rows by a register's outputs over 64 inputs, and takes weights in fours: all outputs of
 //! inputs 0 to 3, then of inputs 4 to 7. Its packing is therefore its own.
 
+use super::plain::Plain;
 use super::scalar::Scalar;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
@@ -30,6 +31,7 @@ unsafe impl Token for AmxModel {
 // SAFETY: rows and weights are read group by group, as promised.
 unsafe impl ByteProduct for AmxModel {
     type Simd = Scalar;
+    type Words = Plain<Scalar>;
     type Sums = [i32; LANES];
     const ROWS: RowLayout = RowLayout { group: 64, together: 1 };
     const MAY_SATURATE: bool = false;
@@ -38,6 +40,10 @@ unsafe impl ByteProduct for AmxModel {
 
     fn simd(self) -> Scalar {
         self.0
+    }
+
+    fn words(self) -> Plain<Scalar> {
+        Plain(self.0)
     }
 
     fn pack_column(weights: &[i8], column: usize, width: usize, panel: &mut [i8]) {

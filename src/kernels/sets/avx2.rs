@@ -8,6 +8,7 @@ use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::Simd;
 use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
+use crate::kernels::word_product::WordProduct;
 
 x86_token! {
     /// AVX2 with fused multiply-add: Haswell, Zen and later.
@@ -54,16 +55,92 @@ unsafe impl Simd for Avx2 {
     }
 }
 
+/// Products of words, whose dot product is `$dot`.
+macro_rules! words {
+    ($token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr) => {
+        // SAFETY: loads and stores are of one pair or of a whole vector.
+        unsafe impl WordProduct for $token {
+            type Simd = $simd;
+            type I = __m256i;
+            const TWICE_AS_FAST: bool = true;
+
+            #[inline(always)]
+            fn simd($self) -> $simd {
+                $as_simd
+            }
+
+            #[inline(always)]
+            fn zero(self) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { _mm256_setzero_si256() }
+            }
+
+            #[inline(always)]
+            unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_pairs(self, from: *const i16) -> Self::I {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm256_loadu_si256(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I) {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm256_storeu_si256(to.cast(), pairs) }
+            }
+
+            #[inline(always)]
+            fn dot(self, $sums: Self::I, $a: Self::I, $b: Self::I) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { $dot }
+            }
+
+            #[inline(always)]
+            fn to_f32(self, x: Self::I) -> __m256 {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { _mm256_cvtepi32_ps(x) }
+            }
+
+            #[inline(always)]
+            fn pair(self, first: __m256, second: __m256) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe {
+                    _mm256_blend_epi16::<0b1010_1010>(
+                    _mm256_cvtps_epi32(first),
+                    _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(second)),
+                )
+                }
+            }
+
+            #[inline(always)]
+            fn scale_by_power(self, x: __m256, shifted: __m256) -> __m256 {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe {
+                    let exponents = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponents))
+                }
+            }
+        }
+    };
+}
+
+words!(Avx2, Avx2, self => self, (sums, a, b) => _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)));
+words!(AvxVnni, Avx2, self => self.0, (sums, a, b) => _mm256_dpwssd_avx_epi32(sums, a, b));
+
 /// Loads of byte products, and the end of a sum.
 macro_rules! bytes {
     () => {
         type A = __m256i;
         type W = __m256i;
-        type I = __m256i;
+        type Sums = __m256i;
         const GROUP: usize = 4;
 
         #[inline(always)]
-        fn zero(self) -> Self::I {
+        fn zero(self) -> Self::Sums {
             // SAFETY: a token exists only where its instructions do.
             unsafe { _mm256_setzero_si256() }
         }
@@ -81,7 +158,7 @@ macro_rules! bytes {
         }
 
         #[inline(always)]
-        unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> __m256 {
+        unsafe fn settle(self, sums: Self::Sums, zero_point: i32, column_sums: *const i32) -> __m256 {
             // SAFETY: the caller's promise; the token proves the instructions.
             unsafe {
                 let columns = _mm256_loadu_si256(column_sums.cast());
@@ -94,18 +171,12 @@ macro_rules! bytes {
 
 // SAFETY: loads are of four activations and of 32 weights.
 unsafe impl Dot for Avx2 {
-    type Simd = Self;
     const MAY_SATURATE: bool = true;
 
     bytes!();
 
     #[inline(always)]
-    fn simd(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         // SAFETY: a token exists only where its instructions do.
         unsafe {
             let pairs = _mm256_maddubs_epi16(a, w);
@@ -116,18 +187,12 @@ unsafe impl Dot for Avx2 {
 
 // SAFETY: loads are of four activations and of 32 weights.
 unsafe impl Dot for AvxVnni {
-    type Simd = Avx2;
     const MAY_SATURATE: bool = false;
 
     bytes!();
 
     #[inline(always)]
-    fn simd(self) -> Avx2 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         // SAFETY: a token exists only where its instructions do.
         unsafe { _mm256_dpbusd_avx_epi32(sums, a, w) }
     }

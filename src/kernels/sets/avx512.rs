@@ -8,6 +8,7 @@ use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::Simd;
 use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
+use crate::kernels::word_product::WordProduct;
 
 x86_token! {
     /// AVX-512 with byte and word instructions: Skylake-X, Zen 4 and later.
@@ -48,16 +49,93 @@ unsafe impl Simd for Avx512 {
     }
 }
 
+/// Products of words, whose dot product is `$dot`.
+macro_rules! words {
+    ($token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr) => {
+        // SAFETY: loads and stores are of one pair or of a whole vector.
+        unsafe impl WordProduct for $token {
+            type Simd = $simd;
+            type I = __m512i;
+            const TWICE_AS_FAST: bool = true;
+
+            #[inline(always)]
+            fn simd($self) -> $simd {
+                $as_simd
+            }
+
+            #[inline(always)]
+            fn zero(self) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { _mm512_setzero_si512() }
+            }
+
+            #[inline(always)]
+            unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_pairs(self, from: *const i16) -> Self::I {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm512_loadu_si512(from.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I) {
+                // SAFETY: the caller's promise; the token proves the instructions.
+                unsafe { _mm512_storeu_si512(to.cast(), pairs) }
+            }
+
+            #[inline(always)]
+            fn dot(self, $sums: Self::I, $a: Self::I, $b: Self::I) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { $dot }
+            }
+
+            #[inline(always)]
+            fn to_f32(self, x: Self::I) -> __m512 {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { _mm512_cvtepi32_ps(x) }
+            }
+
+            #[inline(always)]
+            fn pair(self, first: __m512, second: __m512) -> Self::I {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe {
+                    _mm512_mask_blend_epi16(
+                    0xAAAA_AAAA,
+                    _mm512_cvtps_epi32(first),
+                    _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(second)),
+                )
+                }
+            }
+
+            #[inline(always)]
+            fn scale_by_power(self, x: __m512, shifted: __m512) -> __m512 {
+                // SAFETY: a token exists only where its instructions do.
+                unsafe {
+                    let exponents = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+                    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponents))
+                }
+            }
+        }
+    };
+}
+
+words!(Avx512, Avx512, self => self, (sums, a, b) => _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)));
+words!(Avx512Vnni, Avx512, self => self.0, (sums, a, b) => _mm512_dpwssd_epi32(sums, a, b));
+
 /// Loads of byte products, and the end of a sum.
 macro_rules! bytes {
     () => {
         type A = __m512i;
         type W = __m512i;
-        type I = __m512i;
+        type Sums = __m512i;
         const GROUP: usize = 4;
 
         #[inline(always)]
-        fn zero(self) -> Self::I {
+        fn zero(self) -> Self::Sums {
             // SAFETY: a token exists only where its instructions do.
             unsafe { _mm512_setzero_si512() }
         }
@@ -75,7 +153,7 @@ macro_rules! bytes {
         }
 
         #[inline(always)]
-        unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> __m512 {
+        unsafe fn settle(self, sums: Self::Sums, zero_point: i32, column_sums: *const i32) -> __m512 {
             // SAFETY: the caller's promise; the token proves the instructions.
             unsafe {
                 let columns = _mm512_loadu_si512(column_sums.cast());
@@ -88,18 +166,12 @@ macro_rules! bytes {
 
 // SAFETY: loads are of four activations and of 64 weights.
 unsafe impl Dot for Avx512 {
-    type Simd = Self;
     const MAY_SATURATE: bool = true;
 
     bytes!();
 
     #[inline(always)]
-    fn simd(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         // SAFETY: a token exists only where its instructions do.
         unsafe {
             let pairs = _mm512_maddubs_epi16(a, w);
@@ -110,18 +182,12 @@ unsafe impl Dot for Avx512 {
 
 // SAFETY: loads are of four activations and of 64 weights.
 unsafe impl Dot for Avx512Vnni {
-    type Simd = Avx512;
     const MAY_SATURATE: bool = false;
 
     bytes!();
 
     #[inline(always)]
-    fn simd(self) -> Avx512 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         // SAFETY: a token exists only where its instructions do.
         unsafe { _mm512_dpbusd_epi32(sums, a, w) }
     }

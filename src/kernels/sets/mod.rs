@@ -27,6 +27,7 @@ use super::quantized_rows::RowLayout;
 use super::simd::{self, Kernel, MAX_LANES, Simd};
 use super::tile;
 use super::token::Token;
+use super::word_product::{self, WordKernel, WordProduct};
 
 sets! {
     // Slowest first: a processor's best is the last that it has.
@@ -85,7 +86,7 @@ macro_rules! sets {
             /// Runs `kernel` compiled for this set's f32 vectors.
             pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
                 match self {
-                    $($(#[$attribute])* Self::$name(token) => simd::vectorize(token.simd(), kernel),)+
+                    $($(#[$attribute])* Self::$name(token) => simd::vectorize(ByteProduct::simd(token), kernel),)+
                 }
             }
 
@@ -93,6 +94,13 @@ macro_rules! sets {
             pub fn run_bytes<K: ByteKernel>(self, kernel: K) -> K::Output {
                 match self {
                     $($(#[$attribute])* Self::$name(token) => byte_product::vectorize(token, kernel),)+
+                }
+            }
+
+            /// Runs `kernel` compiled for this set's products of words.
+            pub fn run_words<K: WordKernel>(self, kernel: K) -> K::Output {
+                match self {
+                    $($(#[$attribute])* Self::$name(token) => word_product::vectorize(token.words(), kernel),)+
                 }
             }
         }
@@ -115,6 +123,8 @@ pub(super) struct Properties {
     pub rows: RowLayout,
     /// See [`ByteProduct::MAY_SATURATE`].
     pub may_saturate: bool,
+    /// See [`WordProduct::TWICE_AS_FAST`].
+    pub fast_words: bool,
 }
 
 impl Properties {
@@ -127,6 +137,7 @@ impl Properties {
             byte_tiling: Tiling { lanes, tiles: B::TILES },
             rows: B::ROWS,
             may_saturate: B::MAY_SATURATE,
+            fast_words: B::Words::TWICE_AS_FAST,
         }
     }
 }

@@ -1,12 +1,13 @@
-//! Byte dot products in plain arithmetic, for sets without fitting instructions.
+//! Products of bytes and words in plain arithmetic, for sets without fitting instructions.
 
 use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::{MAX_LANES, Simd};
 use crate::kernels::token::{Token, Work};
+use crate::kernels::word_product::WordProduct;
 
 /// The f32 vectors of `S` with integer arithmetic left to the compiler.
 #[derive(Clone, Copy)]
-pub struct Plain<S>(S);
+pub struct Plain<S>(pub(super) S);
 
 // SAFETY: `S` is the proof of its own instructions; no others are used.
 unsafe impl<S: Token> Token for Plain<S> {
@@ -20,14 +21,11 @@ unsafe impl<S: Token> Token for Plain<S> {
     }
 }
 
-// SAFETY: loads are of four activations and of four weights of each lane.
-unsafe impl<S: Simd> Dot for Plain<S> {
+// SAFETY: loads and stores are of one pair or of `LANES` pairs.
+unsafe impl<S: Simd> WordProduct for Plain<S> {
     type Simd = S;
-    type A = [i32; 4];
-    type W = [[i8; 4]; MAX_LANES];
     type I = [i32; MAX_LANES];
-    const GROUP: usize = 4;
-    const MAY_SATURATE: bool = false;
+    const TWICE_AS_FAST: bool = false;
 
     #[inline(always)]
     fn simd(self) -> S {
@@ -36,6 +34,81 @@ unsafe impl<S: Simd> Dot for Plain<S> {
 
     #[inline(always)]
     fn zero(self) -> Self::I {
+        [0; MAX_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+        // SAFETY: the caller's promise.
+        [unsafe { from.cast::<i32>().read_unaligned() }; MAX_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const i16) -> Self::I {
+        let mut pairs = [0; MAX_LANES];
+        for (lane, pair) in pairs[..S::LANES].iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *pair = unsafe { from.add(2 * lane).cast::<i32>().read_unaligned() };
+        }
+        pairs
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I) {
+        for (lane, &pair) in pairs[..S::LANES].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { to.add(2 * lane).cast::<i32>().write_unaligned(pair) };
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, mut sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        for ((sum, a), b) in sums[..S::LANES].iter_mut().zip(a).zip(b) {
+            for (a, b) in words(a).into_iter().zip(words(b)) {
+                *sum = sum.wrapping_add(i32::from(a) * i32::from(b));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: Self::I) -> S::F {
+        self.0.read(&x.map(|x| x as f32))
+    }
+
+    #[inline(always)]
+    fn pair(self, first: S::F, second: S::F) -> Self::I {
+        let (first, second) = (self.0.lanes(first), self.0.lanes(second));
+        let round = |x: f32| x.round_ties_even() as i32;
+        std::array::from_fn(|lane| (round(first[lane]) & 0xFFFF) | (round(second[lane]) << 16))
+    }
+
+    #[inline(always)]
+    fn scale_by_power(self, x: S::F, shifted: S::F) -> S::F {
+        let (x, shifted) = (self.0.lanes(x), self.0.lanes(shifted));
+        let scaled: [_; MAX_LANES] = std::array::from_fn(|lane| {
+            f32::from_bits(x[lane].to_bits().wrapping_add(shifted[lane].to_bits() << 23))
+        });
+        self.0.read(&scaled)
+    }
+}
+
+/// The pair that lies in these bytes.
+fn words(pair: i32) -> [i16; 2] {
+    let [a, b, c, d] = pair.to_ne_bytes();
+    [i16::from_ne_bytes([a, b]), i16::from_ne_bytes([c, d])]
+}
+
+// SAFETY: loads are of four activations and of four weights of each lane.
+unsafe impl<S: Simd> Dot for Plain<S> {
+    type A = [i32; 4];
+    type W = [[i8; 4]; MAX_LANES];
+    type Sums = [i32; MAX_LANES];
+    const GROUP: usize = 4;
+    const MAY_SATURATE: bool = false;
+
+    #[inline(always)]
+    fn zero(self) -> Self::Sums {
         [0; MAX_LANES]
     }
 
@@ -57,7 +130,7 @@ unsafe impl<S: Simd> Dot for Plain<S> {
 
     /// With wrapping sums, which no check keeps from being vectorized.
     #[inline(always)]
-    fn dot(self, mut sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, mut sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         for (sum, w) in sums[..S::LANES].iter_mut().zip(&w) {
             for (a, &w) in a.iter().zip(w) {
                 *sum = sum.wrapping_add(a.wrapping_mul(i32::from(w)));
@@ -67,7 +140,7 @@ unsafe impl<S: Simd> Dot for Plain<S> {
     }
 
     #[inline(always)]
-    unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> S::F {
+    unsafe fn settle(self, sums: Self::Sums, zero_point: i32, column_sums: *const i32) -> S::F {
         let mut settled = [0.0; MAX_LANES];
         for lane in 0..S::LANES {
             // SAFETY: the caller's promise.

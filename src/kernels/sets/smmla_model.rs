@@ -2,6 +2,7 @@
 //!
 //! `usmmla` sums 2 rows by 2 outputs over 8 inputs. Rows lie in pairs, so that one load takes both.
 
+use super::plain::Plain;
 use super::scalar::Scalar;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
@@ -34,6 +35,7 @@ fn usmmla(mut sums: [i32; 4], a: [u8; 16], w: [i8; 16]) -> [i32; 4] {
 // SAFETY: rows and weights are read group by group, as promised.
 unsafe impl ByteProduct for SmmlaModel {
     type Simd = Scalar;
+    type Words = Plain<Scalar>;
     type Sums = [i32; 4];
     const ROWS: RowLayout = RowLayout { group: 8, together: 2 };
     const MAY_SATURATE: bool = false;
@@ -42,6 +44,10 @@ unsafe impl ByteProduct for SmmlaModel {
 
     fn simd(self) -> Scalar {
         self.0
+    }
+
+    fn words(self) -> Plain<Scalar> {
+        Plain(self.0)
     }
 
     unsafe fn accumulate<const MR: usize, const NV: usize>(

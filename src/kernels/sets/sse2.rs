@@ -8,6 +8,7 @@ use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::Simd;
 use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
+use crate::kernels::word_product::WordProduct;
 
 x86_token! {
     /// Every x86-64 processor.
@@ -45,17 +46,11 @@ unsafe impl Simd for Sse2 {
     }
 }
 
-// SAFETY: loads are of four activations and of 16 weights.
-unsafe impl Dot for Sse2 {
+// SAFETY: loads and stores are of one pair or of a whole vector.
+unsafe impl WordProduct for Sse2 {
     type Simd = Self;
-    /// Four activations in 16 bits, twice.
-    type A = __m128i;
-    /// Outputs 0 and 1, outputs 2 and 3, in 16 bits.
-    type W = [__m128i; 2];
-    /// Two sums per output: of even and odd pairs of inputs.
-    type I = [__m128i; 2];
-    const GROUP: usize = 4;
-    const MAY_SATURATE: bool = false;
+    type I = __m128i;
+    const TWICE_AS_FAST: bool = true;
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -64,6 +59,72 @@ unsafe impl Dot for Sse2 {
 
     #[inline(always)]
     fn zero(self) -> Self::I {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_setzero_si128() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+        // SAFETY: the caller's promise; SSE2 is part of x86-64.
+        unsafe { _mm_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const i16) -> Self::I {
+        // SAFETY: the caller's promise; SSE2 is part of x86-64.
+        unsafe { _mm_loadu_si128(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I) {
+        // SAFETY: the caller's promise; SSE2 is part of x86-64.
+        unsafe { _mm_storeu_si128(to.cast(), pairs) }
+    }
+
+    #[inline(always)]
+    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_add_epi32(sums, _mm_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: Self::I) -> __m128 {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn pair(self, first: __m128, second: __m128) -> Self::I {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe {
+            let low = _mm_and_si128(_mm_cvtps_epi32(first), _mm_set1_epi32(0xFFFF));
+            _mm_or_si128(low, _mm_slli_epi32::<16>(_mm_cvtps_epi32(second)))
+        }
+    }
+
+    #[inline(always)]
+    fn scale_by_power(self, x: __m128, shifted: __m128) -> __m128 {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe {
+            let exponents = _mm_slli_epi32::<23>(_mm_castps_si128(shifted));
+            _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(x), exponents))
+        }
+    }
+}
+
+// SAFETY: loads are of four activations and of 16 weights.
+unsafe impl Dot for Sse2 {
+    /// Four activations in 16 bits, twice.
+    type A = __m128i;
+    /// Outputs 0 and 1, outputs 2 and 3, in 16 bits.
+    type W = [__m128i; 2];
+    /// Two sums per output: of even and odd pairs of inputs.
+    type Sums = [__m128i; 2];
+    const GROUP: usize = 4;
+    const MAY_SATURATE: bool = false;
+
+    #[inline(always)]
+    fn zero(self) -> Self::Sums {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { [_mm_setzero_si128(); 2] }
     }
@@ -90,7 +151,7 @@ unsafe impl Dot for Sse2 {
     }
 
     #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::A, w: Self::W) -> Self::I {
+    fn dot(self, sums: Self::Sums, a: Self::A, w: Self::W) -> Self::Sums {
         // SAFETY: SSE2 is part of x86-64.
         unsafe {
             [_mm_add_epi32(sums[0], _mm_madd_epi16(a, w[0])), _mm_add_epi32(sums[1], _mm_madd_epi16(a, w[1]))]
@@ -98,7 +159,7 @@ unsafe impl Dot for Sse2 {
     }
 
     #[inline(always)]
-    unsafe fn settle(self, sums: Self::I, zero_point: i32, column_sums: *const i32) -> __m128 {
+    unsafe fn settle(self, sums: Self::Sums, zero_point: i32, column_sums: *const i32) -> __m128 {
         // SAFETY: the caller's promise; SSE2 is part of x86-64.
         unsafe {
             let (low, high) = (_mm_castsi128_ps(sums[0]), _mm_castsi128_ps(sums[1]));

@@ -1,108 +1,37 @@
-//! Softmax attention whose scores exist only block by block; projections around it are products.
-//!
-//! Blocks of keys with a running maximum and sum per query: Milakov and Gimelshein, "Online normalizer
-//! calculation for softmax" (2018), and Dao et al., "FlashAttention" (2022). Everything is kept transposed,
-//! with queries in the vector lanes: keys and values are then read in place by broadcast, and the softmax
-//! needs no sums across lanes.
+//! Attention in f32, also the oracle of what computes it otherwise.
 
-use super::isa::Isa;
-use super::math;
-use super::micro_kernel;
-use super::parallel::{Disjoint, for_each_index, with_scratch};
-use super::simd::{Kernel, Simd};
-use super::tile::TileKernel;
+use super::super::isa::Isa;
+use super::super::math;
+use super::super::micro_kernel;
+use super::super::parallel::{Disjoint, with_scratch};
+use super::super::simd::{Kernel, Simd};
+use super::super::tile::TileKernel;
+use super::{Attention, KEY_BLOCK, Results};
 
-/// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
-const KEY_BLOCK: usize = 64;
-/// Queries of one task at most, which share each block of keys while it is in cache.
-const TASK_QUERIES: usize = 192;
-/// f32 of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
-const TASK_STATE: usize = 96 * 1024;
-
-/// Sizes of a multi-head attention.
-///
-/// Row r of batch item b of the queries begins at `(b * q_len + r) * q_stride`; head h has the `head_dim`
-/// values from `h * head_dim`. Keys and values likewise.
-#[derive(Debug, Clone, Copy)]
-pub struct Attention {
-    pub batch: usize,
-    pub heads: usize,
-    pub head_dim: usize,
-    pub q_len: usize,
-    pub kv_len: usize,
-    /// f32 from row to row: `heads * head_dim`, or more if the rows hold something else too.
-    pub q_stride: usize,
-    pub k_stride: usize,
-    pub v_stride: usize,
-    /// Multiplies the scores, usually `1 / sqrt(head_dim)`.
-    pub scale: f32,
-}
-
-impl Attention {
-    /// `batch` x `q_len` queries over as many x `kv_len` keys and values, densely stored, with the usual scale.
-    pub fn dense(batch: usize, heads: usize, head_dim: usize, q_len: usize, kv_len: usize) -> Self {
-        let stride = heads * head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        Self {
-            batch,
-            heads,
-            head_dim,
-            q_len,
-            kv_len,
-            q_stride: stride,
-            k_stride: stride,
-            v_stride: stride,
-            scale,
-        }
-    }
-
-    /// `softmax(q k^T * scale) v` for each head, into `output` `[batch, q_len, heads * head_dim]`.
-    ///
-    /// The exponential's relative error is below 3e-7 (see `math::exp2`). Sums are in an order that depends
-    /// only on the sizes and the instruction set.
-    ///
-    /// # Panics
-    /// If a size is zero, a stride is smaller than its rows, or a slice is too short.
-    pub fn apply(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
-        let Self { batch, heads, head_dim, q_len, kv_len, .. } = *self;
-        assert!(batch > 0 && heads > 0 && head_dim > 0 && q_len > 0 && kv_len > 0, "a zero size in {self:?}");
-        let width = heads * head_dim;
-        for (values, len, stride) in
-            [(q, q_len, self.q_stride), (k, kv_len, self.k_stride), (v, kv_len, self.v_stride)]
-        {
-            assert!(stride >= width, "a stride below {width}");
-            assert!(values.len() >= (batch * len - 1) * stride + width, "{batch} x {len} rows of {width}");
-        }
-        assert_eq!(output.len(), batch * q_len * width, "an output of {batch} x {q_len} rows of {width}");
-
-        let (height, lanes) = isa.properties().attention_tile;
-        let padded_dim = head_dim.next_multiple_of(height);
-        let panel_state = lanes * (head_dim + padded_dim + 2);
-        let panels = (TASK_QUERIES / lanes).min(TASK_STATE / panel_state).clamp(1, q_len.div_ceil(lanes));
-        let tasks = q_len.div_ceil(panels * lanes);
-        let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
-        let output = Disjoint::new(output);
-        for_each_index(batch * heads * tasks, |index| {
-            let (item, head, task) = (index / tasks / heads, index / tasks % heads, index % tasks);
-            let first = task * panels * lanes;
-            let queries = (panels * lanes).min(q_len - first);
-            let column = head * head_dim;
-            with_scratch(panels * panel_state + scores_len, 0, |scratch| {
-                let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(scores_len);
-                isa.run(Task {
-                    sizes: self,
-                    q: &q[(item * q_len + first) * self.q_stride + column..],
-                    k: &k[item * kv_len * self.k_stride + column..],
-                    v: &v[item * kv_len * self.v_stride + column..],
-                    queries,
-                    scores,
-                    state: &mut state[..panels * panel_state],
-                    output: &output,
-                    first_output: (item * q_len + first) * width + column,
-                });
+/// See [`Attention::apply`].
+pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+    let Attention { head_dim, q_len, kv_len, .. } = *sizes;
+    let (height, lanes) = isa.properties().attention_tile;
+    let padded_dim = head_dim.next_multiple_of(height);
+    let panel_state = lanes * (head_dim + padded_dim + 2);
+    let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
+    let output = Disjoint::new(output);
+    sizes.for_each_part(lanes, panel_state * size_of::<f32>(), |part| {
+        let column = part.head * head_dim;
+        with_scratch(part.panels * panel_state + scores_len, 0, |scratch| {
+            let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(scores_len);
+            isa.run(Task {
+                sizes,
+                q: &q[(part.item * q_len + part.first) * sizes.q_stride + column..],
+                k: &k[part.item * kv_len * sizes.k_stride + column..],
+                v: &v[part.item * kv_len * sizes.v_stride + column..],
+                queries: part.queries,
+                scores,
+                state: &mut state[..part.panels * panel_state],
+                results: Results::of(sizes, part, &output),
             });
         });
-    }
+    });
 }
 
 /// Some queries of one head over all its keys. The slices begin at the head's first value.
@@ -116,8 +45,7 @@ struct Task<'a> {
     scores: &'a mut [f32],
     /// The panels' states, see [`Panel`].
     state: &'a mut [f32],
-    output: &'a Disjoint<'a, f32>,
-    first_output: usize,
+    results: Results<'a>,
 }
 
 impl Kernel for Task<'_> {
@@ -161,8 +89,8 @@ impl<'a> Panel<'a> {
 impl Task<'_> {
     #[inline(always)]
     fn attend<S: Simd, const MR: usize, const QV: usize>(self, simd: S) {
-        let Self { sizes, q, k, v, queries, scores, state, output, first_output } = self;
-        let Attention { heads, head_dim, kv_len, q_stride, k_stride, v_stride, .. } = *sizes;
+        let Self { sizes, q, k, v, queries, scores, state, results } = self;
+        let Attention { head_dim, kv_len, q_stride, k_stride, v_stride, .. } = *sizes;
         let lanes = QV * S::LANES;
         let padded_dim = head_dim.next_multiple_of(MR);
         let panel_state = lanes * (head_dim + padded_dim + 2);
@@ -203,9 +131,8 @@ impl Task<'_> {
             let panel = Panel::split(state, head_dim, padded_dim, lanes);
             let first = p * lanes;
             for lane in 0..lanes.min(queries - first) {
-                let at = first_output + (first + lane) * heads * head_dim;
-                // SAFETY: each task has queries and columns of its own.
-                let to = unsafe { output.part(at..at + head_dim) };
+                // SAFETY: this task has the part, and no other query's results are in use.
+                let to = unsafe { results.of_query(first + lane, head_dim) };
                 let inverse = 1.0 / panel.total[lane];
                 for (d, to) in to.iter_mut().enumerate() {
                     *to = panel.sums[d * lanes + lane] * inverse;

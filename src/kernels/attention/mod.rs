@@ -1,0 +1,150 @@
+//! Softmax attention whose scores exist only block by block; projections around it are products.
+//!
+//! Blocks of keys with a running maximum and sum per query: Milakov and Gimelshein, "Online normalizer
+//! calculation for softmax" (2018), and Dao et al., "FlashAttention" (2022). Everything is kept transposed,
+//! with queries in the vector lanes: keys and values are then read by broadcast, and the softmax needs no sums
+//! across lanes.
+
+mod float;
+mod words;
+
+use super::isa::Isa;
+use super::parallel::{Disjoint, for_each_index};
+
+/// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
+const KEY_BLOCK: usize = 64;
+/// Queries of one task at most, which share each block of keys while it is in cache.
+const TASK_QUERIES: usize = 192;
+/// Bytes of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
+const TASK_STATE: usize = 384 * 1024;
+
+/// Sizes of a multi-head attention.
+///
+/// Row r of batch item b of the queries begins at `(b * q_len + r) * q_stride`; head h has the `head_dim`
+/// values from `h * head_dim`. Keys and values likewise.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    pub batch: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub q_len: usize,
+    pub kv_len: usize,
+    /// f32 from row to row: `heads * head_dim`, or more if the rows hold something else too.
+    pub q_stride: usize,
+    pub k_stride: usize,
+    pub v_stride: usize,
+    /// Multiplies the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+}
+
+impl Attention {
+    /// `batch` x `q_len` queries over as many x `kv_len` keys and values, densely stored, with the usual scale.
+    pub fn dense(batch: usize, heads: usize, head_dim: usize, q_len: usize, kv_len: usize) -> Self {
+        let stride = heads * head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            batch,
+            heads,
+            head_dim,
+            q_len,
+            kv_len,
+            q_stride: stride,
+            k_stride: stride,
+            v_stride: stride,
+            scale,
+        }
+    }
+
+    /// `softmax(q k^T * scale) v` for each head, into `output` `[batch, q_len, heads * head_dim]`.
+    ///
+    /// The exponential's relative error is below 3e-7 (see `math::exp2`). Sums are in an order that depends
+    /// only on the sizes and the instruction set.
+    ///
+    /// # Panics
+    /// If a size is zero, a stride is smaller than its rows, or a slice is too short.
+    pub fn apply(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+        self.check(q, k, v, output);
+        float::apply(self, isa, q, k, v, output);
+    }
+
+    /// The same by products of 16-bit integers, in about half the time where [`Isa::multiplies_words_fast`].
+    ///
+    /// Queries, keys, values and exponentials are rounded (`words` says how). Results are 60 dB above the error, flat
+    /// attention or peaked, and 55 dB where it is one-hot. NaN and infinity come out as NaN.
+    ///
+    /// # Panics
+    /// As [`Attention::apply`].
+    pub fn apply_in_words(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+        self.check(q, k, v, output);
+        words::apply(self, isa, q, k, v, output);
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], output: &[f32]) {
+        let Self { batch, heads, head_dim, q_len, kv_len, .. } = *self;
+        assert!(batch > 0 && heads > 0 && head_dim > 0 && q_len > 0 && kv_len > 0, "a zero size in {self:?}");
+        let width = heads * head_dim;
+        for (values, len, stride) in
+            [(q, q_len, self.q_stride), (k, kv_len, self.k_stride), (v, kv_len, self.v_stride)]
+        {
+            assert!(stride >= width, "a stride below {width}");
+            assert!(values.len() >= (batch * len - 1) * stride + width, "{batch} x {len} rows of {width}");
+        }
+        assert_eq!(output.len(), batch * q_len * width, "an output of {batch} x {q_len} rows of {width}");
+    }
+
+    /// Cuts the work into some panels of `lanes` queries of one head each, whose state takes `panel_bytes` each.
+    fn for_each_part(&self, lanes: usize, panel_bytes: usize, work: impl Fn(Part) + Send + Sync) {
+        let Self { batch, heads, q_len, .. } = *self;
+        let panels = (TASK_QUERIES / lanes).min(TASK_STATE / panel_bytes).clamp(1, q_len.div_ceil(lanes));
+        let tasks = q_len.div_ceil(panels * lanes);
+        for_each_index(batch * heads * tasks, |index| {
+            let (item, head, task) = (index / tasks / heads, index / tasks % heads, index % tasks);
+            let first = task * panels * lanes;
+            work(Part { item, head, first, queries: (panels * lanes).min(q_len - first), panels });
+        });
+    }
+}
+
+/// Some queries of one head.
+#[derive(Clone, Copy)]
+struct Part {
+    item: usize,
+    head: usize,
+    /// The first query.
+    first: usize,
+    queries: usize,
+    /// Panels at most.
+    panels: usize,
+}
+
+/// Where the results of a part go.
+struct Results<'a> {
+    output: &'a Disjoint<'a, f32>,
+    /// Of the part's first query.
+    start: usize,
+    /// From query to query.
+    stride: usize,
+}
+
+impl<'a> Results<'a> {
+    fn of(sizes: &Attention, part: Part, output: &'a Disjoint<'a, f32>) -> Self {
+        let stride = sizes.heads * sizes.head_dim;
+        Self {
+            output,
+            start: (part.item * sizes.q_len + part.first) * stride + part.head * sizes.head_dim,
+            stride,
+        }
+    }
+
+    /// The `head_dim` values of the part's query `query`.
+    ///
+    /// # Safety
+    /// Only the task that has the part may ask, and for one query at a time.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // tasks have queries and columns of their own
+    unsafe fn of_query(&self, query: usize, head_dim: usize) -> &mut [f32] {
+        let at = self.start + query * self.stride;
+        // SAFETY: the caller's promise.
+        unsafe { self.output.part(at..at + head_dim) }
+    }
+}

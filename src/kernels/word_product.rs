@@ -1,0 +1,107 @@
+//! Products of pairs of i16 as one trait; its implementations are in `sets`, its use is in `attention`.
+
+use super::simd::Simd;
+use super::token::{Token, Work};
+
+/// Products of 16-bit integers, two at a time, beside the f32 vectors of the same set.
+///
+/// # Safety
+/// What reads and writes memory must touch what its callers promise, no more.
+pub(super) unsafe trait WordProduct: Token {
+    /// The f32 vectors of the same set.
+    type Simd: Simd;
+    /// `LANES` i32, or as many pairs of i16.
+    type I: Copy;
+    /// Whether a vector of pairs takes no longer to multiply than one of f32, which is half as many products.
+    const TWICE_AS_FAST: bool;
+
+    fn simd(self) -> Self::Simd;
+
+    fn zero(self) -> Self::I;
+
+    /// The same pair in every lane.
+    ///
+    /// # Safety
+    /// `from` must be readable for two i16.
+    unsafe fn splat_pair(self, from: *const i16) -> Self::I;
+
+    /// # Safety
+    /// `from` must be readable for `LANES` pairs.
+    unsafe fn load_pairs(self, from: *const i16) -> Self::I;
+
+    /// # Safety
+    /// `to` must be writable for `LANES` pairs.
+    unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I);
+
+    /// `sums + a[0] * b[0] + a[1] * b[1]` in each lane, exact unless i32 overflows.
+    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
+
+    fn to_f32(self, x: Self::I) -> <Self::Simd as Simd>::F;
+
+    /// Pairs of what two vectors hold in a lane, rounded to nearest, ties to even; all must lie in [-32768, 32767].
+    fn pair(self, first: <Self::Simd as Simd>::F, second: <Self::Simd as Simd>::F) -> Self::I;
+
+    /// x * 2^n, where `shifted` is n + 1.5 * 2^23; x and the result must be normal.
+    fn scale_by_power(
+        self,
+        x: <Self::Simd as Simd>::F,
+        shifted: <Self::Simd as Simd>::F,
+    ) -> <Self::Simd as Simd>::F;
+}
+
+/// Sums of MR rows by NV vectors over `pairs` pairs: row i has its pairs `a_step` i16 apart from `a[i]`, `b` is
+/// `[pairs][NV]` vectors of pairs.
+///
+/// # Safety
+/// Each `a[i]` must be readable for a pair at `k * a_step` for all `k < pairs`, and `b` for `pairs * NV` vectors.
+#[inline(always)]
+pub(super) unsafe fn accumulate<P: WordProduct, const MR: usize, const NV: usize>(
+    words: P,
+    a: [*const i16; MR],
+    a_step: usize,
+    b: *const i16,
+    pairs: usize,
+) -> [[P::I; NV]; MR] {
+    let mut acc = [[words.zero(); NV]; MR];
+    let vector_len = const { 2 * P::Simd::LANES };
+    let mut b = b;
+    let mut offset = 0usize;
+    for _ in 0..pairs {
+        let mut columns = [words.zero(); NV];
+        for column in &mut columns {
+            // SAFETY: one of the vectors promised for `b`.
+            *column = unsafe { words.load_pairs(b) };
+            b = b.wrapping_add(vector_len);
+        }
+        for i in 0..MR {
+            // SAFETY: `offset` is `k * a_step` with `k < pairs`, as promised for `a`.
+            let x = unsafe { words.splat_pair(a[i].add(offset)) };
+            for v in 0..NV {
+                acc[i][v] = words.dot(acc[i][v], x, columns[v]);
+            }
+        }
+        // Wrapping, because the last step may leave the allocation.
+        offset = offset.wrapping_add(a_step);
+    }
+    acc
+}
+
+/// Work with products of words to be compiled once per instruction set.
+pub(super) trait WordKernel {
+    type Output;
+    /// Implementations must be `#[inline(always)]`, or the work is compiled for the baseline.
+    fn run<P: WordProduct>(self, words: P) -> Self::Output;
+}
+
+/// Runs `kernel` compiled for `words`.
+pub(super) fn vectorize<P: WordProduct, K: WordKernel>(words: P, kernel: K) -> K::Output {
+    struct With<P, K>(P, K);
+    impl<P: WordProduct, K: WordKernel> Work for With<P, K> {
+        type Output = K::Output;
+        #[inline(always)]
+        fn run(self) -> K::Output {
+            self.1.run(self.0)
+        }
+    }
+    words.compiled(With(words, kernel))
+}
