@@ -34,9 +34,15 @@ impl Panels {
     /// Panels for `out` columns, of the width that does least work: counting the columns that overhang and the
     /// lower reuse of narrow panels.
     pub fn plain(tiling: Tiling, out: usize) -> Self {
+        Self::narrow(tiling, out, usize::MAX)
+    }
+
+    /// The same of panels at most `vectors` wide.
+    pub fn narrow(tiling: Tiling, out: usize, vectors: usize) -> Self {
+        let narrow = tiling.tiles.iter().filter(|tile| tile.vectors <= vectors);
         let cost =
             |tile: &&'static Tile| out.div_ceil(tile.vectors * tiling.lanes) * tile.vectors * tile.cost;
-        Self::new(tiling, tiling.tiles.iter().min_by_key(cost), out, false)
+        Self::new(tiling, narrow.min_by_key(cost), out, false)
     }
 
     /// Panels for `out` values and as many gates, of the greatest width that has halves.

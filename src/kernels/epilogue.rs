@@ -69,31 +69,47 @@ impl Destination<'_> {
             unsafe { self.finish_gated(simd, sums, pitch, rows, columns) };
             return;
         }
-        for (sums, row) in sums.chunks(pitch).zip(rows) {
-            let start = row * out + columns.start;
-            // SAFETY: the caller's promise.
-            let output = unsafe { self.output.part(start..start + width) };
-            let scale = self.scale.map(|scale| &scale[columns.clone()]);
-            let bias = epilogue.bias.map(|bias| &bias[columns.clone()]);
-            let residual = epilogue.residual.map(|residual| &residual[start..start + width]);
-            let mut at = 0;
-            while at < width {
-                let lanes = at..(at + S::LANES).min(width);
-                let mut x = simd.read(&sums[at..]);
-                if let Some(scale) = scale {
-                    x = simd.mul(x, simd.read_up_to(&scale[lanes.clone()]));
+        let count = rows.len().min(sums.len().div_ceil(pitch));
+        let first = rows.start * out + columns.start;
+        let whole = width - width % S::LANES;
+        if count == 0 {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        let output = unsafe { self.output.rows(first, count, out, width) };
+        let residual = epilogue.residual.map(|residual| &residual[first..][..(count - 1) * out + width]);
+        assert!(sums.len() >= (count - 1) * pitch + width);
+        // What is the same for all rows is read once per column.
+        for at in (0..whole).step_by(S::LANES) {
+            let column = columns.start + at;
+            let scale = self.scale.map_or(simd.splat(1.0), |scale| simd.read(&scale[column..]));
+            let bias = epilogue.bias.map_or(simd.splat(0.0), |bias| simd.read(&bias[column..]));
+            for row in 0..count {
+                // SAFETY: a vector of row `row`, in `sums` and in the residual as asserted, in the output as promised.
+                unsafe {
+                    let mut x = simd.load(sums.as_ptr().add(row * pitch + at));
+                    x = simd.add(simd.mul(x, scale), bias);
+                    if let Some(residual) = residual {
+                        x = simd.add(x, simd.load(residual.as_ptr().add(row * out + at)));
+                    }
+                    if epilogue.relu {
+                        x = simd.max(x, simd.splat(0.0));
+                    }
+                    simd.store(output.add(row * out + at), x);
                 }
-                if let Some(bias) = bias {
-                    x = simd.add(x, simd.read_up_to(&bias[lanes.clone()]));
-                }
-                if let Some(residual) = residual {
-                    x = simd.add(x, simd.read_up_to(&residual[lanes.clone()]));
-                }
+            }
+        }
+        for row in 0..count * usize::from(whole < width) {
+            for at in whole..width {
+                let column = columns.start + at;
+                let mut x = sums[row * pitch + at] * self.scale.map_or(1.0, |scale| scale[column]);
+                x += epilogue.bias.map_or(0.0, |bias| bias[column]);
+                x += residual.map_or(0.0, |residual| residual[row * out + at]);
                 if epilogue.relu {
-                    x = simd.max(x, simd.splat(0.0));
+                    x = x.max(0.0);
                 }
-                simd.write_up_to(&mut output[lanes], x);
-                at += S::LANES;
+                // SAFETY: within row `row` of the output, as promised.
+                unsafe { *output.add(row * out + at) = x };
             }
         }
     }

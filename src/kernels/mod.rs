@@ -12,7 +12,6 @@ mod aligned;
 mod attention;
 mod blocking;
 mod byte_product;
-mod causal_attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod epilogue;
@@ -44,4 +43,4 @@ pub use isa::{Isa, NoSuchKernel, VARIABLE};
 pub use norm::{ChannelMoments, GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
 pub use rows::{Activation, RowsMut, quantize_rows};
-pub use winograd::Winograd;
+pub use winograd::{Winograd, WinogradWords};

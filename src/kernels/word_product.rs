@@ -49,6 +49,15 @@ pub(super) unsafe trait WordProduct: Token {
     ) -> <Self::Simd as Simd>::F;
 }
 
+/// Adding 1.5 * 2^23 to a number below 2^22 rounds it and leaves the integer in its lowest bits.
+pub(super) const ROUNDING: f32 = 12_582_912.0;
+
+/// x, of magnitude below 2^15, rounded to nearest, ties to even.
+#[inline(always)]
+pub(super) fn round_to_word(x: f32) -> i16 {
+    (x + ROUNDING).to_bits() as i16
+}
+
 /// Sums of MR rows by NV vectors over `pairs` pairs: row i has its pairs `a_step` i16 apart from `a[i]`, `b` is
 /// `[pairs][NV]` vectors of pairs.
 ///

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::meter::{self, Kind};
-use super::{Backend, Params, host};
+use super::{Params, host};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
@@ -24,8 +24,8 @@ pub struct Attention {
 
 impl Attention {
     pub fn new(params: &Params, heads: usize) -> Self {
-        let Backend { kernels, int8, .. } = *params.backend();
-        let in_words = int8 && kernels.is_some_and(Isa::multiplies_words_fast);
+        let backend = params.backend();
+        let (kernels, in_words) = (backend.kernels, backend.multiplies_words());
         Self { heads, causal: false, kernels, in_words }
     }
 

@@ -47,11 +47,11 @@ impl ConvShape {
         Self { large_maps: true, ..self }
     }
 
-    fn packing(&self) -> Packing {
-        let Self { in_channels, out_channels, kernel, stride, padding, .. } = *self;
+    fn packing(&self, in_words: bool) -> Packing {
+        let Self { in_channels, out_channels, kernel, stride, padding, large_maps, .. } = *self;
         let suits_winograd = kernel == 3 && stride == 1 && padding == Padding::Around;
-        let form = if self.large_maps && suits_winograd { Form::Winograd } else { Form::Plain };
-        Packing { outputs: out_channels, inputs: in_channels, taps: kernel * kernel, form }
+        let form = if suits_winograd { Form::Winograd { large_maps } } else { Form::Plain };
+        Packing { outputs: out_channels, inputs: in_channels, taps: kernel * kernel, form, in_words }
     }
 
     /// A 3x3 convolution that halves the size.
@@ -71,15 +71,27 @@ impl ConvShape {
         pixels * self.out_channels * self.in_channels * self.kernel * self.kernel
     }
 
-    /// Bytes that it takes in float, beside input and output, for `batch` outputs of this height and width: weights
-    /// that are transformed at each call, and what they are multiplied with.
-    pub fn workspace_bytes(&self, batch: usize, height: usize, width: usize) -> usize {
-        if self.packing().form != Form::Winograd {
-            return 0;
-        }
+    /// Bytes that it takes beside input and output, for `batch` outputs of this height and width: what is transformed
+    /// at each call, or quantized.
+    pub fn workspace_bytes(&self, batch: usize, height: usize, width: usize, int8: bool) -> usize {
         // A set that this CPU lacks is refused when a model is loaded.
         let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
-        kernels::Winograd::bytes(isa, self.out_channels, self.in_channels, batch, height, width)
+        let in_words = kernels::WinogradWords::bytes(isa, self.in_channels, batch, height, width);
+        match self.packing(false).form {
+            Form::Winograd { .. } if int8 && isa.multiplies_words_fast() => in_words,
+            Form::Winograd { large_maps: true } => {
+                let floats =
+                    kernels::Winograd::bytes(isa, self.out_channels, self.in_channels, batch, height, width);
+                floats.max(in_words)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether int8 weights meet inputs in f32.
+    pub fn reads_floats_in_int8(&self) -> bool {
+        let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
+        matches!(self.packing(false).form, Form::Winograd { .. }) && isa.multiplies_words_fast()
     }
 
     /// As what its time and its multiply-accumulates are booked.
@@ -141,7 +153,7 @@ impl Conv2d {
         let weights = match backend.kernels {
             Some(isa) => {
                 let name = || vec![params.path(&"weight")];
-                let packing = shape.packing();
+                let packing = shape.packing(backend.multiplies_words());
                 let trial = Trial::enroll(backend, name, &weight, packing)?;
                 let packed = weight::pack(weight, packing, isa);
                 Weights::Kernels(Product::new(packed, bias).on_trial(trial))

@@ -56,7 +56,7 @@ impl Linear {
             }
         }
         let stacked = weight::stack(weights);
-        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form };
+        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words: false };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
             Some(isa) => {

@@ -31,6 +31,13 @@ impl Reads {
             Self::Pixels(conv) => Gather::conv2d(conv),
         }
     }
+
+    fn conv(&self) -> Result<&kernels::Conv2d> {
+        match self {
+            Self::Rows(_) => bail!("Winograd's algorithm is for convolutions"),
+            Self::Pixels(conv) => Ok(conv),
+        }
+    }
 }
 
 /// What is added to the products of one call, and done to the sum.
@@ -90,13 +97,18 @@ impl Product {
                     weights.apply(&rows, &reads.gather(), &epilogue, &mut output);
                 }
                 Packed::Winograd(weights) => {
-                    let Reads::Pixels(conv) = reads else {
-                        bail!("Winograd's algorithm is for convolutions")
-                    };
                     let input = input.to_tensor()?;
                     check_depth(input.dims(), weights.depth())?;
                     host::with_values(&input, |rows| {
-                        weights.apply(rows, conv, &epilogue, &mut output);
+                        weights.apply(rows, reads.conv()?, &epilogue, &mut output);
+                        Ok(())
+                    })?;
+                }
+                Packed::WinogradWords(weights) => {
+                    let input = input.to_tensor()?;
+                    check_depth(input.dims(), weights.depth())?;
+                    host::with_values(&input, |rows| {
+                        weights.apply(rows, reads.conv()?, &epilogue, &mut output);
                         Ok(())
                     })?;
                 }

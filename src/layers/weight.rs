@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::{Isa, PackedF32, PackedI8, Winograd};
+use crate::kernels::{Isa, PackedF32, PackedI8, Winograd, WinogradWords};
 use crate::quantize::{QuantizedWeight, Weight};
 
 /// Weights of several layers, one after the other; int8 only if all of them are.
@@ -28,6 +28,8 @@ pub struct Packing {
     pub inputs: usize,
     pub taps: usize,
     pub form: Form,
+    /// Whether products of 16-bit integers may take the place of others.
+    pub in_words: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +37,11 @@ pub enum Form {
     Plain,
     /// The outputs' first half times GELU of their second.
     Gated,
-    /// A 3x3 convolution by Winograd's algorithm, unless its weights are int8.
-    Winograd,
+    /// A 3x3 convolution that Winograd's algorithm can do.
+    Winograd {
+        /// Over so many pixels that transforming its weights at each call costs next to nothing.
+        large_maps: bool,
+    },
 }
 
 /// Weights as a kernel reads them.
@@ -44,26 +49,37 @@ pub enum Packed {
     F32(PackedF32),
     I8(PackedI8),
     Winograd(Winograd),
+    WinogradWords(WinogradWords),
 }
 
 pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
-    let Packing { outputs, inputs, taps, form } = packing;
+    let Packing { outputs, inputs, taps, form, in_words } = packing;
     match weight {
         Weight::Float(values) => {
+            if in_words && form == (Form::Winograd { large_maps: true }) {
+                return Packed::WinogradWords(WinogradWords::of_f32(&values, outputs, inputs, isa));
+            }
             let weight = taps_before_inputs(values, inputs, taps);
             match form {
-                Form::Plain => Packed::F32(PackedF32::pack(&weight, outputs, taps, inputs, isa)),
+                Form::Plain | Form::Winograd { large_maps: false } => {
+                    Packed::F32(PackedF32::pack(&weight, outputs, taps, inputs, isa))
+                }
                 Form::Gated => Packed::F32(PackedF32::pack_gated(&weight, outputs / 2, inputs, isa)),
-                Form::Winograd => Packed::Winograd(Winograd::new(weight, outputs, inputs, isa)),
+                Form::Winograd { .. } => Packed::Winograd(Winograd::new(weight, outputs, inputs, isa)),
             }
         }
         Weight::Int8(QuantizedWeight { values, scales, columns }) => {
             assert!(columns.is_none(), "columns' factors are applied before weights are packed");
+            if in_words && matches!(form, Form::Winograd { .. }) {
+                return Packed::WinogradWords(WinogradWords::of_i8(&values, scales, outputs, inputs, isa));
+            }
             let weight = taps_before_inputs(values, inputs, taps);
-            Packed::I8(match form {
-                Form::Gated => PackedI8::pack_gated(&weight, &scales, outputs / 2, inputs, isa),
-                Form::Plain | Form::Winograd => PackedI8::pack(&weight, &scales, outputs, taps, inputs, isa),
-            })
+            match form {
+                Form::Gated => Packed::I8(PackedI8::pack_gated(&weight, &scales, outputs / 2, inputs, isa)),
+                Form::Plain | Form::Winograd { .. } => {
+                    Packed::I8(PackedI8::pack(&weight, &scales, outputs, taps, inputs, isa))
+                }
+            }
         }
     }
 }

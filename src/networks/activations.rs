@@ -154,7 +154,8 @@ impl<'a> Activations<'a> {
         match operation {
             Operation::Conv(conv) => {
                 let int8 = (self.int8)(&conv.name);
-                self.read_bytes(&conv.read, read, int8) + if int8 { 0 } else { self.transformed(conv, rows) }
+                let reads_bytes = int8 && !conv.shape.reads_floats_in_int8();
+                self.read_bytes(&conv.read, read, reads_bytes) + self.transformed(conv, rows, int8)
             }
             Operation::Linear(linear) => {
                 let int8 = linear.names.iter().all(|name| (self.int8)(name));
@@ -179,10 +180,10 @@ impl<'a> Activations<'a> {
         floats + if int8 { pixels * (channels + ROW) } else { 0 }
     }
 
-    fn transformed(&self, conv: &Conv, rows: usize) -> u64 {
+    fn transformed(&self, conv: &Conv, rows: usize, int8: bool) -> u64 {
         let Extent { batch, width, .. } = self.extents[conv.read.value.0];
         let width = if conv.enlarge.is_some() { 2 * width } else { width };
-        conv.shape.workspace_bytes(batch, rows, width) as u64
+        conv.shape.workspace_bytes(batch, rows, width, int8) as u64
     }
 
     /// Bytes of a value in f32.

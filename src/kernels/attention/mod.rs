@@ -5,6 +5,7 @@
 //! with queries in the vector lanes: keys and values are then read by broadcast, and the softmax needs no sums
 //! across lanes.
 
+mod causal;
 mod float;
 mod words;
 

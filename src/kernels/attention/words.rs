@@ -14,7 +14,7 @@ use super::super::micro_kernel;
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{Kernel, Simd};
 use super::super::tile::TileKernel;
-use super::super::word_product::{WordKernel, WordProduct, accumulate};
+use super::super::word_product::{ROUNDING, WordKernel, WordProduct, accumulate, round_to_word};
 use super::{Attention, KEY_BLOCK, Part, Results};
 
 /// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
@@ -22,9 +22,6 @@ const ONE: f32 = 32767.0;
 const VALUE_LIMIT: f32 = 1023.0;
 const _: () = assert!(ONE as u64 * VALUE_LIMIT as u64 * (KEY_BLOCK as u64) < 1 << 31);
 const _: () = assert!(KEY_BLOCK.is_multiple_of(2));
-
-/// Adding 1.5 * 2^23 to a number below 2^22 rounds it and leaves the integer in its lowest bits.
-const ROUNDING: f32 = 12_582_912.0;
 
 /// The greatest query or key as an integer, so that sums over `depth` stay below 2^31.
 fn score_limit(depth: usize) -> f32 {
@@ -206,12 +203,6 @@ fn scale_of(greatest: u32, limit: f32) -> (f32, f32) {
     if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / limit, limit / greatest) }
 }
 
-/// x, of magnitude below 2^15, rounded to nearest, ties to even.
-#[inline(always)]
-fn word(x: f32) -> i16 {
-    (x + ROUNDING).to_bits() as i16
-}
-
 /// Rounds keys and values of one head.
 struct Pack<'a> {
     layout: Layout,
@@ -251,7 +242,7 @@ impl Kernel for Pack<'_> {
             for token in tokens.clone() {
                 let to = &mut keys[token * depth..][..head_dim];
                 for ((to, x), mean) in to.iter_mut().zip(k.row(token, head_dim)).zip(&key_means) {
-                    *to = word((x - mean) * inverse);
+                    *to = round_to_word((x - mean) * inverse);
                 }
             }
 
@@ -269,8 +260,8 @@ impl Kernel for Pack<'_> {
                 let pairs = v.row(first, head_dim).iter().zip(v.row(second, head_dim));
                 let factors = value_means.iter().zip(&inverses);
                 for ((to, (x, y)), (mean, inverse)) in to.chunks_exact_mut(2).zip(pairs).zip(factors) {
-                    to[0] = word((x - mean) * inverse);
-                    to[1] = word((y - mean) * inverse);
+                    to[0] = round_to_word((x - mean) * inverse);
+                    to[1] = round_to_word((y - mean) * inverse);
                 }
             }
         }
@@ -358,7 +349,7 @@ impl<'a> Panel<'a> {
             // Zero, or NaN where the query has NaN or infinity.
             self.total[lane] = 0.0 * query_scale;
             for (d, &x) in row.iter().enumerate() {
-                self.queries[(d / 2 * lanes + lane) * 2 + d % 2] = word(x * inverse);
+                self.queries[(d / 2 * lanes + lane) * 2 + d % 2] = round_to_word(x * inverse);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Blocked attention against softmax by its definition: in f32 to rounding, in words to a signal-to-error ratio.
 
 use super::comparison::assert_close;
-use super::plain::{Random, on_threads};
+use super::plain::{Random, on_threads, signal_to_error};
 use crate::kernels::{Attention, Isa};
 
 fn expected(sizes: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
@@ -129,13 +129,6 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     assert_eq!(on_threads(1, run), on_threads(2, run));
 }
 
-/// Signal-to-error of `output` in dB.
-fn signal_to_error(output: &[f32], expected: &[f64]) -> f64 {
-    let signal: f64 = expected.iter().map(|x| x * x).sum();
-    let error: f64 = output.iter().zip(expected).map(|(&y, x)| (y as f64 - x).powi(2)).sum();
-    10.0 * (signal / error).log10()
-}
-
 #[test]
 fn words_are_55_to_60_db_above_their_error() {
     let mut random = Random::new(23);
@@ -229,7 +222,7 @@ fn words_at_their_limits() {
     // Equal magnitudes everywhere bring every sum to its bound.
     let sizes = Attention { scale: 1e-3, ..Attention::dense(1, 1, 40, 50, 200) };
     let signs = |len: usize, period: usize| -> Vec<f32> {
-        (0..len).map(|i| if i / period % 2 == 0 { 1.0 } else { -1.0 }).collect()
+        (0..len).map(|i| if (i / period).is_multiple_of(2) { 1.0 } else { -1.0 }).collect()
     };
     for (q, k, v) in [(40, 40, 40), (1, 1, 40), (2000, 40, 1), (40, 2560, 2560)] {
         let (q, k, v) = (signs(2000, q), signs(8000, k), signs(8000, v));

@@ -116,3 +116,10 @@ pub fn geglu(isa: Isa, input: &[f32], width: usize) -> Vec<f32> {
     }
     isa.run(Geglu(input, width))
 }
+
+/// Signal-to-error of `output` in dB.
+pub fn signal_to_error(output: &[f32], expected: &[f64]) -> f64 {
+    let signal: f64 = expected.iter().map(|x| x * x).sum();
+    let error: f64 = output.iter().zip(expected).map(|(&y, x)| (y as f64 - x).powi(2)).sum();
+    10.0 * (signal / error).log10()
+}

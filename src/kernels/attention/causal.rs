@@ -1,10 +1,10 @@
-//! Softmax attention of a short sequence to itself, each token to none after it; long ones are in `attention`.
+//! Softmax attention of a short sequence to itself, each token to none after it; long ones are taken in blocks of keys.
 
-use super::attention::Attention;
-use super::isa::Isa;
-use super::math;
-use super::parallel::{Disjoint, for_each_index, with_scratch};
-use super::simd::{Kernel, Simd};
+use super::super::isa::Isa;
+use super::super::math;
+use super::super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::super::simd::{Kernel, Simd};
+use super::Attention;
 
 impl Attention {
     /// [`Self::apply`] with query r seeing the keys and values 0 to r alone, of which there are as many as queries.
@@ -15,14 +15,9 @@ impl Attention {
     /// As [`Self::apply`]; if there are more or fewer keys than queries.
     pub fn apply_causal(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
         let Self { batch, heads, head_dim, q_len: len, kv_len, .. } = *self;
-        assert!(batch > 0 && heads > 0 && head_dim > 0 && len > 0, "a zero size in {self:?}");
+        self.check(q, k, v, output);
         assert_eq!(len, kv_len, "as many keys as queries");
         let width = heads * head_dim;
-        for (values, stride) in [(q, self.q_stride), (k, self.k_stride), (v, self.v_stride)] {
-            assert!(stride >= width, "a stride below {width}");
-            assert!(values.len() >= (batch * len - 1) * stride + width, "{batch} x {len} rows of {width}");
-        }
-        assert_eq!(output.len(), batch * len * width, "an output of {batch} x {len} rows of {width}");
         let output = Disjoint::new(output);
         for_each_index(batch * heads, |index| {
             let (item, column) = (index / heads, index % heads * head_dim);
