@@ -18,20 +18,21 @@ pub struct Attention {
     /// Whether no row sees a later one.
     causal: bool,
     kernels: Option<Isa>,
-    /// Whether its products are of 16-bit integers, where layers beside it take bytes.
+    /// Whether its products are of 16-bit integers.
     in_words: bool,
 }
 
 impl Attention {
-    pub fn new(params: &Params, heads: usize) -> Self {
+    /// Between layers that take bytes, `beside_int8`, products of 16-bit integers lose nothing that counts.
+    pub fn new(params: &Params, heads: usize, beside_int8: bool) -> Self {
         let backend = params.backend();
-        let (kernels, in_words) = (backend.kernels, backend.multiplies_words());
+        let (kernels, in_words) = (backend.kernels, beside_int8 && backend.multiplies_words());
         Self { heads, causal: false, kernels, in_words }
     }
 
     /// The same in which no row sees a later one, of few rows to themselves.
     pub fn causal(params: &Params, heads: usize) -> Self {
-        Self { causal: true, ..Self::new(params, heads) }
+        Self { causal: true, ..Self::new(params, heads, false) }
     }
 
     /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.

@@ -145,6 +145,12 @@ impl<'a> Params<'a> {
         }
     }
 
+    /// Whether the weights called `name` are multiplied in int8.
+    pub fn computes_int8(&self, name: &str) -> bool {
+        let path = self.path(&name);
+        self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path))
+    }
+
     /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.
     ///
     /// # Errors
@@ -152,7 +158,7 @@ impl<'a> Params<'a> {
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let path = self.path(&name);
         let stored = self.tensors.weight(&path, shape)?;
-        let int8 = self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path));
+        let int8 = self.computes_int8(name);
         let weight = match (self.balance, stored) {
             (Some(balance), stored) => balance.weight(&path, stored, shape[0], int8),
             (None, Weight::Int8(weight)) if int8 && weight.columns.is_none() => Ok(Weight::Int8(weight)),

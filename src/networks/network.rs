@@ -141,8 +141,15 @@ impl Network {
                 Operation::SelfAttention { heads, causal: true, .. } => {
                     Layer::Attention(Attention::causal(params, *heads))
                 }
-                Operation::SelfAttention { heads, .. } | Operation::CrossAttention { heads, .. } => {
-                    Layer::Attention(Attention::new(params, *heads))
+                Operation::SelfAttention { heads, stacked: query, .. }
+                | Operation::CrossAttention { heads, query, .. } => {
+                    let names: &[String] = match &graph.operations()[query.0] {
+                        Operation::Linear(linear) => &linear.names,
+                        _ => &[],
+                    };
+                    let int8 = |name: &String| params.at(name).computes_int8("weight");
+                    let beside_int8 = !names.is_empty() && names.iter().all(int8);
+                    Layer::Attention(Attention::new(params, *heads, beside_int8))
                 }
                 Operation::Input { .. } | Operation::Join { .. } | Operation::Receive { .. } => Layer::None,
             })
