@@ -24,8 +24,8 @@ pub struct Pair {
 
 /// Of one transformer block of a UNet, as diffusers names its layers.
 ///
-/// Not among them: `to_q` and `to_k`, whose products are float and whose rows have scales of their own; the group norm
-/// before `proj_in`, which is float; whatever SiLU or a residual lies between.
+/// Not among them: `to_q` and `to_k`, whose products have twelve bits and more, and whose rows have scales of their
+/// own; the group norm before `proj_in`, which is float; whatever SiLU or a residual lies between.
 pub const PAIRS: [Pair; 7] = [
     Pair { giver: Giver::Norm("norm1"), readers: &["attn1.to_q", "attn1.to_k", "attn1.to_v"] },
     Pair { giver: Giver::Rows { layer: "attn1.to_v", reads: "norm1" }, readers: &["attn1.to_out.0"] },
