@@ -87,11 +87,12 @@ impl Winograd {
     /// The convolution `conv` of `input`, `[batch, height, width, depth]`, into `output`, `[batch, seen height,
     /// seen width, out]` (see [`Conv2d::seen_size`]).
     ///
-    /// Relative to the greatest output, errors are about 1e-5 (those of [`super::PackedF32`] about 1e-6). Sums
-    /// are in an order that depends only on the sizes and the instruction set.
+    /// Relative to the greatest output, errors are about 1e-5 (those of [`crate::kernels::PackedF32`] about 1e-6).
+    /// Sums are in an order that depends only on the sizes and the instruction set.
     ///
     /// # Panics
-    /// If `conv` does not fit (see [`fits`]), or a size is zero or does not fit the others.
+    /// If `conv` is anything but a 3x3 kernel, stride 1 and one pixel of padding all around, or a size is zero or does
+    /// not fit the others.
     pub fn apply(&self, input: &[f32], conv: &Conv2d, epilogue: &Epilogue<'_>, output: &mut [f32]) {
         assert!(fits(conv), "not a convolution for Winograd's algorithm: {conv:?}");
         let (height, width) = conv.output_size();

@@ -130,7 +130,8 @@ impl WinogradWords {
     /// set.
     ///
     /// # Panics
-    /// If `conv` does not fit (see [`fits`]), or a size is zero or does not fit the others.
+    /// If `conv` is anything but a 3x3 kernel, stride 1 and one pixel of padding all around, or a size is zero or does
+    /// not fit the others.
     pub fn apply(&self, input: &[f32], conv: &Conv2d, epilogue: &Epilogue<'_>, output: &mut [f32]) {
         assert!(fits(conv), "not a convolution for Winograd's algorithm: {conv:?}");
         let (height, width) = conv.output_size();

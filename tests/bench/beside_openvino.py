@@ -1,7 +1,7 @@
 """pochade's int8 speed beside OpenVINO's, in alternating rounds of one run on one machine.
 
     pip install torch diffusers openvino nncf
-    python tests/bench/openvino.py target/release/pochade FOLDER [--kernel avx2] [--rounds 3]
+    python tests/bench/beside_openvino.py target/release/pochade FOLDER [--kernel avx2] [--rounds 3]
 
 Both take SD 1.5's shapes with random weights, 512x512, a batch of two, and as many threads. OpenVINO's UNet is
 quantized by NNCF (int8 weights and activations) and, like its VAE decoder, runs with whichever precision hint is
