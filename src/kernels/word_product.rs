@@ -58,6 +58,14 @@ pub(super) fn round_to_word(x: f32) -> i16 {
     (x + ROUNDING).to_bits() as i16
 }
 
+/// The scale that brings values of this greatest magnitude to integers up to `limit`, and its inverse. NaN and
+/// infinity go into the scale.
+#[inline(always)]
+pub(super) fn scale_of(greatest: f32, limit: f32) -> (f32, f32) {
+    // The inverse of less would overflow.
+    if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / limit, limit / greatest) }
+}
+
 /// Sums of MR rows by NV vectors over `pairs` pairs: row i has its pairs `a_step` i16 apart from `a[i]`, `b` is
 /// `[pairs][NV]` vectors of pairs.
 ///

@@ -106,8 +106,9 @@ fn unet(layer: &str) -> Treatment {
     }
 }
 
-/// Float products, whose errors are not seen in the picture. Only convolutions that a residual goes around are
-/// small in the file: rounding the others would reach every pixel undiminished.
+/// Inputs are never bytes: products are of floats, or of 16-bit integers where these are as fast, and their errors are
+/// not seen in the picture. Only convolutions that a residual goes around are small in the file: rounding the others
+/// would reach every pixel undiminished.
 fn vae(layer: &str) -> Treatment {
     let resnet = layer.contains(".resnets.") && (layer.ends_with(".conv1") || layer.ends_with(".conv2"));
     let tiny_block = layer.contains(".layers.") && layer.contains(".conv.");

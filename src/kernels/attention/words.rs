@@ -14,7 +14,7 @@ use super::super::micro_kernel;
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{Kernel, Simd};
 use super::super::tile::TileKernel;
-use super::super::word_product::{ROUNDING, WordKernel, WordProduct, accumulate, round_to_word};
+use super::super::word_product::{ROUNDING, WordKernel, WordProduct, accumulate, round_to_word, scale_of};
 use super::{Attention, KEY_BLOCK, Part, Results};
 
 /// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
@@ -188,19 +188,10 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The bits of a magnitude, which are ordered as magnitudes are, with NaN above all.
+/// The bits of a magnitude, which are ordered as magnitudes are, with NaN above all: the greatest tells of it.
 #[inline(always)]
 fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7FFF_FFFF
-}
-
-/// The scale that brings values of this greatest magnitude to integers up to `limit`, and its inverse. NaN and
-/// infinity go into the scale, so that they reach the result.
-#[inline(always)]
-fn scale_of(greatest: u32, limit: f32) -> (f32, f32) {
-    let greatest = f32::from_bits(greatest);
-    // The inverse of less would overflow.
-    if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / limit, limit / greatest) }
 }
 
 /// Rounds keys and values of one head.
@@ -237,7 +228,8 @@ impl Kernel for Pack<'_> {
             for token in tokens.clone() {
                 centered_magnitudes(k.row(token, head_dim), &key_means, &mut greatest);
             }
-            let (scale, inverse) = scale_of(greatest.iter().copied().max().unwrap_or(0), limit);
+            let (scale, inverse) =
+                scale_of(f32::from_bits(greatest.iter().copied().max().unwrap_or(0)), limit);
             key_scales[block] = scale;
             for token in tokens.clone() {
                 let to = &mut keys[token * depth..][..head_dim];
@@ -252,7 +244,7 @@ impl Kernel for Pack<'_> {
             }
             let scales = &mut value_scales[block * padded_dim..][..head_dim];
             for ((scale, inverse), &greatest) in scales.iter_mut().zip(&mut inverses).zip(&greatest) {
-                (*scale, *inverse) = scale_of(greatest, VALUE_LIMIT);
+                (*scale, *inverse) = scale_of(f32::from_bits(greatest), VALUE_LIMIT);
             }
             for first in tokens.clone().step_by(2) {
                 let to = &mut values[first * padded_dim..][..2 * head_dim];
@@ -344,7 +336,7 @@ impl<'a> Panel<'a> {
         for lane in 0..lanes {
             let row = row(lane);
             let greatest = row.iter().fold(0, |greatest, &x| magnitude(x).max(greatest));
-            let (query_scale, inverse) = scale_of(greatest, limit);
+            let (query_scale, inverse) = scale_of(f32::from_bits(greatest), limit);
             self.scales[lane] = query_scale * scale * LOG2_E;
             // Zero, or NaN where the query has NaN or infinity.
             self.total[lane] = 0.0 * query_scale;
@@ -365,8 +357,7 @@ impl Task<'_> {
         let panels = queries.div_ceil(lanes);
         assert!(rounded.len() >= panels * panel_words && state.len() >= panels * panel_floats);
 
-        let panel_states = || 0..panels;
-        for p in panel_states() {
+        for p in 0..panels {
             let (queries_of, state) = (&mut rounded[p * panel_words..], &mut state[p * panel_floats..]);
             let mut panel =
                 Panel::split(&mut queries_of[..panel_words], &mut state[..panel_floats], padded_dim, lanes);
@@ -383,7 +374,7 @@ impl Task<'_> {
                 len: KEY_BLOCK.min(kv_len - first_key),
                 depth,
             };
-            for p in panel_states() {
+            for p in 0..panels {
                 let (queries_of, state) = (&mut rounded[p * panel_words..], &mut state[p * panel_floats..]);
                 let mut panel = Panel::split(
                     &mut queries_of[..panel_words],
@@ -397,7 +388,7 @@ impl Task<'_> {
             }
         }
 
-        for p in panel_states() {
+        for p in 0..panels {
             let (queries_of, state) = (&mut rounded[p * panel_words..], &mut state[p * panel_floats..]);
             let panel =
                 Panel::split(&mut queries_of[..panel_words], &mut state[..panel_floats], padded_dim, lanes);

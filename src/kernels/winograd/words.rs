@@ -17,7 +17,7 @@ use super::super::micro_kernel;
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{MAX_LANES, Simd};
 use super::super::tile::TileKernel;
-use super::super::word_product::{WordKernel, WordProduct, accumulate};
+use super::super::word_product::{WordKernel, WordProduct, accumulate, scale_of};
 use super::transforms::{self, COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
 use super::{Pixels, Tiles, fits};
 
@@ -335,13 +335,6 @@ fn read_pixels<S: Simd>(
         }
     }
     d
-}
-
-/// The scale that brings values of this greatest magnitude to integers up to `limit`, and its inverse.
-#[inline(always)]
-fn scale_of(greatest: f32, limit: f32) -> (f32, f32) {
-    // The inverse of less would overflow.
-    if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / limit, limit / greatest) }
 }
 
 /// The transformed inputs of a block of tiles.
