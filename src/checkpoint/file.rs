@@ -3,12 +3,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{BufReader, Cursor, Result as IoResult};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::quantized::GgmlDType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -22,28 +21,56 @@ use crate::files;
 
 /// Where the bytes of a weight file are: on disk, or part of the binary.
 enum Storage {
-    File(Mutex<File>),
+    File(File),
     Embedded(&'static [u8]),
 }
 
 impl Storage {
     /// Reads on demand rather than through a map: mapped pages would count as memory of ours as long as the
     /// model is open, and a file that is cut meanwhile is an error here, not a signal.
-    fn read(&self, range: Range<usize>) -> std::io::Result<Cow<'_, [u8]>> {
+    fn read(&self, range: Range<usize>) -> IoResult<Cow<'_, [u8]>> {
         match self {
             Self::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
             Self::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut bytes = Vec::with_capacity(range.len());
-                file.seek(SeekFrom::Start(range.start as u64))?;
-                let read = (&mut *file).take(range.len() as u64).read_to_end(&mut bytes)?;
-                if read < range.len() {
-                    return Err(ErrorKind::UnexpectedEof.into());
-                }
+                let mut bytes = vec![0; range.len()];
+                read_exact_at(file, &mut bytes, range.start as u64)?;
                 Ok(Cow::Owned(bytes))
             }
         }
     }
+
+    /// The same with a buffer of at least as many bytes to read into.
+    fn read_into<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> IoResult<&'a [u8]> {
+        match self {
+            Self::Embedded(bytes) => Ok(&bytes[range]),
+            Self::File(file) => {
+                let bytes = &mut buffer[..range.len()];
+                read_exact_at(file, bytes, range.start as u64)?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// Fills `bytes` with those from `offset` on, whatever other threads read.
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> IoResult<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Fills `bytes` with those from `offset` on, whatever other threads read.
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> IoResult<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                bytes = &mut bytes[read..];
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One safetensors or GGUF file whose header has been checked against its length.
@@ -68,7 +95,7 @@ impl TensorFile {
         let (file, length) = open().with_context(|| format!("can't open {}", path.display()))?;
         let header = Header::read(&mut BufReader::new(&file), length)
             .with_context(|| format!("{} is not usable", path.display()))?;
-        Ok(Self::new(Storage::File(Mutex::new(file)), header))
+        Ok(Self::new(Storage::File(file), header))
     }
 
     /// Reads the header of a file that is part of the binary.
@@ -132,7 +159,7 @@ impl<'a> TensorView<'a> {
     /// # Errors
     /// When the file can't be read any more.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
-        self.file.storage.read(self.range.clone()).context("can't be read from its file")
+        self.file.storage.read(self.range.clone()).context(UNREADABLE)
     }
 
     pub fn len(&self) -> usize {
@@ -171,10 +198,44 @@ impl<'a> TensorView<'a> {
         self.len() == 0
     }
 
+    /// All values as `convert` makes them of their bytes, read and converted part by part on every thread of the
+    /// current pool, so that their bytes are never there as a whole.
+    fn converted<T: Copy + Default + Send>(
+        &self,
+        convert: impl Fn(&[u8], &mut [T]) -> Result<()> + Sync,
+    ) -> Result<Vec<T>> {
+        let width = self.range.len() / self.len().max(1);
+        let mut values = vec![T::default(); self.len()];
+        let blocks = values.par_chunks_mut(BLOCK).enumerate();
+        blocks.try_for_each_init(
+            || vec![0; BLOCK.min(self.len()) * width],
+            |buffer, (block, values)| {
+                let start = self.range.start + block * BLOCK * width;
+                let bytes = self.file.storage.read_into(start..start + values.len() * width, buffer);
+                convert(bytes.context(UNREADABLE)?, values)
+            },
+        )?;
+        Ok(values)
+    }
+
+    /// All values of a tensor of symmetric int8.
+    ///
+    /// # Errors
+    /// When the file can't be read any more, or a value is -128.
+    pub fn to_i8(&self) -> Result<Vec<i8>> {
+        self.converted(|bytes, values| {
+            for (value, byte) in values.iter_mut().zip(bytes) {
+                *value = byte.cast_signed();
+            }
+            ensure!(!values.contains(&i8::MIN), "holds -128, where symmetric int8 values end at -127");
+            Ok(())
+        })
+    }
+
     /// All values as f32, converted on every thread of the current pool.
     ///
     /// # Errors
-    /// When the type is none of F32, F16, BF16, F64 and GGUF's blocks.
+    /// When the type is none of F32, F16, BF16, F64 and GGUF's blocks, or the file can't be read any more.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         if let Some(blocks) = self.blocks {
             return gguf::dequantize(blocks, &self.bytes()?, self.len());
@@ -200,16 +261,14 @@ impl<'a> TensorView<'a> {
             },
             other => bail!("holds {other:?} values where floats are expected"),
         };
-        let data = self.bytes()?;
-        let width = data.len() / self.len().max(1);
-        let mut values = vec![0.0; self.len()];
-        values
-            .par_chunks_mut(BLOCK)
-            .zip(data.par_chunks(BLOCK * width.max(1)))
-            .for_each(|(values, bytes)| convert(bytes, values));
-        Ok(values)
+        self.converted(|bytes, values| {
+            convert(bytes, values);
+            Ok(())
+        })
     }
 }
+
+const UNREADABLE: &str = "can't be read from its file";
 
 /// Values that one thread converts at a time.
 pub(super) const BLOCK: usize = 1 << 16;

@@ -303,19 +303,7 @@ fn int8(name: &str, view: &TensorView<'_>, Int8 { scales, columns }: Int8<'_>) -
         "tensor '{name}{SCALE}' holds scales that are negative, NaN or beyond {LARGEST_SCALE:e}, which no trained \
          model has"
     );
-    let stored = view.bytes().with_context(|| format!("tensor '{name}'"))?;
-    let mut values = vec![0; stored.len()];
-    let blocks = values.par_chunks_mut(BLOCK).zip(stored.par_chunks(BLOCK));
-    let least = blocks.map(|(values, bytes)| {
-        for (value, byte) in values.iter_mut().zip(bytes) {
-            *value = byte.cast_signed();
-        }
-        values.iter().copied().min().unwrap_or(0)
-    });
-    ensure!(
-        least.min().is_none_or(|least| least > i8::MIN),
-        "tensor '{name}' holds -128, where symmetric int8 values end at -127"
-    );
+    let values = view.to_i8().with_context(|| format!("tensor '{name}'"))?;
     Ok(QuantizedWeight { values, scales, columns })
 }
 

@@ -1,9 +1,7 @@
 //! Buffers that start on a cache line, for packed weights and accumulators; ordinary vectors do elsewhere.
 
-/// A cache line, which is also the widest vector.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a cache line, which is also the widest vector.
+const LINE: usize = 64;
 
 /// Element types for which any bytes are a value and zero bytes are zero.
 ///
@@ -23,9 +21,10 @@ unsafe impl Number for i8 {}
 unsafe impl Number for u8 {}
 
 /// A fixed-length buffer of numbers aligned to 64 bytes.
-#[derive(Clone)]
 pub(super) struct AlignedBuf<T> {
-    lines: Vec<Line>,
+    /// Longer by a line, so that the buffer can begin with one: zeros of this alignment come from the system, which
+    /// has them without writing any.
+    bytes: Box<[u8]>,
     len: usize,
     element: std::marker::PhantomData<T>,
 }
@@ -33,8 +32,8 @@ pub(super) struct AlignedBuf<T> {
 impl<T: Number> AlignedBuf<T> {
     /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        let lines = vec![Line([0; 64]); (len * size_of::<T>()).div_ceil(64)];
-        Self { lines, len, element: std::marker::PhantomData }
+        let bytes = vec![0; len * size_of::<T>() + LINE].into_boxed_slice();
+        Self { bytes, len, element: std::marker::PhantomData }
     }
 
     /// Grows to at least `len` elements; the contents are then unspecified numbers.
@@ -44,14 +43,30 @@ impl<T: Number> AlignedBuf<T> {
         }
     }
 
+    /// The first byte that begins a line.
+    fn start(&self) -> usize {
+        self.bytes.as_ptr().align_offset(LINE)
+    }
+
     pub fn as_slice(&self) -> &[T] {
-        // SAFETY: the lines hold at least `len` elements (see `zeros`), all bytes are initialised and any
-        // bytes are a `T` (see `Number`), and 64-byte alignment suffices for it.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        let bytes = &self.bytes[self.start()..][..self.len * size_of::<T>()];
+        // SAFETY: the bytes are `len` elements that begin with a line, which is alignment enough; all are initialized,
+        // and any are a `T` (see `Number`).
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.len) }
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [T] {
+        let start = self.start();
+        let bytes = &mut self.bytes[start..][..self.len * size_of::<T>()];
         // SAFETY: as in `as_slice`; `self` is borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Number> Clone for AlignedBuf<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeros(self.len);
+        copy.as_mut_slice().copy_from_slice(self.as_slice());
+        copy
     }
 }

@@ -53,16 +53,20 @@ impl PackedF32 {
     }
 
     fn pack_into(weight: &[f32], panels: Panels, taps: usize, depth: usize, isa: Isa) -> Self {
+        /// As many as stay in the L1 cache while one column after the other is written.
+        const PLACES: usize = 128;
         assert!(taps > 0 && depth > 0);
         let columns = panels.weight_columns();
         assert_eq!(weight.len(), columns * taps * depth, "weights of {columns} x {taps} x {depth}");
         let panel_len = taps * depth * panels.width;
         let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
         weights.as_mut_slice().par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, packed)| {
-            for (column, o) in panels.members(panel) {
-                let row = &weight[o * taps * depth..][..taps * depth];
-                for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panels.width)) {
-                    *to = w;
+            for (block, packed) in packed.chunks_mut(PLACES * panels.width).enumerate() {
+                for (column, o) in panels.members(panel) {
+                    let row = &weight[o * taps * depth + block * PLACES..][..packed.len() / panels.width];
+                    for (&w, to) in row.iter().zip(packed[column..].iter_mut().step_by(panels.width)) {
+                        *to = w;
+                    }
                 }
             }
         });

@@ -69,7 +69,8 @@ impl PackedI8 {
         assert_eq!(scales.len(), columns, "one scale for each of {columns} columns");
         assert!(!weight.contains(&i8::MIN), "symmetric weights end at -127");
         let factors: Vec<f32> = if isa.properties().may_saturate {
-            weight.par_chunks_exact(taps * depth).map(|weight| unsaturating(weight, depth)).collect()
+            let outputs = weight.par_chunks_exact(taps * depth);
+            outputs.map(|weight| isa.run_bytes(Unsaturating { weight, depth })).collect()
         } else {
             vec![1.0; columns]
         };
@@ -141,23 +142,43 @@ impl PackedI8 {
 
 /// What the weights of one output, `[taps][depth]`, are to be multiplied with so that no two neighbours can
 /// bring the sum of their products with bytes to 2^15: half at most, and for most layers little.
-fn unsaturating(weight: &[i8], depth: usize) -> f32 {
-    let pairs = weight.chunks_exact(depth).flat_map(|tap| tap.chunks(2));
-    let largest = pairs
-        .map(|pair| {
-            let positive: i32 = pair.iter().map(|&w| i32::from(w).max(0)).sum();
-            let negative: i32 = pair.iter().map(|&w| i32::from(-w).max(0)).sum();
-            positive.max(negative)
-        })
-        .max()
-        .unwrap_or(0);
-    // 255 * 128 is below 2^15. Rounding adds at most one half to each of the two.
-    if largest <= 128 { 1.0 } else { 127.0 / largest as f32 }
+struct Unsaturating<'a> {
+    weight: &'a [i8],
+    depth: usize,
 }
 
-/// w * factor, ties to even.
+impl ByteKernel for Unsaturating<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<B: ByteProduct>(self, _: B) -> f32 {
+        // Loops over 16-bit numbers side by side, which run on vectors.
+        const ABREAST: usize = 32;
+        let mut largest = [0i16; ABREAST];
+        for tap in self.weight.chunks_exact(self.depth) {
+            let (pairs, single) = tap.as_chunks();
+            for pairs in pairs.chunks(ABREAST) {
+                for (largest, pair) in largest.iter_mut().zip(pairs) {
+                    let pair = i16::from_le_bytes(pair.map(i8::cast_unsigned));
+                    let (a, b) = ((pair << 8) >> 8, pair >> 8);
+                    *largest = (*largest).max(a.max(0) + b.max(0)).max(-(a.min(0) + b.min(0)));
+                }
+            }
+            for &w in single {
+                largest[0] = largest[0].max(i16::from(w).abs());
+            }
+        }
+        let largest = largest.into_iter().fold(0, i16::max);
+        // 255 * 128 is below 2^15. Rounding adds at most one half to each of the two.
+        if largest <= 128 { 1.0 } else { 127.0 / f32::from(largest) }
+    }
+}
+
+/// w * factor for a factor of at most 1, ties to even: 1.5 * 2^23 leaves no bits for a fraction, and those of the
+/// integer, two's complement, in the lowest byte.
+#[inline(always)]
 fn scaled(w: i8, factor: f32) -> i8 {
-    if factor == 1.0 { w } else { (f32::from(w) * factor).round_ties_even() as i8 }
+    (f32::from(w) * factor + 12_582_912.0).to_bits() as i8
 }
 
 /// The weights of one panel, `[taps][depth]` of each column, to their places and their sums.
@@ -185,12 +206,11 @@ impl ByteKernel for PackPanel<'_> {
         for (column, o) in panels.members(panel) {
             let factor = factors[o];
             for tap in 0..taps {
-                let mut sum = 0i32;
+                // One loop for each, so that all run on vectors.
                 for (used, &w) in used.iter_mut().zip(&weight[(o * taps + tap) * depth..][..depth]) {
                     *used = scaled(w, factor);
-                    sum = sum.wrapping_add(i32::from(*used));
                 }
-                sums[tap * width + column] = sum;
+                sums[tap * width + column] = used.iter().map(|&w| i32::from(w)).sum();
                 B::pack_column(&used, column, width, &mut packed[tap * tap_len..][..tap_len]);
             }
         }

@@ -6,7 +6,7 @@
 //! Whoever calls a kernel hands it the instruction set, [`Isa::chosen`] for most; `sets` has one file for each.
 //! `unsafe` code is behind safe functions, and each block says why it is sound.
 
-#![allow(unsafe_code, reason = "vector instructions and shared output; each block says why it is sound")]
+#![allow(unsafe_code, reason = "vector instructions, shared output, memory; each block says why it is sound")]
 
 mod aligned;
 mod attention;
@@ -18,6 +18,9 @@ mod epilogue;
 mod gather;
 mod gemm_f32;
 mod gemm_i8;
+#[cfg(target_os = "linux")]
+mod heap;
+mod interleave;
 mod isa;
 mod math;
 mod micro_kernel;
@@ -39,6 +42,8 @@ pub use epilogue::Epilogue;
 pub use gather::{Conv2d, Gather, Padding};
 pub use gemm_f32::PackedF32;
 pub use gemm_i8::PackedI8;
+#[cfg(target_os = "linux")]
+pub use heap::Heap;
 pub use isa::{Isa, NoSuchKernel, VARIABLE};
 pub use norm::{ChannelMoments, GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;

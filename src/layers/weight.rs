@@ -6,19 +6,22 @@ use crate::kernels::{Isa, PackedF32, PackedI8, Winograd, WinogradWords};
 use crate::quantize::{QuantizedWeight, Weight};
 
 /// Weights of several layers, one after the other; int8 only if all of them are.
-pub fn stack(parts: Vec<Weight>) -> Weight {
-    if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
-        return Weight::Float(parts.into_iter().flat_map(Weight::into_f32).collect());
+pub fn stack(mut parts: Vec<Weight>) -> Weight {
+    if parts.len() == 1 {
+        return parts.remove(0);
     }
-    let mut stacked = QuantizedWeight { values: Vec::new(), scales: Vec::new(), columns: None };
+    if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
+        return Weight::Float(parts.into_iter().map(Weight::into_f32).collect::<Vec<_>>().concat());
+    }
+    let (mut values, mut scales) = (Vec::new(), Vec::new());
     for part in parts {
-        if let Weight::Int8(mut part) = part {
+        if let Weight::Int8(part) = part {
             assert!(part.columns.is_none(), "columns' factors are applied before weights are stacked");
-            stacked.values.append(&mut part.values);
-            stacked.scales.append(&mut part.scales);
+            values.push(part.values);
+            scales.push(part.scales);
         }
     }
-    Weight::Int8(stacked)
+    Weight::Int8(QuantizedWeight { values: values.concat(), scales: scales.concat(), columns: None })
 }
 
 /// What a kernel makes of a layer's weights, `[out, in, taps]` in a file.
@@ -85,24 +88,20 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
 }
 
 /// `[out, in, taps]` as `[out, taps, in]`, the order in which channels-last pixels are read.
-pub fn taps_before_inputs<T: Copy + Default + Send + Sync>(
-    weight: Vec<T>,
-    inputs: usize,
-    taps: usize,
-) -> Vec<T> {
-    if taps == 1 {
-        return weight;
-    }
-    let mut reordered = vec![T::default(); weight.len()];
-    let filter = inputs * taps;
-    reordered.par_chunks_mut(filter).zip(weight.par_chunks(filter)).for_each(|(to, from)| {
-        for (input, from) in from.chunks_exact(taps).enumerate() {
-            for (tap, value) in from.iter().enumerate() {
-                to[tap * inputs + input] = *value;
+pub fn taps_before_inputs<T: Copy + Send>(mut weight: Vec<T>, inputs: usize, taps: usize) -> Vec<T> {
+    if taps > 1 {
+        // Filter by filter in place: whole weights are among the largest blocks of memory that there are.
+        weight.par_chunks_mut(inputs * taps).for_each_init(Vec::new, |from, filter| {
+            from.clear();
+            from.extend_from_slice(filter);
+            for (tap, to) in filter.chunks_exact_mut(inputs).enumerate() {
+                for (to, from) in to.iter_mut().zip(from[tap..].iter().step_by(taps)) {
+                    *to = *from;
+                }
             }
-        }
-    });
-    reordered
+        });
+    }
+    weight
 }
 
 #[cfg(test)]

@@ -247,7 +247,7 @@ fn damaged_int8_tensors_are_refused_by_name() {
         ([1; 6], scale(&[1.0, f32::NAN]), "tensor 'a.weight_scale' holds scales that are"),
         ([1; 6], scale(&[f32::INFINITY, 1.0]), "tensor 'a.weight_scale' holds scales that are"),
         ([1; 6], scale(&[1.0, -1.0]), "tensor 'a.weight_scale' holds scales that are"),
-        ([0x80; 6], scale(&[1.0; 2]), "tensor 'a.weight' holds -128"),
+        ([0x80; 6], scale(&[1.0; 2]), "tensor 'a.weight': holds -128"),
     ] {
         let error = format!("{:#}", int8_set(&values, scale).f32("a.weight", &[2, 3]).unwrap_err());
         assert!(error.starts_with(expected), "{error}");

@@ -12,3 +12,6 @@ mod plain;
 mod products;
 mod rows;
 mod winograd;
+
+#[cfg(target_os = "linux")]
+pub use plain::Random;

@@ -8,10 +8,13 @@
 use std::cell::Cell;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::super::aligned::AlignedBuf;
 use super::super::blocking::Panels;
 use super::super::epilogue::{Destination, Epilogue};
 use super::super::gather::Conv2d;
+use super::super::interleave::Interleave;
 use super::super::isa::Isa;
 use super::super::micro_kernel;
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
@@ -230,19 +233,24 @@ fn tiles_per_block(tiles: usize, blocking: Blocking) -> usize {
 }
 
 /// `weight`, `[out][depth][3 * 3]`, as [`Weights`] lie.
-fn at_rest<T: Copy + Default + Send + Sync>(weight: &[T], panels: &Panels, depth: usize) -> Vec<T> {
-    use rayon::prelude::*;
+fn at_rest<T: Interleave>(weight: &[T], panels: &Panels, depth: usize) -> Vec<T> {
+    /// As many as stay in the L1 cache while one column after the other is written.
+    const PLACES: usize = 128;
     assert!(depth > 0);
     let filter = depth * 9;
     assert_eq!(weight.len(), panels.out * filter, "weights of {} x {depth} x 3 x 3", panels.out);
     let width = panels.width;
     let mut placed = vec![T::default(); panels.count() * filter * width];
     placed.par_chunks_exact_mut(filter * width).enumerate().for_each(|(panel, to)| {
-        for (column, o) in panels.members(panel) {
-            let places = to.chunks_exact_mut(width);
-            for (place, &w) in places.zip(&weight[o * filter..][..filter]) {
-                place[column] = w;
-            }
+        let columns = panels.columns(panel);
+        for (block, to) in to.chunks_mut(PLACES * width).enumerate() {
+            T::interleave(
+                &weight[columns.start * filter + block * PLACES..],
+                filter,
+                columns.len(),
+                to,
+                width,
+            );
         }
     });
     placed
