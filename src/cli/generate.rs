@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
 use super::session::{Drawn, Provenance, Session, ends_every_run};
 use super::signals::Signals;
-use super::{named_files, prompt, show};
+use super::{fast, named_files, prompt, show};
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{DrawError, Pipeline, Residency};
 use crate::request::{Draft, Embedded, Request, UsedFile};
@@ -163,7 +163,7 @@ impl Run<'_> {
             }
             None => PathBuf::from("-"),
         };
-        let Drawn { rgb, timings, record } = drawn;
+        let Drawn { rgb, timings, passes, record } = drawn;
         let load = timings.load + if k == 0 { self.load } else { Duration::ZERO };
         let report = Report {
             path: shown(&path),
@@ -173,6 +173,7 @@ impl Run<'_> {
             kernel: &record.kernel,
             device: &record.device,
             seconds: Seconds::new(load, &timings, started.elapsed()),
+            unet: passes,
             peak_rss_bytes: memory::peak_resident(),
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -223,8 +224,8 @@ fn draft(args: &GenerateArgs, embedded: Option<&Embedded>, printer: &Printer) ->
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
     let flags = Draft { prompt, ..args.picture.draft() };
-    let below = named_files::find(below, &flags, printer)?;
-    Ok(flags.over(below))
+    let below = named_files::find(fast::without_lora(below), &flags, printer)?;
+    fast::with_lora(flags.over(below))
 }
 
 /// The files that a run reads and is to write, which no preview may replace.

@@ -50,6 +50,7 @@ fn json(path: &str, header: &Header, embedded: &Embedded) -> Value {
             "version": record.version,
             "components": record.components,
             "tiled": record.tiled,
+            "unet": record.unet,
             "precision": record.precision,
             "kernel": record.kernel,
             "device": record.device,
@@ -75,6 +76,7 @@ fn rows(header: &Header, embedded: &Embedded) -> Vec<(&'static str, String)> {
     match embedded {
         Embedded::Record(record) => {
             rows.extend(record.components.iter().map(|(part, file)| ("with", format!("{part} {file}"))));
+            rows.extend(record.unet.map(|passes| ("unet", passes.to_string())));
             rows.push(("precision", record.precision.to_string()));
             rows.push(("kernel", record.kernel.clone()));
             rows.push(("device", record.device.clone()));

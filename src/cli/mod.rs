@@ -10,6 +10,7 @@ mod convert;
 mod destination;
 mod doctor;
 mod exit;
+mod fast;
 mod generate;
 mod info;
 mod man;
@@ -30,6 +31,7 @@ mod session;
 mod show;
 mod signals;
 mod slug;
+mod sweep;
 mod table;
 mod template;
 mod tokens;
@@ -71,6 +73,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Tokens(args)) => tokens::run(&args),
         Some(Command::Batch(args)) => batch::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
+        Some(Command::Sweep(args)) => sweep::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
@@ -88,6 +91,7 @@ fn computes(command: &Command) -> bool {
         Command::Generate(_)
         | Command::Batch(_)
         | Command::Verify(_)
+        | Command::Sweep(_)
         | Command::Quantize(_)
         | Command::Bench(_) => true,
         Command::Tokens(_)

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::progress::human;
 use crate::pipeline::Timings;
-use crate::request::{Precision, Request};
+use crate::request::{Passes, Precision, Request};
 
 /// A finished picture, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -22,6 +22,7 @@ pub struct Report<'a> {
     pub kernel: &'a str,
     pub device: &'a str,
     pub seconds: Seconds,
+    pub unet: Passes,
     /// Null where the system does not tell.
     pub peak_rss_bytes: Option<u64>,
     pub version: &'static str,
@@ -63,8 +64,9 @@ impl Report<'_> {
         let Request { seed, width, height, steps, sampler, schedule, .. } = self.request;
         let (model, precision) = (self.model, self.precision);
         let total = human(Duration::from_secs_f64(self.seconds.total));
+        let saved = if self.request.saves_work() { format!(", unet {}", self.unet) } else { String::new() };
         format!(
-            "seed {seed}, {width}x{height}, {steps} steps of {sampler} ({schedule}), {model} in {precision}, {total}"
+            "seed {seed}, {width}x{height}, {steps} steps of {sampler} ({schedule}){saved}, {model} in {precision}, {total}"
         )
     }
 
@@ -74,8 +76,9 @@ impl Report<'_> {
         let memory = self
             .peak_rss_bytes
             .map_or_else(String::new, |bytes| format!(", peak memory {} MiB", bytes >> 20));
+        let unet = self.unet;
         format!(
-            "load {load:.2} s, encode {encode:.2} s, denoise {denoise:.2} s, decode {decode:.2} s{memory}"
+            "load {load:.2} s, encode {encode:.2} s, denoise {denoise:.2} s ({unet}), decode {decode:.2} s{memory}"
         )
     }
 }

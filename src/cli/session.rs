@@ -20,7 +20,7 @@ use crate::picture_in::Pictures;
 use crate::pipeline::tiling::Tile;
 use crate::pipeline::{DrawError, Model, Numerics, Picture, Pipeline, Residency, Timings};
 use crate::png;
-use crate::request::{Defaults, Embedded, Precision, Record, Request, UsedFile};
+use crate::request::{Defaults, Embedded, Passes, Precision, Record, Request, UsedFile};
 
 /// A model that is opened; its networks are loaded by its pipelines.
 pub struct Session {
@@ -116,9 +116,10 @@ impl Session {
     ) -> Result<Drawn, DrawError> {
         let drawn = pipeline.generate(request, progress);
         progress.finish();
-        let Picture { rgb, timings, files, tiled, .. } = drawn?;
-        let record = self.provenance.record(request, files, tiled);
-        Ok(Drawn { rgb, timings, record })
+        let Picture { rgb, timings, passes, files, tiled, .. } = drawn?;
+        let unet = request.saves_work().then_some(passes);
+        let record = Record { unet, ..self.provenance.record(request, files, tiled) };
+        Ok(Drawn { rgb, timings, passes, record })
     }
 }
 
@@ -126,6 +127,8 @@ impl Session {
 pub struct Drawn {
     pub rgb: RgbImage,
     pub timings: Timings,
+    /// What the UNet computed.
+    pub passes: Passes,
     pub record: Record<Request>,
 }
 
@@ -162,6 +165,7 @@ impl Provenance {
             device: self.device.to_owned(),
             files,
             tiled,
+            unet: None,
             request: request.without_folders(),
         }
     }

@@ -102,7 +102,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let printer = args.list.talk.printer(args.list.json);
     let place =
         Place::new(&args.against, &args.list.output, false).context("--output").or_exit(Exit::Usage)?;
-    let mut source = Source::open(&args.list.list)?;
+    let mut source = Source::open(&args.list.list)?.expanding(args.list.expand, &args.list.list);
     let session = Session::open(&args.list.compute, None, &printer)?;
     session.announce(&printer, None);
     let mut pipeline = session.pipeline(Residency::Kept);

@@ -26,6 +26,60 @@ pub const ALIASES: [Alias; 5] = [
     Alias { name: "tiny", repository: "nota-ai/bk-sdm-tiny", about: "distilled, fewer UNet blocks" },
 ];
 
+/// A short name for a file that is used beside a model of the SD 1.5 family.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    pub name: &'static str,
+    pub repository: &'static str,
+    pub file: &'static str,
+    pub about: &'static str,
+}
+
+pub const PARTS: [Part; 8] = [
+    Part {
+        name: "lcm-lora",
+        repository: "latent-consistency/lcm-lora-sdv1-5",
+        file: "pytorch_lora_weights.safetensors",
+        about: "for --fast lcm",
+    },
+    Part {
+        name: "tcd-lora",
+        repository: "h1t/TCD-SD15-LoRA",
+        file: "pytorch_lora_weights.safetensors",
+        about: "for --fast tcd",
+    },
+    hyper("hyper-1-lora", "Hyper-SD15-1step-lora.safetensors", "for --fast hyper-1"),
+    hyper("hyper-2-lora", "Hyper-SD15-2steps-lora.safetensors", "for --fast hyper-2"),
+    hyper("hyper-4-lora", "Hyper-SD15-4steps-lora.safetensors", "for --fast hyper-4"),
+    hyper("hyper-8-lora", "Hyper-SD15-8steps-lora.safetensors", "for --fast hyper-8"),
+    hyper("hyper-8-cfg-lora", "Hyper-SD15-8steps-CFG-lora.safetensors", "for --fast hyper-8-cfg"),
+    Part {
+        name: "taesd",
+        repository: "madebyollin/taesd",
+        file: "diffusion_pytorch_model.safetensors",
+        about: "a small autoencoder, for --taesd",
+    },
+];
+
+const fn hyper(name: &'static str, file: &'static str, about: &'static str) -> Part {
+    Part { name, repository: "ByteDance/Hyper-SD", file, about }
+}
+
+/// The part of this name.
+pub fn part(name: &str) -> Option<&'static Part> {
+    PARTS.iter().find(|part| part.name == name)
+}
+
+impl Part {
+    /// The repository that has it.
+    ///
+    /// # Panics
+    /// Never: each of them is an id.
+    pub fn id(&self) -> ModelId {
+        ModelId::parse(self.repository).expect("a repository of the table is an id")
+    }
+}
+
 /// The alias whose model is the default once it has been pulled.
 pub const DEFAULT: &str = "sd15";
 
@@ -149,5 +203,13 @@ mod tests {
             assert_eq!(ModelId::parse(alias.name).unwrap().repository(), alias.repository);
         }
         assert!(ALIASES.iter().any(|alias| alias.name == DEFAULT));
+        for found in &PARTS {
+            assert_eq!(part(found.name).unwrap().id().repository(), found.repository);
+            assert!(ALIASES.iter().all(|alias| alias.name != found.name), "{}", found.name);
+        }
+        for recipe in crate::request::Recipe::ALL {
+            let ingredients = recipe.ingredients();
+            assert_eq!(part(ingredients.lora).unwrap().file, ingredients.file, "{recipe}");
+        }
     }
 }

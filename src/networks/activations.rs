@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::graph::{Conv, Extent, Graph, Operation, Prompts, Read, Through, Value, Weights};
+use super::graph::{Conv, Extent, Graph, Operation, Prompts, Read, Skip, Through, Value, Weights};
 use super::strips::Strips;
 use super::strips::plan::{self, Pass, Plan};
 
@@ -73,6 +73,12 @@ impl<'a> Activations<'a> {
             held.extend(pass.keeps.iter().map(|&at| (at, kept(at))));
         }
         peak
+    }
+
+    /// Bytes of the maps beside a UNet's skip that a step cache keeps: what goes down there and what comes up.
+    pub fn kept_bytes(&self, skip: usize) -> u64 {
+        let maps = |skip: &Skip| self.floats(skip.saved.0) + self.floats(skip.map.0);
+        self.graph.skips().get(skip).map_or(0, maps)
     }
 
     /// Bytes of the keys and values of these prompts.

@@ -18,6 +18,24 @@ pub struct ContextRows {
     value: Tensor,
 }
 
+impl ContextRows {
+    /// Of the last text alone.
+    pub(super) fn last(&self) -> Result<Self> {
+        Ok(Self { key: last(&self.key)?, value: last(&self.value)? })
+    }
+
+    /// How many tokens the text has.
+    pub(super) fn tokens(&self) -> usize {
+        self.key.dims()[1]
+    }
+}
+
+/// The last of a batch, as a batch of one.
+pub(super) fn last(batch: &Tensor) -> Result<Tensor> {
+    let count = batch.dim(0)?;
+    Ok(batch.narrow(0, count - 1, 1)?.contiguous()?)
+}
+
 /// What is added from outside to what a UNet saves on its way down and to what comes out of its middle, e.g. by a
 /// ControlNet (Zhang et al. 2023).
 pub struct Residuals {

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 
 use super::blocks::{resnet, transformer};
 use super::config::UnetConfig;
-use super::graph::{Conv, Enlarge, Extent, Graph, Groups, Linear, Port, Value, silu};
-use super::network::{Beside, Network, channels_first, repeated};
+use super::graph::{Conv, Enlarge, Extent, Graph, Groups, Linear, Port, Prompts, Skip, Value, silu};
+use super::network::{Beside, Network, channels_first, last, repeated};
 pub use super::network::{ContextRows, Maps, Residuals};
 use crate::layers::{ConvShape, Padding, Params};
 
@@ -113,6 +113,20 @@ impl Context {
     pub fn guided_by(self, scale: f64) -> Self {
         Self { guidance_scale: Some(scale), ..self }
     }
+
+    /// The last prompt alone: under guidance the one to follow.
+    ///
+    /// # Errors
+    /// None in practice: there is one.
+    pub fn last(&self) -> Result<Self> {
+        let rows = self.rows.iter().map(ContextRows::last).collect::<Result<_>>()?;
+        Ok(Self { rows, prompts: 1, guidance_scale: self.guidance_scale })
+    }
+
+    /// How many prompts there are.
+    pub fn prompts(&self) -> usize {
+        self.prompts
+    }
 }
 
 /// What one step takes.
@@ -133,6 +147,38 @@ pub struct DeepMap {
     /// How many skips are computed outside of it.
     outer: usize,
     map: Tensor,
+}
+
+impl DeepMap {
+    /// The same for as many prompts: all of them, or the last one of several.
+    ///
+    /// # Errors
+    /// None in practice: there is one.
+    pub fn for_prompts(self, prompts: usize) -> Result<Option<Self>> {
+        match self.map.dim(0)? {
+            found if found == prompts => Ok(Some(self)),
+            _ if prompts == 1 => Ok(Some(Self { map: last(&self.map)?, ..self })),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A step that has come down through its outer stages: it goes on through the inner ones, or returns with the map
+/// that these gave in another step.
+pub struct Descent {
+    outer: usize,
+    skip: Skip,
+    maps: Maps,
+}
+
+impl Descent {
+    /// What the last of the outer stages gives, `[1 or prompts, height, width, channels]`.
+    ///
+    /// # Errors
+    /// None in practice: the stage has run.
+    pub fn map(&self) -> Result<&Tensor> {
+        self.maps.get(self.skip.saved).context("the last outer stage gives a map")
+    }
 }
 
 pub struct Unet {
@@ -248,12 +294,7 @@ impl Unet {
     /// # Errors
     /// As [`Self::predict`]; when there are not as many skips, or `outer` is zero.
     pub fn predict_keeping(&self, step: &Step<'_>, outer: usize) -> Result<(Tensor, DeepMap)> {
-        let skip = self.skip(outer)?;
-        let mut maps = self.begin(step)?;
-        self.run(&mut maps, 0..skip.joins, step)?;
-        let map = maps.get(skip.map).context("the stage before a join gives a map")?.clone();
-        self.run(&mut maps, skip.joins..self.stages(), step)?;
-        Ok((self.finish(maps)?, DeepMap { outer, map }))
+        self.go_on(self.descend(step, outer)?, step)
     }
 
     /// [`Self::predict`] with the outer stages alone: what comes up to them is `deep`, of a step before.
@@ -261,15 +302,62 @@ impl Unet {
     /// # Errors
     /// As [`Self::predict`]; when `deep` is of another size.
     pub fn predict_outer(&self, step: &Step<'_>, deep: &DeepMap) -> Result<Tensor> {
-        let skip = self.skip(deep.outer)?;
+        self.go_back(self.descend(step, deep.outer)?, step, deep)
+    }
+
+    /// Begins [`Self::predict`] with the stages down to the last of the first `outer` skips.
+    ///
+    /// # Errors
+    /// As [`Self::predict_keeping`].
+    pub fn descend(&self, step: &Step<'_>, outer: usize) -> Result<Descent> {
+        let skip = self.skip(outer)?;
         let mut maps = self.begin(step)?;
         self.run(&mut maps, 0..skip.after, step)?;
+        Ok(Descent { outer, skip, maps })
+    }
+
+    /// The rest of the step, and what its inner stages give.
+    ///
+    /// # Errors
+    /// As [`Self::predict`].
+    pub fn go_on(&self, descent: Descent, step: &Step<'_>) -> Result<(Tensor, DeepMap)> {
+        let Descent { outer, skip, mut maps } = descent;
+        self.run(&mut maps, skip.after..skip.joins, step)?;
+        let map = maps.get(skip.map).context("the stage before a join gives a map")?.clone();
+        self.run(&mut maps, skip.joins..self.stages(), step)?;
+        Ok((self.finish(maps)?, DeepMap { outer, map }))
+    }
+
+    /// The rest of the step without its inner stages, whose map is `deep`, of a step before.
+    ///
+    /// # Errors
+    /// As [`Self::predict`]; when `deep` is of another size.
+    pub fn go_back(&self, descent: Descent, step: &Step<'_>, deep: &DeepMap) -> Result<Tensor> {
+        let Descent { outer, skip, mut maps } = descent;
+        ensure!(outer == deep.outer, "the map of {} outer skips where {outer} were computed", deep.outer);
         maps.set(skip.map, deep.map.clone());
         self.run(&mut maps, skip.joins..self.stages(), step)?;
         self.finish(maps)
     }
 
-    fn skip(&self, outer: usize) -> Result<super::graph::Skip> {
+    /// Multiply-accumulates of a step: of all its stages, or of those outside of so many skips.
+    ///
+    /// # Errors
+    /// When the latents are no feature maps, or there are not as many skips.
+    pub fn macs(&self, step: &Step<'_>, outer: Option<usize>) -> Result<u64> {
+        let (batch, _, height, width) = step.latents.dims4()?;
+        let inputs = extents(&self.config, Extent { batch, height, width });
+        let tokens = step.context.rows.first().map_or(0, ContextRows::tokens);
+        let prompts = Prompts { count: step.context.prompts, tokens };
+        let graph = self.network.graph();
+        let macs = |stages| graph.macs_in(stages, &inputs, prompts).total();
+        Ok(match outer.map(|outer| self.skip(outer)).transpose()? {
+            Some(skip) => macs(0..skip.after) + macs(skip.joins..self.stages()),
+            None => macs(0..self.stages()),
+        })
+    }
+
+    fn skip(&self, outer: usize) -> Result<Skip> {
         let skips = self.network.graph().skips();
         let skip = outer.checked_sub(1).and_then(|last| skips.get(last));
         skip.copied().with_context(|| format!("{outer} outer skips where there are 1 to {}", skips.len()))

@@ -1,14 +1,22 @@
 //! Multiply-accumulates of a network, counted by walking its description.
 
+use std::ops::Range;
+
 use super::graph::{Extent, Graph, Operation, Prompts, Value};
 use crate::layers::meter::{Kind, Macs};
 
 impl Graph {
     /// Of one run with inputs of these extents and prompts whose rows are there already.
     pub fn macs(&self, inputs: &[Extent], prompts: Prompts) -> Macs {
+        self.macs_in(0..self.stages(), inputs, prompts)
+    }
+
+    /// The same of some stages.
+    pub fn macs_in(&self, stages: Range<usize>, inputs: &[Extent], prompts: Prompts) -> Macs {
         let extents = self.extents(inputs, prompts);
         let mut macs = Macs::default();
-        for (at, operation) in self.operations().iter().enumerate() {
+        for at in self.layers(stages) {
+            let operation = &self.operations()[at];
             let (channels, extent) = (self.channels(Value(at)), extents[at]);
             match operation {
                 Operation::Conv(conv) => macs.add(conv.shape.kind(), conv.shape.macs(extent.pixels())),

@@ -1,19 +1,20 @@
 //! The walk from noise, or from an encoded picture, to latents; the steps themselves live in `samplers`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
 use super::encoded_picture::{EncodedPicture, Start};
+use super::evaluation::Evaluation;
 use super::finite::finite;
 use super::hires;
 use super::projection::Projection;
 use super::{Call, DrawError, Model, Observer, Step};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
-use crate::request::{Hires, Request};
+use crate::request::{Hires, Passes, Request};
 use crate::samplers::{self, Progress, Trajectory};
 
 impl Model {
@@ -35,6 +36,8 @@ pub(super) struct Run<'a> {
     pub context: &'a Context,
     /// For observers that asked for previews.
     pub projection: Option<&'a Projection>,
+    /// What the UNet has computed so far.
+    pub passes: &'a Cell<Passes>,
 }
 
 impl Run<'_> {
@@ -82,23 +85,25 @@ impl Run<'_> {
         start: &Start,
         observer: &mut dyn Observer,
     ) -> Result<Tensor, DrawError> {
-        let Self { model, request, unet, context, projection } = *self;
-        let is_guided = model.is_guided(request);
-        // Both closures tell the observer something, one at a time.
+        let Self { model, request, unet, context, projection, passes } = *self;
+        let steps = trajectory.steps().len();
+        // Both closures tell the observer and the evaluation something, one at a time.
+        let evaluation = RefCell::new(Evaluation::new(unet, context, request, steps, passes.get()));
         let observer = RefCell::new(observer);
         let mut predict = |latents: &Tensor, timestep: f64| {
+            let mut evaluation = evaluation.borrow_mut();
             let input = start.input(latents)?;
-            // Under guidance for both prompts as one batch.
-            let output = unet.forward(&input, timestep, context)?;
+            let output = evaluation.answer(&input, timestep)?;
             let call = Call { input, timestep, output };
             observer.borrow_mut().called(&call);
-            if is_guided { guided(&call.output, request.guidance_scale) } else { Ok(call.output) }
+            evaluation.guided(call.output)
         };
         let mut interrupted = false;
         let mut on_step = |progress: &Progress<'_>| {
             let Progress { index, total, denoised, .. } = *progress;
             // A GPU has only queued the step: progress and interruption are about steps that are done.
             model.backend.device.synchronize()?;
+            evaluation.borrow_mut().end_step();
             match observer.borrow_mut().step(&Step { index, total, denoised, projection }) {
                 ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => {
@@ -109,21 +114,16 @@ impl Run<'_> {
         };
         let run = samplers::Run {
             trajectory,
-            prediction: model.schedule.prediction(),
+            noise_schedule: &model.schedule,
             model: &mut predict,
             noise,
             on_step: &mut on_step,
         };
         let latents = samplers::sample(request.sampler, request.eta, run, start.x.clone());
+        passes.set(evaluation.into_inner().passes());
         if interrupted {
             return Err(DrawError::Interrupted);
         }
         Ok(finite(latents?, "the final latents")?)
     }
-}
-
-/// Classifier-free guidance (Ho & Salimans 2022, in diffusers' scaling) of the predictions for both prompts.
-fn guided(both: &Tensor, scale: f64) -> Result<Tensor> {
-    let (opposite, prompted) = (both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?);
-    Ok((&opposite + ((prompted - &opposite)? * scale)?)?)
 }

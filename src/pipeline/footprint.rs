@@ -122,7 +122,7 @@ impl Footprint {
         let (text_encoder, unet, decoder) =
             (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
         let (width, height) = request.final_size();
-        let denoising = (self.denoise_bytes(request, width, height) as f64 * UNET_SLACK) as u64;
+        let denoising = self.denoise_bytes(request, width, height);
         let decoding = activations(self.autoencoder_bytes(decode_peak_bytes, width, height));
         let encoding = request.init.as_ref().map_or(0, |_| {
             let bytes = self.autoencoder_bytes(encode_peak_bytes, request.width, request.height);
@@ -139,7 +139,8 @@ impl Footprint {
             }
     }
 
-    /// Bytes of the UNet's activations, under guidance those of two pictures, and of what it takes from the prompt.
+    /// Bytes of the UNet's activations, under guidance those of two pictures, of what it takes from the prompt, and of
+    /// what a step cache keeps from one step to another.
     fn denoise_bytes(&self, request: &Request, width: usize, height: usize) -> u64 {
         let guided = request.guidance_scale != 1.0 && self.unet_config.guidance_channels.is_none();
         let prompts = Prompts { count: if guided { 2 } else { 1 }, tokens: self.positions };
@@ -148,8 +149,10 @@ impl Footprint {
         let graph = unet::describe(&self.unet_config);
         let int8 = |layer: &str| self.int8.contains(layer);
         let inputs = unet::extents(&self.unet_config, latents);
-        let activations = Activations::new(&graph, &inputs, prompts, &int8).peak_bytes();
-        activations + Activations::prompt_bytes(&graph, prompts)
+        let activations = Activations::new(&graph, &inputs, prompts, &int8);
+        let kept = request.cache.as_ref().map_or(0, |cache| activations.kept_bytes(cache.branch));
+        let passing = activations.peak_bytes() + Activations::prompt_bytes(&graph, prompts);
+        (passing as f64 * UNET_SLACK) as u64 + kept
     }
 
     /// Bytes of the autoencoder's activations: where it may choose, it takes strips when there is no room.
@@ -179,7 +182,7 @@ impl Footprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Draft, Init, Resize};
+    use crate::request::{Cache, Draft, Init, Resize, Reuse};
 
     const MB: u64 = 1_000_000;
 
@@ -258,6 +261,18 @@ mod tests {
         assert!(footprint.peak(&plain, Series::One) < 100 * MB);
         let small = footprint.with_pictures(PictureBytes { reading: 1, kept: 0 });
         assert_eq!(small.peak(&started, Series::Prompts), none);
+    }
+
+    #[test]
+    fn what_a_step_cache_keeps_counts() {
+        let (footprint, checkpoint) = sd15(Precision::Int8);
+        let plain = request(&checkpoint, 512);
+        let bytes = |cache| footprint.denoise_bytes(&Request { cache, ..plain.clone() }, 512, 512);
+        let kept = |branch| bytes(Some(Cache { reuse: Reuse::ButEvery(2), branch })) - bytes(None);
+        // 320 channels go down once for both prompts, and come up for each of them.
+        assert_eq!(kept(0), 4 * 3 * 64 * 64 * 320);
+        // From the innermost skip on there are 8x8 pixels of 1280 channels.
+        assert_eq!(kept(11), 4 * 4 * 8 * 8 * 1280);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod decode;
 mod denoise;
 mod encoded_picture;
 mod error;
+mod evaluation;
 mod finite;
 pub mod footprint;
 mod gpu_memory;
@@ -17,6 +18,7 @@ mod replay;
 mod stopwatch;
 pub mod tiling;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -26,7 +28,7 @@ use image::RgbImage;
 use crate::networks::autoencoder::LatentDecoder;
 use crate::networks::unet::Unet;
 use crate::picture_in::{PictureIn, Pictures};
-use crate::request::{Lora, Request, UsedFile};
+use crate::request::{Lora, Passes, Request, UsedFile};
 use adapted::Adapted;
 use encoded_picture::EncodedPicture;
 pub use error::DrawError;
@@ -43,6 +45,8 @@ pub struct Picture {
     /// What `rgb` was decoded from, `[1, channels, height / factor, width / factor]`.
     pub latents: Tensor,
     pub timings: Timings,
+    /// What the UNet computed for it.
+    pub passes: Passes,
     /// Textual inversions, LoRAs and pictures it was made with.
     pub files: Vec<UsedFile>,
     /// Whether the autoencoder took it in strips, which rounds differently.
@@ -112,9 +116,9 @@ impl<'m> Pipeline<'m> {
     fn make(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Picture, DrawError> {
         let model = self.model;
         request.validate()?;
-        model.check_size(request)?;
+        model.check(request)?;
         let picture_in = model.picture_in(request, &self.pictures)?;
-        if let Some(warning) = model.negative_prompt_warning(request) {
+        for warning in model.warnings(request) {
             observer.warn(warning);
         }
         let prompts = self.encodings.prompts(model, request)?;
@@ -142,7 +146,8 @@ impl<'m> Pipeline<'m> {
         let context = watch.time(Phase::Encode, |_| model.context(unet, &embeddings, request))?;
 
         let projection = self.projection.as_ref().filter(|_| watch.observer.previews());
-        let run = denoise::Run { model, request, unet, context: &context, projection };
+        let passes = Cell::default();
+        let run = denoise::Run { model, request, unet, context: &context, projection, passes: &passes };
         let mut latents = watch.time(Phase::Denoise, |observer| run.denoise(encoded.as_ref(), observer))?;
         if let Some(hires) = &request.hires {
             latents = watch.time(Phase::Refine, |observer| run.refine(hires, &latents, observer))?;
@@ -165,7 +170,7 @@ impl<'m> Pipeline<'m> {
         let pictures = picture_in.as_ref().map_or(&[][..], PictureIn::used).to_vec();
         let files = [prompts.used()?, adapted.used()?, pictures].concat();
         let tiled = encoded_in_strips || decoded_in_strips;
-        Ok(Picture { rgb, latents, timings: watch.timings, files, tiled })
+        Ok(Picture { rgb, latents, timings: watch.timings, passes: passes.get(), files, tiled })
     }
 
     fn release_decoder(&mut self) {
@@ -181,7 +186,7 @@ impl<'m> Pipeline<'m> {
     /// Names the file, or says what in the prompt is not understood.
     pub fn check(&mut self, request: &Request) -> Result<Vec<UsedFile>> {
         let model = self.model;
-        model.check_size(request)?;
+        model.check(request)?;
         // What is in memory for other requests stays; before that, what is read here serves the first picture.
         let is_fresh = self.unet.is_none() && !self.encodings.any_encoded();
         let prompts = match is_fresh {

@@ -11,7 +11,7 @@ use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::strips::Strips;
-use crate::networks::unet::Unet;
+use crate::networks::unet::{self, Unet};
 use crate::picture_in::{PictureIn, Pictures};
 use crate::pipeline::footprint::Footprint;
 use crate::pipeline::tiling::Tile;
@@ -157,13 +157,23 @@ impl Model {
         self.unet_config.in_channels != self.vae_config.latent_channels()
     }
 
-    /// Why a negative prompt is of no use, where it is not.
-    pub(super) fn negative_prompt_warning(&self, request: &Request) -> Option<&'static str> {
-        let useless = !self.is_guided(request) && !request.negative_prompt.is_empty();
-        useless.then_some(match self.unet_config.guidance_channels {
-            Some(_) => "the negative prompt has no effect: this model was distilled without one",
-            None => "the negative prompt has no effect without guidance (scale 1)",
-        })
+    /// What a request asks for in vain.
+    pub(super) fn warnings(&self, request: &Request) -> Vec<&'static str> {
+        if self.is_guided(request) {
+            return Vec::new();
+        }
+        let distilled = self.unet_config.guidance_channels.is_some();
+        let negative = match distilled {
+            true => "the negative prompt has no effect: this model was distilled without one",
+            false => "the negative prompt has no effect without guidance (scale 1)",
+        };
+        let guidance = match distilled {
+            true => "the guidance range has no effect: this model guides itself in every step",
+            false => "the guidance range has no effect without guidance (scale 1)",
+        };
+        let ranged = request.guidance_range.is_some() || request.guidance_auto.is_some();
+        let vain = [(!request.negative_prompt.is_empty(), negative), (ranged, guidance)];
+        vain.into_iter().filter(|(is_asked, _)| *is_asked).map(|(_, warning)| warning).collect()
     }
 
     /// The request's text as this model reads it.
@@ -188,8 +198,17 @@ impl Model {
     }
 
     /// # Errors
-    /// When the request's pictures are not made of whole latents.
-    pub(super) fn check_size(&self, request: &Request) -> Result<()> {
+    /// When the request's pictures are not made of whole latents, or the UNet has no such skip to cache at.
+    pub(super) fn check(&self, request: &Request) -> Result<()> {
+        if let Some(cache) = &request.cache {
+            let skips = unet::describe(&self.unet_config).skips().len();
+            ensure!(
+                cache.branch < skips,
+                "cache branch {} is out of range: this model's unet has 0 to {}",
+                cache.branch,
+                skips - 1
+            );
+        }
         let factor = self.factor();
         for (width, height) in [(request.width, request.height), request.final_size()] {
             ensure!(

@@ -20,13 +20,15 @@ pub struct Defaults {
 pub struct Basis {
     /// Pixels: the model's own, or what suits the picture to start from.
     pub size: (usize, usize),
-    /// The request's own, or the model's.
+    /// The request's own, or its recipe's, or the model's.
     pub steps: usize,
     pub guidance_scale: f64,
-    /// The request's own, or the model's.
+    /// The request's own, or its recipe's, or the model's.
     pub sampler: Sampler,
-    /// The model's with its own sampler, else the sampler's.
+    /// The recipe's or the model's with its own sampler, else the sampler's.
     pub schedule: Schedule,
+    /// The recipe's with its own sampler, else the sampler's.
+    pub eta: f64,
     pub seed: u64,
     /// Whether only a part of the picture to start from is repainted.
     pub masked: bool,

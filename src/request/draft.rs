@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::defaults::{Basis, Defaults};
+use super::recipes::{Ingredients, Recipe};
 use super::second_pass;
 use super::size::sensible_size;
 use super::table::{Draft, FIELDS, Hires, Request};
@@ -13,9 +14,13 @@ impl Draft {
     /// Fills what is missing here from `below`.
     ///
     /// Schedule and eta belong to their sampler: naming another sampler drops those below, so that the
-    /// sampler's own defaults apply.
+    /// sampler's own defaults apply. So does naming another recipe with all that recipes set.
     #[must_use]
     pub fn over(self, mut below: Self) -> Self {
+        if self.fast.is_some() && self.fast != below.fast {
+            (below.sampler, below.schedule, below.eta) = (None, None, None);
+            (below.steps, below.guidance_scale) = (None, None);
+        }
         if self.sampler.is_some() && self.sampler != below.sampler {
             (below.schedule, below.eta) = (None, None);
         }
@@ -44,17 +49,28 @@ impl Draft {
         let basis = self.basis(model, size, seed);
         let request = self.complete(&basis)?;
         request.validate()?;
-        Ok(request)
+        Ok(request.without_idle_savings())
     }
 
     fn basis(&self, model: &Defaults, size: (usize, usize), seed: u64) -> Basis {
+        let recipe = self.fast.map(Recipe::ingredients);
+        let model =
+            recipe.map_or(*model, |Ingredients { sampler, schedule, steps, guidance_scale, .. }| Defaults {
+                sampler,
+                schedule,
+                steps,
+                guidance_scale,
+                ..*model
+            });
         let sampler = self.sampler.unwrap_or(model.sampler);
+        let is_own = sampler == model.sampler;
         Basis {
             size,
             steps: self.steps.unwrap_or(model.steps),
             guidance_scale: model.guidance_scale,
             sampler,
-            schedule: if sampler == model.sampler { model.schedule } else { sampler.default_schedule() },
+            schedule: if is_own { model.schedule } else { sampler.default_schedule() },
+            eta: recipe.filter(|_| is_own).map_or(sampler.default_eta(), |recipe| recipe.eta),
             seed,
             masked: self.mask.is_some(),
         }
@@ -208,6 +224,30 @@ mod tests {
         assert_eq!(message, "hires steps have no meaning without hires, the scale of the second pass");
         let message = refused(Draft { hires: Some(2.0), ..init() });
         assert!(message.starts_with("hires has no meaning with a picture"), "{message}");
+    }
+
+    #[test]
+    fn a_recipe_stands_between_what_is_said_and_the_model() {
+        let resolve = |draft: Draft| {
+            let fast = Draft { fast: Some(Recipe::Hyper8), ..draft };
+            fast.over(prompt()).resolve(&DEFAULTS, no_picture).unwrap()
+        };
+        let request = resolve(Draft::default());
+        assert_eq!((request.sampler, request.schedule), (Sampler::Ddim, Schedule::Trailing));
+        assert_eq!((request.steps, request.guidance_scale, request.eta), (8, 1.0, 0.0));
+        let request = resolve(Draft { steps: Some(5), guidance_scale: Some(1.5), ..Draft::default() });
+        assert_eq!((request.steps, request.guidance_scale), (5, 1.5));
+        let request = resolve(Draft { sampler: Some(Sampler::Tcd), ..Draft::default() });
+        assert_eq!((request.schedule, request.eta, request.steps), (Schedule::Leading, 0.3, 8));
+        // Over a picture's settings it is as if those that it sets were not there.
+        let picture = || Draft { sampler: Some(Sampler::Euler), steps: Some(30), ..prompt() };
+        let fast = Draft { fast: Some(Recipe::Hyper8), ..Draft::default() };
+        let request = fast.clone().over(picture()).resolve(&DEFAULTS, no_picture).unwrap();
+        assert_eq!((request.sampler, request.steps), (Sampler::Ddim, 8));
+        let same = fast.over(Draft { fast: Some(Recipe::Hyper8), ..picture() });
+        assert_eq!(same.resolve(&DEFAULTS, no_picture).unwrap().steps, 30);
+        let one = Draft { fast: Some(Recipe::Hyper1), ..prompt() };
+        assert_eq!(one.resolve(&DEFAULTS, no_picture).unwrap().eta, 1.0);
     }
 
     #[test]

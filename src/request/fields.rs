@@ -18,6 +18,8 @@ pub struct Row<Request, Draft> {
     pub several: bool,
     /// Its flag as help spells it, e.g. `-W, --width <PIXELS>`; empty where it is no flag.
     pub flag: &'static str,
+    /// What its flag stands for without a value; empty where it needs one.
+    pub alone: &'static str,
     /// Where help shows it.
     pub section: Section,
     pub help: &'static str,
@@ -50,6 +52,7 @@ pub enum Section {
     PictureIn,
     Noise,
     Sampling,
+    Saving,
     Model,
 }
 
@@ -60,6 +63,7 @@ impl Section {
             Self::Size | Self::SecondPass | Self::Noise => "Picture",
             Self::PictureIn => "Picture in",
             Self::Sampling => "Sampling",
+            Self::Saving => "Less work",
             Self::Model => "Model",
         }
     }
@@ -93,6 +97,7 @@ impl<Request, Draft> Row<Request, Draft> {
         form: Form::Text,
         several: false,
         flag: "",
+        alone: "",
         section: Section::Prompt,
         help: "",
         more: "",

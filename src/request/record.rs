@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::files::UsedFile;
 use super::names::Precision;
 use super::parameters::{Parameters, parse_parameters, print_parameters};
+use super::saving::Passes;
 use super::table::{Draft, Request};
 
 /// The text chunk that AUTOMATIC1111 and most viewers read.
@@ -34,6 +35,9 @@ pub struct Record<R> {
     /// Whether the picture was decoded part by part, which rounds differently.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tiled: bool,
+    /// What the UNet computed, where the request says to compute less than all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet: Option<Passes>,
     pub request: R,
 }
 
@@ -134,6 +138,7 @@ mod tests {
             device: "cpu".into(),
             files: Vec::new(),
             tiled: false,
+            unet: None,
             request: Request {
                 eta: 1.0 / 3.0,
                 rng: Rng::Philox,

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::files::Lora;
+use super::saving::{Reuse, StepRange};
 use crate::named_enum::Named;
 
 /// What is typed for a value, as far as a shell can help with it.
@@ -63,7 +64,7 @@ macro_rules! held_as_it_is {
     };
 }
 
-held_as_it_is!(() String, () usize, () u64, () f64, () PathBuf, (<T: Named>) T);
+held_as_it_is!(() String, () usize, () u64, () f64, () PathBuf, () Reuse, (<T: Named>) T);
 
 impl<T: Spelled> Held for Option<T> {
     type Given = T;
@@ -149,18 +150,24 @@ impl Spelled for PathBuf {
     }
 }
 
-impl Spelled for Lora {
-    const FORM: Form = Form::Path;
+macro_rules! spelled_as_text {
+    ($($type:ty: $form:expr),+) => {
+        $(impl Spelled for $type {
+            const FORM: Form = $form;
 
-    fn read_into(slot: &mut Option<Self>, text: &OsStr) -> Result<(), String> {
-        *slot = Some(utf8(text)?.parse().map_err(|error| format!("{error}"))?);
-        Ok(())
-    }
+            fn read_into(slot: &mut Option<Self>, text: &OsStr) -> Result<(), String> {
+                *slot = Some(utf8(text)?.parse().map_err(|error| format!("{error}"))?);
+                Ok(())
+            }
 
-    fn print(&self) -> String {
-        self.to_string()
-    }
+            fn print(&self) -> String {
+                self.to_string()
+            }
+        })+
+    };
 }
+
+spelled_as_text!(Lora: Form::Path, StepRange: Form::Text, Reuse: Form::Text);
 
 macro_rules! spelled_number {
     ($($number:ty: $expected:expr),+) => {

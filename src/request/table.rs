@@ -14,6 +14,8 @@ use super::fields::{Parameter, Row, Section, request_fields};
 use super::files::Lora;
 use super::limits::{self, MAX_STEPS};
 use super::names::{PromptSyntax, Resize};
+use super::recipes::Recipe;
+use super::saving::{DEFAULT_LIKENESS, Reuse, StepRange};
 use super::second_pass;
 use super::size::parse_size;
 use super::spelled::{Given, Held, Spelled};
@@ -95,6 +97,43 @@ request_fields! {
             info: "guidance",
         };
 
+        /// A few-step LoRA, and the settings that are its own where nothing else is said.
+        fast: Option<Recipe> = |_| None, {
+            flag: "--fast <RECIPE>",
+            section: Section::Saving,
+            help: "Draw in a few steps: a LoRA that has been pulled, with its sampler, schedule, steps and guidance",
+            more: "Each of them can be said otherwise. The LoRAs are for Stable Diffusion 1.5; `pochade models pull \
+                   lcm-lora` fetches that of the recipe lcm.",
+            info: "recipe",
+        };
+
+        /// The steps that are guided; the others take the prompt alone, in half the work (Kynkäänniemi et al. 2024).
+        guidance_range: Option<StepRange> = |_| None, {
+            limits: |request| request.guidance_range.iter().try_for_each(StepRange::validate),
+            flag: "--cfg-range <START..END>",
+            section: Section::Saving,
+            help: "Guide only the steps in this share of all, e.g. 0..0.5; the others take half the work",
+            more: "A step counts by its middle: of 20 steps 0..0.5 guides the first 10. Each pass of --hires is \
+                   counted by itself; 0..1 guides all.",
+            info: "guidance range",
+        };
+
+        /// How alike the outputs for both prompts are, as a cosine, when guidance ends (Castillo et al. 2023).
+        guidance_auto: Option<f64> = |_| None, {
+            limits: |request| match request.guidance_auto {
+                Some(likeness) => limits::share("guidance auto", likeness, "above 0, up to 1"),
+                None => Ok(()),
+            },
+            flag: "--cfg-auto <COSINE>",
+            alone: DEFAULT_LIKENESS,
+            section: Section::Saving,
+            help: "End guidance once the UNet's answers with and without the prompt point the same way [default: \
+                   0.991]",
+            more: "Adaptive Guidance: measured as the cosine between both answers; from the step after it exceeds \
+                   this, one pass is taken instead of two. 1 guides to the end.",
+            info: "guidance auto",
+        };
+
         /// The solver; in a `parameters` text the schedule may be part of its name.
         sampler: Sampler = |basis| basis.sampler, {
             flag: "--sampler <NAME>",
@@ -111,20 +150,20 @@ request_fields! {
             info: "schedule",
         };
 
-        /// Share of ancestral noise in DDIM: 0 is deterministic, 1 is DDPM-like.
-        eta: f64 = |_| 0.0, {
+        /// Share of fresh noise in DDIM and TCD: 0 is deterministic; with 1 they are DDPM and a consistency model's.
+        eta: f64 = |basis| basis.eta, {
             limits: |request| {
                 let (eta, sampler) = (request.eta, request.sampler);
                 limits::within("eta", eta, 0.0..=1.0)?;
                 ensure!(
                     eta == 0.0 || sampler.takes_eta(),
-                    "eta {eta} has no meaning for {sampler}: leave it out, or use the sampler ddim"
+                    "eta {eta} has no meaning for {sampler}: leave it out, or use the sampler ddim or tcd"
                 );
                 Ok(())
             },
             flag: "--eta <SHARE>",
             section: Section::Sampling,
-            help: "Share of fresh noise in each step of the sampler ddim, 0 to 1 [default: 0]",
+            help: "Share of fresh noise in each step of the samplers ddim and tcd, 0 to 1 [default: ddim 0, tcd 0.3]",
             seldom: true,
             parameter: Parameter { absent: Some("0"), left_out: true, ..Parameter::of("Eta DDIM") },
             info: "eta",
@@ -275,6 +314,36 @@ request_fields! {
                    the colors of the nearest edge; stretch ignores the shape.",
             tells_names: true,
             info: "resize",
+        };
+    }
+
+    /// A step cache (DeepCache, Ma et al. 2023): some steps compute the UNet's outer blocks alone and take what the
+    /// inner ones gave in an earlier step.
+    together cache: Cache, "has no meaning without cache" {
+        /// Which steps do so.
+        cache as reuse: Reuse, {
+            limits: |request| match &request.cache {
+                Some(cache) => cache.reuse.validate(),
+                None => Ok(()),
+            },
+            flag: "--cache <N|auto[=CHANGE]>",
+            section: Section::Saving,
+            help: "Compute the UNet whole in every Nth step and its outer blocks alone in the others; auto decides \
+                   by how much these changed [auto's default: 0.1]",
+            more: "The first and the last step are always whole. auto=CHANGE: a step is whole when the map that \
+                   goes into the inner blocks has changed by more than this share since the last whole one. 1 \
+                   computes every step whole.",
+            info: "cache",
+        };
+
+        /// The skip connection up to which a step is computed anew, counted from the outermost.
+        cache_branch as branch: usize = |_| 0, {
+            flag: "--cache-branch <N>",
+            section: Section::Saving,
+            help: "How deep the outer blocks of --cache reach: 0 is the outermost skip connection, up to 11 in \
+                   SD 1.5 [default: 0]",
+            seldom: true,
+            info: "cache branch",
         };
     }
 

@@ -23,14 +23,14 @@ pub use trajectory::Trajectory;
 
 /// Walks from `x`, which [`Trajectory::start`] or [`Trajectory::start_from`] made, to latents for the VAE.
 ///
-/// `eta` is DDIM's share of fresh noise; the others ignore it.
+/// `eta` is the share of fresh noise of those that [take one](Sampler::takes_eta); the others ignore it.
 ///
 /// # Errors
 /// Those of the model and of `on_step`.
 pub fn sample(sampler: Sampler, eta: f64, mut run: Run<'_>, x: Tensor) -> Result<Tensor> {
     let x = match sampler.facts().walk {
         Walk::Plain(walk) => walk(&mut run, x),
-        Walk::WithEta(walk) => walk(&mut run, x, eta),
+        Walk::WithEta(walk, _) => walk(&mut run, x, eta),
     }?;
     let end = run.sigma(run.trajectory.steps().end);
     Ok((x / end.hypot(1.0))?)

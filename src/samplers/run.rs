@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::trajectory::Trajectory;
 use crate::noise::NoiseSource;
-use crate::schedule::Prediction;
+use crate::schedule::{NoiseSchedule, Prediction};
 
 /// The network: latents `[1, channels, h, w]` scaled to variance 1 and a timestep in, its guided output of the same
 /// shape out.
@@ -42,7 +42,7 @@ impl Progress<'_> {
 /// What a sampler works with.
 pub struct Run<'a> {
     pub trajectory: &'a Trajectory,
-    pub prediction: Prediction,
+    pub noise_schedule: &'a NoiseSchedule,
     pub model: &'a mut Model<'a>,
     /// Continues after the draw of the initial noise.
     pub noise: &'a mut NoiseSource,
@@ -74,7 +74,7 @@ impl Run<'_> {
     pub(super) fn epsilon(&self, output: &Tensor, x: &Tensor, i: usize) -> Result<Tensor> {
         let sigma = self.sigma(i);
         let alpha = 1.0 / sigma.hypot(1.0);
-        Ok(match self.prediction {
+        Ok(match self.noise_schedule.prediction() {
             Prediction::Epsilon => output.clone(),
             Prediction::VPrediction => ((output * alpha)? + x * (sigma * alpha * alpha))?,
         })
@@ -84,7 +84,7 @@ impl Run<'_> {
     pub(super) fn clean(&self, output: &Tensor, x: &Tensor, i: usize) -> Result<Tensor> {
         let sigma = self.sigma(i);
         let alpha = 1.0 / sigma.hypot(1.0);
-        Ok(match self.prediction {
+        Ok(match self.noise_schedule.prediction() {
             Prediction::Epsilon => (x - output * sigma)?,
             Prediction::VPrediction => ((x * (alpha * alpha))? - output * (sigma * alpha))?,
         })

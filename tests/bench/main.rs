@@ -6,6 +6,7 @@ mod support;
 mod counts;
 mod fidelity;
 mod kernels;
+mod less_work;
 mod memory;
 mod peer;
 #[cfg(target_os = "linux")]

@@ -280,6 +280,7 @@ proptest! {
         prop_assert_eq!(serde_json::from_str::<Draft>(&text).unwrap(), Draft::from(request.clone()));
         let record = Record {
             tiled: false,
+            unet: None,
             version: "1".into(),
             model: "m".into(),
             components: [].into(),

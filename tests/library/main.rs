@@ -13,6 +13,7 @@ mod equalization;
 mod fidelity;
 mod formats;
 mod hostile;
+mod less_work;
 mod lora;
 mod noise;
 mod oracle;

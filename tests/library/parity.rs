@@ -119,7 +119,7 @@ fn request(meta: &serde_json::Value, name: &str) -> Request {
     }
 }
 
-/// All 18 sampler configurations of the references, through the whole pipeline.
+/// All 19 sampler configurations of the references, through the whole pipeline.
 #[test]
 fn pictures() {
     let meta = reference_settings();
@@ -128,7 +128,7 @@ fn pictures() {
     let model = open(&checkpoint, Precision::F32);
     let mut pipeline = pipeline(&model);
     let names: Vec<_> = meta["samplers"].as_object().unwrap().keys().collect();
-    assert_eq!(names.len(), 18);
+    assert_eq!(names.len(), 19);
     for name in names {
         let picture = generate(&mut pipeline, &request(&meta, name));
         let latents = &expected[&format!("{name}.final")];

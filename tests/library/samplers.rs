@@ -45,7 +45,7 @@ fn walk(
     let mut calls = 0;
     let run = Run {
         trajectory,
-        prediction: noise_schedule.prediction(),
+        noise_schedule,
         model: &mut |x, timestep| {
             calls += 1;
             network(x, timestep)
@@ -222,7 +222,7 @@ fn walk_to(
     let x = trajectory.start_from(clean, &noise.normal(&SHAPE, &Device::Cpu)?)?;
     let run = Run {
         trajectory,
-        prediction: Prediction::Epsilon,
+        noise_schedule: &noise_schedule,
         model: &mut |x, timestep| {
             let alpha = 1.0 / noise_schedule.sigma(timestep).hypot(1.0);
             Ok(((x - (clean * alpha)?)? / (1.0 - alpha * alpha).sqrt())?)

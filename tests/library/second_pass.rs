@@ -95,7 +95,7 @@ fn refined(checkpoint: &Checkpoint, request: &Request, first: &Tensor) -> Tensor
     };
     let run = Run {
         trajectory: &trajectory,
-        prediction: schedule.prediction(),
+        noise_schedule: &schedule,
         model: &mut model,
         noise: &mut noise,
         on_step: &mut |_| Ok(None),

@@ -208,6 +208,7 @@ fn info_reads_our_own_pictures() {
         device: "cpu".into(),
         files: Vec::new(),
         tiled: false,
+        unet: None,
         request: Request {
             negative_prompt: "猫".into(),
             rng: Rng::Philox,

@@ -397,6 +397,44 @@ fn one_file_of_the_program_can_connect() {
     assert_eq!(found, ["hub/transfer.rs"]);
 }
 
+#[test]
+fn a_part_is_pulled_by_its_name_and_found_by_its_recipe() {
+    let sandbox = Sandbox::new();
+    let model = data("small").display().to_string();
+    let settings = ["-m", &model, "a cat", "-s", "1", "--size", "64x64", "--precision", "f32", "--json"];
+    let draw = |args: &[&str]| sandbox.run(&[&settings[..], args].concat());
+    draw(&["--fast", "hyper-4"]).refused(3, &["needs the LoRA 'hyper-4-lora'", "models pull hyper-4-lora"]);
+    assert!(sandbox.files().is_empty());
+    let lora = fs::read(data("reference/lora_peft.safetensors")).unwrap();
+    let files = ["Hyper-SD15-4steps-lora.safetensors", "Hyper-SDXL-4steps-lora.safetensors", "LICENSE.md"];
+    let hub = Hub::with(files.map(|name| (name.to_owned(), lora.clone())).into());
+    hub.change(|state| state.repository = Some("ByteDance/Hyper-SD"));
+    let left = run(&sandbox, &hub, &["models", "pull", "hyper-4-lora"]);
+    assert!(left.done().trim().ends_with(files[0]), "{left:?}");
+    assert!(left.stderr.contains("licence: creativeml-openrail-m"), "{}", left.stderr);
+    assert!(!hub.log().iter().any(|request| request.path.contains("SDXL-4steps-lora.safetensors")));
+
+    let report = |left: Left| -> Value { serde_json::from_str(left.done()).unwrap() };
+    let fast = report(draw(&["--fast", "hyper-4", "-o", "fast.png"]));
+    assert_eq!((&fast["fast"], &fast["sampler"]), (&"hyper-4".into(), &"ddim".into()));
+    assert_eq!((&fast["schedule"], &fast["steps"]), (&"trailing".into(), &4.into()));
+    assert_eq!((&fast["guidance_scale"], &fast["unet"]["whole"]), (&1.0.into(), &4.into()));
+    let info = sandbox.run(&["info", "fast.png"]);
+    assert!(info.done().contains("hyper-4") && info.done().contains(files[0]), "{info:?}");
+    // Each setting can be said otherwise, and the picture repeats itself.
+    let other = report(draw(&["--fast", "hyper-4", "--steps", "2", "-o", "other.png"]));
+    assert_eq!((&other["steps"], &other["schedule"]), (&2.into(), &"trailing".into()));
+    sandbox.run(&["--from", "fast.png", "-m", &model, "-o", "again.png", "-q"]).done();
+    assert_eq!(fs::read(sandbox.join("again.png")).unwrap(), fs::read(sandbox.join("fast.png")).unwrap());
+    // A list has it too.
+    sandbox.write("list.jsonl", br#"{"prompt": "a cat", "seed": 1, "size": "64x64", "fast": "hyper-4"}"#);
+    let batch = ["batch", "list.jsonl", "-m", &model, "--precision", "f32", "-o", "listed.png", "-q"];
+    sandbox.run(&batch).done();
+    assert_eq!(fs::read(sandbox.join("listed.png")).unwrap(), fs::read(sandbox.join("fast.png")).unwrap());
+    sandbox.write("list.jsonl", br#"{"prompt": "a cat", "seed": 1, "fast": "hyper-8"}"#);
+    sandbox.run(&batch).refused(2, &["line 1", "hyper-8-lora"]);
+}
+
 /// Plants something where the UNet is to be fetched to, pulls, and looks at what became of `victim`.
 #[cfg(unix)]
 fn planted(plant: impl Fn(&Sandbox, &Path)) {

@@ -18,3 +18,4 @@ mod kernels;
 #[cfg(target_os = "linux")]
 mod limits;
 mod overwriting;
+mod sweep;

@@ -14,6 +14,7 @@ use super::batch::args::{BATCH_NOTES, BatchArgs, VERIFY_NOTES, VerifyArgs};
 use super::exit::Exit;
 use super::model_args::{ConvertArgs, PartArgs, QuantizeArgs};
 use super::models::args::ModelsArgs;
+use super::sweep::args::{SWEEP_NOTES, SweepArgs};
 use crate::request::{self, PromptSyntax};
 pub use compute::{ComputeArgs, DeviceChoice, PrecisionChoice};
 pub use generate::GenerateArgs;
@@ -75,6 +76,9 @@ pub enum Command {
     /// Draw every picture of a list and compare it with the stored one
     #[command(after_help = VERIFY_NOTES)]
     Verify(Box<VerifyArgs>),
+    /// Draw a list with every combination of some settings, side by side
+    #[command(after_help = SWEEP_NOTES)]
+    Sweep(Box<SweepArgs>),
     /// Show the tokens, weights and chunks of a prompt
     Tokens(TokensArgs),
     /// Show how a picture was made, or what a model is made of

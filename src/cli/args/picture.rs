@@ -40,6 +40,10 @@ fn arg(field: &'static Field, long: &'static str) -> Arg {
         .allow_negative_numbers(field.form == Form::Number)
         .value_parser(parser(field))
         .conflicts_with_all(field.covers.iter().filter(|key| **key != field.key));
+    let arg = match field.alone {
+        "" => arg,
+        alone => arg.num_args(0..=1).require_equals(true).default_missing_value(alone),
+    };
     let arg = match field.form {
         Form::Path if field.value_name() == Some("DIR") => arg.value_hint(ValueHint::DirPath),
         Form::Path => arg.value_hint(ValueHint::FilePath),

@@ -37,6 +37,13 @@ pub struct ListArgs {
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub list: PathBuf,
 
+    /// Expand {red|blue} and @words.txt in prompts: an item for each choice, or line of the file
+    ///
+    /// Several in one prompt give every combination. Files of words are looked for beside the list; blank lines and
+    /// lines that begin with # are left out. A backslash takes {, |, } and @ literally.
+    #[arg(long, help_heading = "Prompt")]
+    pub expand: bool,
+
     #[command(flatten)]
     pub picture: PictureArgs,
 

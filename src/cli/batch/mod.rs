@@ -4,7 +4,7 @@ pub mod args;
 pub mod existing;
 pub mod place;
 pub mod plan;
-mod results;
+pub mod results;
 mod resume;
 mod run;
 mod shard;
@@ -42,7 +42,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     let shard = args.shard.unwrap_or(Shard::WHOLE);
     let place = Place::new(&args.out_dir, &args.list.output, args.allow_absolute);
     let place = place.context("--output").or_exit(Exit::Usage)?;
-    let mut source = Source::open(&args.list.list)?;
+    let mut source = Source::open(&args.list.list)?.expanding(args.list.expand, &args.list.list);
     let session = Session::open(&args.list.compute, None, &printer)?;
     session.announce(&printer, None);
     let mut pipeline = session.pipeline(Residency::Kept);

@@ -9,6 +9,7 @@ use super::args::ListArgs;
 use super::place::Place;
 use super::shard::Shard;
 use crate::cli::exit::Failure;
+use crate::cli::fast;
 use crate::cli::session::Session;
 use crate::cli::slug::slug;
 use crate::cli::template::Values;
@@ -71,6 +72,7 @@ impl<'a> Planner<'a> {
             let seed = self.base_seed.checked_add(index);
             draft.seed = Some(seed.ok_or("its seed, --seed and its index together, is too large")?);
         }
+        let draft = fast::with_lora(draft).map_err(|failure| format!("{:#}", failure.error))?;
         let request = draft.resolve(&self.defaults, |path| self.pictures.size(path));
         let request = request.map_err(|error| format!("{error:#}"))?;
         let values = Values {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use crate::request::Passes;
+
 /// How an item ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,6 +31,9 @@ pub struct Outcome<'a> {
     pub path: String,
     pub seed: u64,
     pub seconds: f64,
+    /// What the UNet computed, of what was drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unet: Option<Passes>,
     pub error: Option<String>,
 }
 

@@ -18,6 +18,7 @@ use crate::cli::session::{Session, ends_every_run, exit_code};
 use crate::cli::signals::Signals;
 use crate::files;
 use crate::pipeline::{DrawError, Pipeline};
+use crate::request::Passes;
 
 /// Prompts encoded at a time: the text encoder's loading is shared by so many, and so many embeddings (a quarter
 /// of a megabyte each for SD 1.5) are in memory.
@@ -119,7 +120,7 @@ impl Run<'_> {
                 });
             if kept {
                 tally.kept += 1;
-                if let Err(end) = self.record(item, Status::Kept, Duration::ZERO, None) {
+                if let Err(end) = self.record(item, Status::Kept, Duration::ZERO, Ok(None)) {
                     return Some(end);
                 }
             } else {
@@ -148,7 +149,7 @@ impl Run<'_> {
         let drawn = self.draw(item, signals);
         let took = started.elapsed();
         let status = match &drawn {
-            Ok(status) => *status,
+            Ok((status, _)) => *status,
             Err(DrawError::Interrupted) => {
                 return Some(End::Signal(signals.received().unwrap_or(Exit::Interrupted)));
             }
@@ -159,8 +160,8 @@ impl Run<'_> {
             Status::Kept => &mut tally.kept,
             Status::Failed => &mut tally.failed,
         } += 1;
-        let message = drawn.as_ref().err().map(ToString::to_string);
-        if let Err(end) = self.record(item, status, took, message) {
+        let made = drawn.as_ref().map(|(_, passes)| Some(*passes)).map_err(ToString::to_string);
+        if let Err(end) = self.record(item, status, took, made) {
             return Some(end);
         }
         let Err(error) = drawn else {
@@ -178,7 +179,7 @@ impl Run<'_> {
     }
 
     /// Draws and writes one picture, unless another process was faster with the same one.
-    fn draw(&mut self, item: &Planned, signals: &Signals) -> Result<Status, DrawError> {
+    fn draw(&mut self, item: &Planned, signals: &Signals) -> Result<(Status, Passes), DrawError> {
         let prefix = format!("{}/{} ", item.index + 1, self.plan.items);
         let mut progress = Progress::new(signals, self.printer, prefix).patient();
         let drawn = self.session.draw(&mut self.pipeline, &item.request, &mut progress)?;
@@ -188,14 +189,14 @@ impl Run<'_> {
         let bytes = drawn.png()?;
         if self.args.force {
             files::save(&bytes, &item.path, true)?;
-            return Ok(Status::Drawn);
+            return Ok((Status::Drawn, drawn.passes));
         }
         if files::save_new(&bytes, &item.path)? {
-            return Ok(Status::Drawn);
+            return Ok((Status::Drawn, drawn.passes));
         }
         let provenance = &self.session.provenance;
         match existing::look(&item.path, &item.request, &drawn.record.files, provenance) {
-            Existing::Same => Ok(Status::Kept),
+            Existing::Same => Ok((Status::Kept, drawn.passes)),
             _ => Err(DrawError::Failed(anyhow!(
                 "can't write {}: another file has come there meanwhile",
                 item.path.display()
@@ -209,8 +210,12 @@ impl Run<'_> {
         item: &Planned,
         status: Status,
         took: Duration,
-        error: Option<String>,
+        made: Result<Option<Passes>, String>,
     ) -> Result<(), End> {
+        let (unet, error) = match made {
+            Ok(passes) => (passes, None),
+            Err(message) => (None, Some(message)),
+        };
         let outcome = Outcome {
             index: item.index + 1,
             line: item.line,
@@ -219,6 +224,7 @@ impl Run<'_> {
             path: shown(&item.path),
             seed: item.request.seed,
             seconds: took.as_secs_f64(),
+            unet,
             error,
         };
         let told = outcome.json().and_then(|json| {

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use crate::hub::ALIASES;
+use crate::hub::{ALIASES, PARTS};
 
 #[derive(Debug, Args)]
 pub struct ModelsArgs {
@@ -30,7 +30,13 @@ pub enum ModelsCommand {
 fn aliases() -> String {
     let line =
         |alias: &crate::hub::Alias| format!("\n  {:<12} {} ({})", alias.name, alias.repository, alias.about);
-    format!("Aliases:{}", ALIASES.iter().map(line).collect::<String>())
+    let part =
+        |part: &crate::hub::Part| format!("\n  {:<16} {} ({})", part.name, part.repository, part.about);
+    format!(
+        "Aliases:{}\n\nFiles to use beside a model:{}",
+        ALIASES.iter().map(line).collect::<String>(),
+        PARTS.iter().map(part).collect::<String>()
+    )
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,9 @@ use crate::quantize::Policy;
 /// # Errors
 /// When the model can't be fetched, is none, or the disk fails.
 pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
-    let mut id = super::id(&args.model)?;
+    let part = hub::part(&args.model);
+    let file = args.file.as_deref().or(part.map(|part| part.file));
+    let mut id = part.map_or_else(|| super::id(&args.model), |part| Ok(part.id()))?;
     if let Some(revision) = &args.revision {
         id = id.at(revision).ok_or_else(|| Failure::usage(format!("'{revision}' is no revision")))?;
     }
@@ -31,8 +33,9 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     let verbosity = if args.quiet { Verbosity::Quiet } else { Verbosity::Normal };
     let printer = Printer::new(verbosity, true);
     backend::start_threads(args.threads, &printer)?;
-    let pulled = fetch(args, &id, printer)?;
-    let pulled = if args.no_quantize { pulled } else { quantize(pulled, printer, &signals)? };
+    let pulled = fetch(file, &id, printer)?;
+    let pulled =
+        if args.no_quantize || part.is_some() { pulled } else { quantize(pulled, printer, &signals)? };
     if args.json {
         let json = json!({
             "id": pulled.id.repository(),
@@ -52,12 +55,12 @@ pub fn run(args: &PullArgs) -> Result<Exit, Failure> {
     Ok(signals.received().unwrap_or(Exit::Done))
 }
 
-fn fetch(args: &PullArgs, id: &ModelId, printer: Printer) -> Result<Pulled, Failure> {
+fn fetch(file: Option<&str>, id: &ModelId, printer: Printer) -> Result<Pulled, Failure> {
     let client = match Client::from_environment() {
         Ok(client) => client,
         // What is in the cache can be used without a connection.
         Err(error) if error.kind == hub::ErrorKind::Offline => {
-            return match found(args, id)? {
+            return match found(file, id)? {
                 Some(pulled) => Ok(pulled),
                 None => Err(Failure::from(error).hint(format!("{id} is not in the cache"))),
             };
@@ -66,16 +69,16 @@ fn fetch(args: &PullArgs, id: &ModelId, printer: Printer) -> Result<Pulled, Fail
     };
     let cache = Cache::from_environment()?;
     let mut watcher = Fetching::new(id, printer, true);
-    hub::pull(&cache, &client, id, args.file.as_deref(), &mut watcher)?;
-    found(args, id)?.ok_or_else(|| {
+    hub::pull(&cache, &client, id, file, &mut watcher)?;
+    found(file, id)?.ok_or_else(|| {
         Failure::new(Exit::Model, format!("{id} was fetched, but what it holds is no model"))
             .hint(format!("look into {}", cache.repository(id).folder().display()))
     })
 }
 
 /// The model, or the one of its files that was asked for.
-fn found(args: &PullArgs, id: &ModelId) -> Result<Option<Pulled>, Failure> {
-    let Some(file) = &args.file else { return Ok(hub::find(id)?) };
+fn found(file: Option<&str>, id: &ModelId) -> Result<Option<Pulled>, Failure> {
+    let Some(file) = file else { return Ok(hub::find(id)?) };
     Ok(hub::find_file(id, file)?)
 }
 

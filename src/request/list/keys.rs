@@ -55,6 +55,9 @@ impl Keys {
             }
             self.covered.push(covered);
         }
+        if value == Value::Bool(true) && !field.alone.is_empty() {
+            return (field.set)(&mut self.draft, field.alone.as_ref());
+        }
         (field.put)(&mut self.draft, value).map_err(|error| format!("key '{key}': {}", plain(&error)))
     }
 }

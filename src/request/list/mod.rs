@@ -1,5 +1,6 @@
 //! Lists of requests, one a line: JSONL whose keys are the long flags, or a prompt per line.
 
+pub mod expand;
 mod keys;
 
 use std::fmt;

@@ -6,6 +6,7 @@ mod heun;
 mod lcm;
 mod lms;
 mod plms;
+mod tcd;
 mod unipc;
 
 use anyhow::Result;
@@ -44,8 +45,8 @@ pub(in crate::samplers) enum End {
 #[derive(Clone, Copy)]
 pub(in crate::samplers) enum Walk {
     Plain(fn(&mut Run<'_>, Tensor) -> Result<Tensor>),
-    /// One that takes DDIM's eta: its share of fresh noise.
-    WithEta(fn(&mut Run<'_>, Tensor, f64) -> Result<Tensor>),
+    /// One that takes an eta, its share of fresh noise, and the one it has by default.
+    WithEta(fn(&mut Run<'_>, Tensor, f64) -> Result<Tensor>, f64),
 }
 
 /// Declares the enum and its facts, so that a sampler without one of them does not compile.
@@ -72,7 +73,7 @@ samplers! {
         convention: Convention::Ddim,
         end: End::Timestep0,
         calls: |steps| steps,
-        walk: Walk::WithEta(euler::ancestral),
+        walk: Walk::WithEta(euler::ancestral, 0.0),
     }
     Ddpm = "ddpm" {
         automatic1111: "DDPM",
@@ -173,6 +174,15 @@ samplers! {
         calls: |steps| steps,
         walk: Walk::Plain(lcm::lcm),
     }
+    Tcd = "tcd" {
+        automatic1111: "TCD",
+        automatic1111_schedule: Schedule::Linspace,
+        schedule: Schedule::Leading,
+        convention: Convention::Lcm,
+        end: End::Timestep0,
+        calls: |steps| steps,
+        walk: Walk::WithEta(tcd::tcd, 0.3),
+    }
 }
 
 impl Sampler {
@@ -191,9 +201,17 @@ impl Sampler {
         self.facts().schedule
     }
 
-    /// Whether DDIM's eta means something to it.
+    /// Whether an eta means something to it.
     pub fn takes_eta(self) -> bool {
-        matches!(self.facts().walk, Walk::WithEta(_))
+        matches!(self.facts().walk, Walk::WithEta(..))
+    }
+
+    /// Its share of fresh noise unless told otherwise.
+    pub fn default_eta(self) -> f64 {
+        match self.facts().walk {
+            Walk::WithEta(_, eta) => eta,
+            Walk::Plain(_) => 0.0,
+        }
     }
 
     /// How often `steps` steps call the network.

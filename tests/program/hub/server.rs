@@ -20,6 +20,8 @@ pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The names in `siblings` if not those of `files`.
     pub listed: Option<Vec<String>>,
+    /// Its id, if not [`ID`].
+    pub repository: Option<&'static str>,
     /// Leaves sizes and hashes out of the API's answer, as some mirrors do.
     pub terse: bool,
     /// Answers to the next requests in place of the right ones: status and further headers.
@@ -158,7 +160,8 @@ fn answer(host: &'static str, stream: &TcpStream, state: &Mutex<State>, cdn: &st
         return send(stream, 401, "X-Error-Code: GatedRepo\r\n", b"", None);
     }
     let path = request.path.clone();
-    if let Some(rest) = path.strip_prefix(&format!("/api/models/{ID}/revision/")) {
+    let id = state.repository.unwrap_or(ID);
+    if let Some(rest) = path.strip_prefix(&format!("/api/models/{id}/revision/")) {
         if rest != "main?blobs=true"
             && rest != format!("{COMMIT}?blobs=true")
             && rest != "refs%2Fpr%2F1?blobs=true"
@@ -167,12 +170,12 @@ fn answer(host: &'static str, stream: &TcpStream, state: &Mutex<State>, cdn: &st
         }
         let names = state.listed.clone().unwrap_or_else(|| state.files.keys().cloned().collect());
         let siblings: Vec<Value> = names.iter().map(|name| sibling(name, &state)).collect();
-        let info = json!({"id": ID, "sha": COMMIT, "siblings": siblings, "gated": false,
+        let info = json!({"id": id, "sha": COMMIT, "siblings": siblings, "gated": false,
             "tags": ["diffusers", "license:mit"], "cardData": {"license": state.licence.unwrap_or("creativeml-openrail-m")}});
         return send(stream, 200, "", info.to_string().as_bytes(), None);
     }
     let name = match host {
-        "hub" => path.strip_prefix(&format!("/{ID}/resolve/{COMMIT}/")).or(path.strip_prefix("/moved/")),
+        "hub" => path.strip_prefix(&format!("/{id}/resolve/{COMMIT}/")).or(path.strip_prefix("/moved/")),
         _ => path.strip_prefix("/content/"),
     };
     let Some((name, bytes)) = name.and_then(|name| Some((name.to_owned(), state.files.get(name)?.clone())))

@@ -1,0 +1,102 @@
+//! Recipes for few-step drawing: the LoRA and the settings that its authors draw with, under one name.
+
+use crate::named_enum::named_enum;
+use crate::samplers::{Sampler, Schedule};
+
+/// What a recipe sets where nothing else is said.
+#[derive(Debug, Clone, Copy)]
+pub struct Ingredients {
+    /// Its alias for `models pull`.
+    pub lora: &'static str,
+    /// The name of its file.
+    pub file: &'static str,
+    pub sampler: Sampler,
+    pub schedule: Schedule,
+    pub steps: usize,
+    pub guidance_scale: f64,
+    pub eta: f64,
+}
+
+/// Declares the enum and what its recipes are made of, so that one without an ingredient does not compile.
+macro_rules! recipes {
+    ($($recipe:ident = $name:literal { $($ingredient:ident: $value:expr,)+ })+) => {
+        named_enum!(
+            /// A few-step LoRA with its settings.
+            Recipe, "recipe", { $($recipe = $name,)+ }
+        );
+
+        impl Recipe {
+            /// What it sets.
+            pub fn ingredients(self) -> Ingredients {
+                match self { $(Self::$recipe => Ingredients { $($ingredient: $value,)+ },)+ }
+            }
+        }
+    };
+}
+
+// Steps, guidance and schedules are those of the LoRAs' model cards.
+recipes! {
+    Lcm = "lcm" {
+        lora: "lcm-lora",
+        file: "pytorch_lora_weights.safetensors",
+        sampler: Sampler::Lcm,
+        schedule: Schedule::Leading,
+        steps: 4,
+        guidance_scale: 1.0,
+        eta: 0.0,
+    }
+    Tcd = "tcd" {
+        lora: "tcd-lora",
+        file: "pytorch_lora_weights.safetensors",
+        sampler: Sampler::Tcd,
+        schedule: Schedule::Leading,
+        steps: 4,
+        guidance_scale: 1.0,
+        eta: 0.3,
+    }
+    Hyper1 = "hyper-1" {
+        lora: "hyper-1-lora",
+        file: "Hyper-SD15-1step-lora.safetensors",
+        sampler: Sampler::Tcd,
+        schedule: Schedule::Leading,
+        steps: 1,
+        guidance_scale: 1.0,
+        eta: 1.0,
+    }
+    Hyper2 = "hyper-2" {
+        lora: "hyper-2-lora",
+        file: "Hyper-SD15-2steps-lora.safetensors",
+        sampler: Sampler::Ddim,
+        schedule: Schedule::Trailing,
+        steps: 2,
+        guidance_scale: 1.0,
+        eta: 0.0,
+    }
+    Hyper4 = "hyper-4" {
+        lora: "hyper-4-lora",
+        file: "Hyper-SD15-4steps-lora.safetensors",
+        sampler: Sampler::Ddim,
+        schedule: Schedule::Trailing,
+        steps: 4,
+        guidance_scale: 1.0,
+        eta: 0.0,
+    }
+    Hyper8 = "hyper-8" {
+        lora: "hyper-8-lora",
+        file: "Hyper-SD15-8steps-lora.safetensors",
+        sampler: Sampler::Ddim,
+        schedule: Schedule::Trailing,
+        steps: 8,
+        guidance_scale: 1.0,
+        eta: 0.0,
+    }
+    Hyper8Cfg = "hyper-8-cfg" {
+        lora: "hyper-8-cfg-lora",
+        file: "Hyper-SD15-8steps-CFG-lora.safetensors",
+        sampler: Sampler::Ddim,
+        schedule: Schedule::Trailing,
+        steps: 8,
+        guidance_scale: 5.0,
+        eta: 0.0,
+    }
+}
