@@ -190,6 +190,13 @@ struct Made {
     error: Option<String>,
 }
 
+/// What an earlier run measured of a picture.
+#[derive(Clone, Copy, Default)]
+struct Measured {
+    seconds: Option<f64>,
+    unet: Option<Passes>,
+}
+
 /// The figures of finished pictures, kept for a run that goes on; made with the first of them.
 struct Log {
     path: PathBuf,
@@ -214,7 +221,7 @@ struct Drawing<'a> {
     pipeline: Pipeline<'a>,
     log: Log,
     /// What earlier runs measured, by path.
-    known: HashMap<String, (Option<f64>, Option<Passes>)>,
+    known: HashMap<String, Measured>,
 }
 
 impl Drawing<'_> {
@@ -228,7 +235,7 @@ impl Drawing<'_> {
         let path = shown(&planned.path);
         if is_there {
             let picture = self.session.pictures.rgb(&planned.path)?;
-            let (seconds, unet) = self.known.get(&path).copied().unwrap_or_default();
+            let Measured { seconds, unet } = self.known.get(&path).copied().unwrap_or_default();
             return Ok(Made { picture: Some(picture), seconds, unet, error: None });
         }
         let prefix = format!("{}/{total} ", number + 1);
@@ -270,7 +277,7 @@ fn interrupted(printer: Printer, done: usize, total: usize, signal: Exit) -> Exi
 }
 
 /// What earlier runs wrote of their pictures.
-fn known(path: &Path) -> Result<HashMap<String, (Option<f64>, Option<Passes>)>> {
+fn known(path: &Path) -> Result<HashMap<String, Measured>> {
     if !path.exists() {
         return Ok(HashMap::new());
     }
@@ -279,7 +286,8 @@ fn known(path: &Path) -> Result<HashMap<String, (Option<f64>, Option<Passes>)>> 
     Ok(values
         .filter_map(|value| {
             let unet = serde_json::from_value(value["unet"].clone()).ok();
-            Some((value["path"].as_str()?.to_owned(), (value["seconds"].as_f64(), unet)))
+            let measured = Measured { seconds: value["seconds"].as_f64(), unet };
+            Some((value["path"].as_str()?.to_owned(), measured))
         })
         .collect())
 }
