@@ -32,6 +32,8 @@ pub struct Options {
     pub steps: usize,
     /// Pictures.
     pub repeats: usize,
+    /// Whether weights stay in their file.
+    pub streamed: bool,
     /// What opening the checkpoint took, which is part of loading it.
     pub opening: Duration,
 }
@@ -81,7 +83,11 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
     let model = Model::open(checkpoint, &Numerics::new(Device::Cpu, options.precision));
     let model = model.map_err(DrawError::UnusableModel)?;
     let checkpoint = model.checkpoint();
-    let residency = if options.repeats == 1 { Residency::OneByOne } else { Residency::Kept };
+    let residency = match options.repeats {
+        _ if options.streamed => Residency::Streamed,
+        1 => Residency::OneByOne,
+        _ => Residency::Kept,
+    };
     let mut pipeline = Pipeline::new(&model, residency);
     let mut loading = start.elapsed().as_secs_f64();
     let mut watch = Watch::start();

@@ -39,6 +39,14 @@ impl Storage {
         }
     }
 
+    fn read_ahead(&self, range: &Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let (Self::File(file), Some(len)) = (self, std::num::NonZero::new(range.len() as u64)) {
+            // Advice: whoever needs the bytes hears what is wrong.
+            let _ = rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::WillNeed);
+        }
+    }
+
     /// The same with a buffer of at least as many bytes to read into.
     fn read_into<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> IoResult<&'a [u8]> {
         match self {
@@ -160,6 +168,11 @@ impl<'a> TensorView<'a> {
     /// When the file can't be read any more.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
         self.file.storage.read(self.range.clone()).context(UNREADABLE)
+    }
+
+    /// Has the system read the tensor from disk in the meantime, where it can: its bytes are asked for soon.
+    pub fn read_ahead(&self) {
+        self.file.storage.read_ahead(&self.range);
     }
 
     pub fn len(&self) -> usize {

@@ -128,6 +128,13 @@ impl TensorSet {
             .with_context(|| format!("tensor '{name}' is missing"))
     }
 
+    /// Has the system read the tensor called `name` from disk in the meantime, where it can.
+    pub fn read_ahead(&self, name: &str) {
+        if let Ok(view) = self.view(name) {
+            view.read_ahead();
+        }
+    }
+
     /// The names of all tensors but the scales and columns' factors of int8 ones.
     pub fn parameters(&self) -> impl Iterator<Item = &str> + Clone {
         self.index.keys().map(String::as_str).filter(|name| !self.is_part(name))

@@ -6,13 +6,14 @@ use candle_core::Device;
 
 use super::args::{BenchArgs, Geometry};
 use super::exit::{Exit, Failure, OrExit};
-use super::memory_guard::Guard;
+use super::memory_guard::{Fit, Guard};
 use super::model::Choice;
 use super::printer::{Printer, Verbosity};
 use super::session::exit_code;
 use super::{backend, printer};
 use crate::bench::{self, Operation, Options, Part, Report};
 use crate::checkpoint::Checkpoint;
+use crate::memory;
 use crate::picture_in::PictureBytes;
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{Model, Numerics};
@@ -32,9 +33,13 @@ pub fn run(args: &BenchArgs) -> Result<Exit, Failure> {
     let defaults = checkpoint.defaults();
     let (width, height) = args.size.unwrap_or((defaults.width, defaults.height));
     let (steps, repeats) = (usize::from(args.steps), usize::from(args.repeats));
-    let options = Options { precision, width, height, steps, repeats, opening };
+    let options = Options { precision, width, height, steps, repeats, opening, streamed: false };
     options.validate().or_exit(Exit::Usage)?;
-    check_memory(&checkpoint, &options, args.ignore_memory, printer)?;
+    if let Some(bytes) = args.memory {
+        memory::limit(bytes);
+    }
+    let streamed = check_memory(&checkpoint, &options, args.ignore_memory, printer)? == Fit::Streamed;
+    let options = Options { streamed, ..options };
 
     let report = bench::run(checkpoint, &options, &mut |what| printer.status(what));
     let report = report.map_err(|error| {
@@ -51,10 +56,10 @@ fn check_memory(
     options: &Options,
     ignore: bool,
     printer: Printer,
-) -> Result<(), Failure> {
+) -> Result<Fit, Failure> {
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(options.precision)).or_exit(Exit::Model)?;
     let series = if options.repeats == 1 { Series::One } else { Series::Prompts };
-    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, printer };
+    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, streams: true, printer };
     guard.check(&options.request(0), series, None)
 }
 

@@ -59,7 +59,7 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     }
     let mut largest = Largest::new(&session);
     largest.add(&request, None);
-    largest.check(series, &args.compute, printer)?;
+    largest.check(&mut pipeline, series, &args.compute, printer)?;
     signals.exit_at_once(false);
     let Provenance { precision, kernel, device, .. } = &session.provenance;
     printer.detail(&format!(

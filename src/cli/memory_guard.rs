@@ -6,9 +6,9 @@ use super::printer::Printer;
 use super::session::Session;
 use crate::memory;
 use crate::picture_in::PictureBytes;
-use crate::pipeline::Model;
 use crate::pipeline::footprint::{Footprint, Series};
 use crate::pipeline::tiling::Tile;
+use crate::pipeline::{Model, Pipeline, Residency};
 use crate::request::{Precision, Request};
 
 /// A peak above this share of what is available is worth a warning.
@@ -41,16 +41,34 @@ impl<'a> Largest<'a> {
         self.footprint = Some(footprint);
     }
 
-    /// As [`Guard::check`].
+    /// As [`Guard::check`]; has `pipeline` stream what else would not fit.
     ///
     /// # Errors
     /// When it can't fit, unless the flags say to try.
-    pub fn check(&self, series: Series, args: &ComputeArgs, printer: Printer) -> Result<(), Failure> {
+    pub fn check(
+        &self,
+        pipeline: &mut Pipeline<'_>,
+        series: Series,
+        args: &ComputeArgs,
+        printer: Printer,
+    ) -> Result<(), Failure> {
         let Some((request, line)) = &self.picture else { return Ok(()) };
         let Session { model, pictures, .. } = self.session;
-        let guard = Guard { model, pictures: pictures.bytes(), ignore: args.ignore_memory, printer };
-        guard.check(request, series, *line)
+        let guard =
+            Guard { model, pictures: pictures.bytes(), ignore: args.ignore_memory, streams: true, printer };
+        if guard.check(request, series, *line)? == Fit::Streamed {
+            pipeline.set_residency(Residency::Streamed);
+        }
+        Ok(())
     }
+}
+
+/// How a run's largest picture fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    Loaded,
+    /// If text encoder and UNet are read layer by layer.
+    Streamed,
 }
 
 /// What a run computes with, and what becomes of a picture that is too large for it.
@@ -59,6 +77,8 @@ pub struct Guard<'a> {
     pub pictures: PictureBytes,
     /// Whether to try all the same.
     pub ignore: bool,
+    /// Whether weights can stay in their file.
+    pub streams: bool,
     pub printer: Printer,
 }
 
@@ -68,27 +88,30 @@ impl Guard<'_> {
     ///
     /// # Errors
     /// When it can't fit, unless it is to be tried.
-    pub fn check(&self, request: &Request, series: Series, line: Option<u64>) -> Result<(), Failure> {
-        let Self { model, pictures, ignore, printer } = *self;
+    pub fn check(&self, request: &Request, series: Series, line: Option<u64>) -> Result<Fit, Failure> {
+        let Self { model, pictures, ignore, streams, printer } = *self;
         let in_precision = |precision| Some(model.footprint_in(precision)?.with_pictures(pictures));
-        let (Some(footprint), Some(available)) = (in_precision(model.precision()), memory::available())
-        else {
-            return Ok(());
+        let (Some(footprint), Some(available)) = (in_precision(model.precision()), memory::allowed()) else {
+            return Ok(Fit::Loaded);
         };
         let int8 = match model.precision() {
             Precision::F32 => in_precision(Precision::Int8),
             _ => None,
         };
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
-        match judge(&footprint, int8.as_ref(), request, series, available) {
-            Verdict::Fits => Ok(()),
+        match judge(&footprint, int8.as_ref(), request, series, streams, available) {
+            Verdict::Fits => Ok(Fit::Loaded),
             Verdict::Close(message) => {
                 printer.note(&format!("{place}{message}"));
-                Ok(())
+                Ok(Fit::Loaded)
+            }
+            Verdict::FitsStreamed(message) => {
+                printer.note(&format!("{place}{message}"));
+                Ok(Fit::Streamed)
             }
             Verdict::TooLarge(message, _) if ignore => {
                 printer.note(&format!("{place}{message}: trying all the same"));
-                Ok(())
+                Ok(Fit::Loaded)
             }
             Verdict::TooLarge(message, hint) => {
                 Err(Failure::new(Exit::PictureFailed, format!("{place}{message}")).hint(hint))
@@ -101,6 +124,7 @@ impl Guard<'_> {
 enum Verdict {
     Fits,
     Close(String),
+    FitsStreamed(String),
     /// And what would fit.
     TooLarge(String, String),
 }
@@ -110,6 +134,7 @@ fn judge(
     int8: Option<&Footprint>,
     request: &Request,
     series: Series,
+    streams: bool,
     available: u64,
 ) -> Verdict {
     let peak = footprint.peak(request, series);
@@ -118,9 +143,22 @@ fn judge(
         return Verdict::Fits;
     }
     let Request { width, height, .. } = request;
-    let needs = format!("a picture of {width}x{height} takes about {} of memory", gigabytes(peak));
+    let needs = format!("a picture of {width}x{height} takes about {} of memory", readable(peak));
     if peak <= available {
-        return Verdict::Close(format!("{needs}, nearly all of the {} available", gigabytes(available)));
+        return Verdict::Close(format!("{needs}, nearly all of the {} available", readable(available)));
+    }
+    let (mut needs, mut footprint, mut int8) = (needs, footprint.clone(), int8.cloned());
+    if streams {
+        (footprint, int8) = (footprint.streamed(), int8.map(Footprint::streamed));
+        let least = footprint.peak(request, series);
+        if least <= available {
+            let (least, available) = (readable(least), readable(available));
+            return Verdict::FitsStreamed(format!(
+                "{needs}, and {available} are available: its weights stay in their file and are read at each step, which \
+                 takes {least} and more time"
+            ));
+        }
+        needs = format!("{needs}, {} with its weights left in their file", readable(least));
     }
     let mut ways = Vec::new();
     if let Some((width, height)) = footprint.fitting_size(request, series, comfortable) {
@@ -140,15 +178,23 @@ fn judge(
             ways.push(format!("--precision int8 --size {width}x{height}"));
         }
     }
-    let hint = if ways.is_empty() {
-        "no size of this model fits; --ignore-memory tries all the same".to_owned()
+    let last = if memory::is_limited() {
+        ways.push(format!("--memory {}MB", footprint.peak(request, series).div_ceil(1_000_000)));
+        ""
     } else {
-        format!("{} would fit; --ignore-memory tries all the same", ways.join(" or "))
+        "; --ignore-memory tries all the same"
     };
-    Verdict::TooLarge(format!("{needs}, and {} are available", gigabytes(available)), hint)
+    let hint = match ways.is_empty() {
+        true => format!("no size of this model fits{last}"),
+        false => format!("{} would fit{last}", ways.join(" or ")),
+    };
+    Verdict::TooLarge(format!("{needs}, and {} are available", readable(available)), hint)
 }
 
-fn gigabytes(bytes: u64) -> String {
+fn readable(bytes: u64) -> String {
+    if bytes < 1_000_000_000 {
+        return format!("{} MB", bytes.div_ceil(1_000_000));
+    }
     format!("{:.2} GB", bytes as f64 / 1e9)
 }
 
@@ -174,17 +220,20 @@ mod tests {
             ..Draft::default()
         };
         let request = draft.resolve(&defaults, crate::picture_in::size_of).unwrap();
-        let judge = |available| judge(&f32, Some(&int8), &request, Series::One, available);
+        let judge = |available| judge(&f32, Some(&int8), &request, Series::One, false, available);
         let peak = f32.peak(&request, Series::One);
         assert_eq!(judge(2 * peak), Verdict::Fits);
         let Verdict::Close(message) = judge(peak) else { panic!("{:?}", judge(peak)) };
-        assert!(message.starts_with("a picture of 256x128 takes about 0."), "{message}");
+        assert!(
+            message.starts_with(&format!("a picture of 256x128 takes about {} of memory", readable(peak))),
+            "{message}"
+        );
         let Verdict::TooLarge(message, _) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
-        assert!(message.contains(" and 0."), "{message}");
+        assert!(message.contains(&format!(", and {} are available", readable(peak - 1))), "{message}");
         // What a larger picture takes follows its size.
         let large = Request { width: 1024, height: 1024, ..request.clone() };
         let less = f32.peak(&large, Series::One) - 1;
-        let verdict = super::judge(&f32, Some(&int8), &large, Series::One, less);
+        let verdict = super::judge(&f32, Some(&int8), &large, Series::One, false, less);
         let Verdict::TooLarge(_, hint) = verdict else { panic!("{verdict:?}") };
         assert!(hint.starts_with("--size ") && hint.contains(" or --precision int8 would fit"), "{hint}");
         // The float weights alone take more.

@@ -121,9 +121,11 @@ fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) 
     let Settings { width, height, .. } = *settings;
     let defaults = Defaults { width, height, ..checkpoint.defaults() };
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
-    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore: false, printer };
+    let guard =
+        Guard { model: &model, pictures: PictureBytes::default(), ignore: false, streams: false, printer };
     let checked = guard.check(&Request::new("", 0, &defaults), Series::Prompts, None);
     checked
+        .map(drop)
         .map_err(|failure| failure.hint("leave --report and --compare out, or pass a smaller --report-size"))
 }
 

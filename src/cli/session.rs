@@ -46,6 +46,15 @@ impl Session {
         let device = backend::device(compute.device)?;
         let precision = precision(compute, embedded, &device, printer)?;
         backend::start_threads(compute.threads, printer)?;
+        if let Some(bytes) = compute.memory {
+            if !device.is_cpu() {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "--memory is for the cpu; on a gpu the whole model is loaded",
+                ));
+            }
+            memory::limit(bytes);
+        }
         let choice = Choice::new(compute.model.as_deref(), embedded.and_then(Embedded::model));
         let started = Instant::now();
         let mut checkpoint = choice.open()?;

@@ -121,7 +121,7 @@ pub fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         return Err(Failure::usage(format!("{name}: line {line}: it has no seed, so no picture to expect"))
             .hint("give the line a seed, or pass --seed N"));
     }
-    largest.check(batch::series(plan.items), &args.list.compute, printer)?;
+    largest.check(&mut pipeline, batch::series(plan.items), &args.list.compute, printer)?;
     if args.update {
         for folder in &plan.folders {
             place::check_folder(folder, true).or_exit(Exit::Usage)?;

@@ -94,6 +94,11 @@ impl ConvShape {
         matches!(self.packing(false).form, Form::Winograd { .. }) && isa.multiplies_words_fast()
     }
 
+    /// Whether weights that are int8 in their file stay so, whatever they are multiplied in.
+    pub fn keeps_int8(&self) -> bool {
+        self.large_maps && self.reads_floats_in_int8()
+    }
+
     /// As what its time and its multiply-accumulates are booked.
     pub fn kind(&self) -> Kind {
         if self.kernel == 1 { Kind::Conv1x1 } else { Kind::Conv3x3 }
@@ -147,9 +152,12 @@ impl Conv2d {
     pub fn load(params: &Params, shape: ConvShape) -> Result<Self> {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
-        let weight = params.weight("weight", &dims)?;
-        let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let backend = params.backend();
+        let weight = match backend.multiplies_words() && shape.keeps_int8() {
+            true => params.weight_as_stored("weight", &dims)?,
+            false => params.weight("weight", &dims)?,
+        };
+        let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let weights = match backend.kernels {
             Some(isa) => {
                 let name = || vec![params.path(&"weight")];

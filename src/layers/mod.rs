@@ -112,11 +112,57 @@ pub struct Params<'a> {
     backend: &'a Backend,
     balance: Option<&'a Balance>,
     prefix: String,
+    placement: Placement,
+}
+
+/// Where a network's weights are between its layers' runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    Memory,
+    /// Their file, from which each layer is read whenever it runs: to the same results in less memory.
+    File,
+}
+
+/// Parameters that outlive what they were made from.
+pub struct Source {
+    tensors: TensorSet,
+    backend: Backend,
+    balance: Option<Balance>,
+    prefix: String,
+}
+
+impl Source {
+    pub fn params(&self) -> Params<'_> {
+        let Self { tensors, backend, balance, prefix } = self;
+        let params = Params::new(tensors, backend, prefix);
+        balance.iter().fold(params, |params, balance| params.balanced(balance))
+    }
 }
 
 impl<'a> Params<'a> {
     pub fn new(tensors: &'a TensorSet, backend: &'a Backend, prefix: &str) -> Self {
-        Self { tensors, backend, balance: None, prefix: prefix.to_owned() }
+        Self { tensors, backend, balance: None, prefix: prefix.to_owned(), placement: Placement::Memory }
+    }
+
+    /// The same parameters of a network whose weights stay there.
+    #[must_use]
+    pub fn placed(self, placement: Placement) -> Self {
+        Self { placement, ..self }
+    }
+
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The same to be kept; values are not copied.
+    pub fn source(&self) -> Source {
+        let (tensors, backend) = (self.tensors.clone(), self.backend.clone());
+        Source { tensors, backend, balance: self.balance.cloned(), prefix: self.prefix.clone() }
+    }
+
+    /// Has the system read the weights called `name` from disk in the meantime.
+    pub fn read_ahead(&self, name: &str) {
+        self.tensors.read_ahead(&self.path(&name));
     }
 
     /// The same parameters, equalized.
@@ -156,16 +202,33 @@ impl<'a> Params<'a> {
     /// # Errors
     /// When the tensor is missing, has another shape or holds NaN or infinity.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let stored = self.tensors.weight(&self.path(&name), shape)?;
+        self.prepared(name, stored, shape[0])
+    }
+
+    fn prepared(&self, name: &str, stored: Weight, outputs: usize) -> Result<Weight> {
         let path = self.path(&name);
-        let stored = self.tensors.weight(&path, shape)?;
         let int8 = self.computes_int8(name);
         let weight = match (self.balance, stored) {
-            (Some(balance), stored) => balance.weight(&path, stored, shape[0], int8),
+            (Some(balance), stored) => balance.weight(&path, stored, outputs, int8),
             (None, Weight::Int8(weight)) if int8 && weight.columns.is_none() => Ok(Weight::Int8(weight)),
-            (None, stored) if int8 => QuantizedWeight::round(&stored.into_f32(), shape[0]).map(Weight::Int8),
+            (None, stored) if int8 => QuantizedWeight::round(&stored.into_f32(), outputs).map(Weight::Int8),
             (None, stored) => Ok(Weight::Float(stored.into_f32())),
         };
         weight.with_context(|| format!("tensor '{path}'"))
+    }
+
+    /// The same, but for int8 weights that are not equalized, which stay as they are stored.
+    ///
+    /// # Errors
+    /// As [`Self::weight`].
+    pub(super) fn weight_as_stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        match self.tensors.weight(&self.path(&name), shape)? {
+            Weight::Int8(weight) if self.balance.is_none() && weight.columns.is_none() => {
+                Ok(Weight::Int8(weight))
+            }
+            stored => self.prepared(name, stored, shape[0]),
+        }
     }
 
     /// What the layer has to multiply its inputs with, `[in]`, if they are not equalized where they come from.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -26,14 +27,43 @@ pub fn machine() -> Option<Memory> {
     (total > 0).then_some(Memory { total, available })
 }
 
-/// What this process can still take without making others swap, exceeding its control group's limit or the address
-/// space it is allowed, in bytes.
+/// What the user allows this process, in bytes.
+static LIMIT: OnceLock<u64> = OnceLock::new();
+
+/// Has [`available`] leave no more than `bytes` for the whole process, as if the machine had no more. The first limit
+/// of a process holds.
+pub fn limit(bytes: u64) {
+    let _ = LIMIT.set(bytes);
+}
+
+/// Whether the user has set a limit.
+pub fn is_limited() -> bool {
+    LIMIT.get().is_some()
+}
+
+/// What the user's limit leaves.
+fn left_of_limit() -> Option<u64> {
+    Some(LIMIT.get()?.saturating_sub(resident()))
+}
+
+/// What this process has resident, as far as the system tells.
+fn resident() -> u64 {
+    fs::read_to_string("/proc/self/status").ok().and_then(|status| kib_field(&status, "VmRSS")).unwrap_or(0)
+}
+
+/// What this process may have in all, see [`available`].
+pub fn allowed() -> Option<u64> {
+    Some(available()? + resident())
+}
+
+/// What this process can still take without making others swap, exceeding its control group's limit, the address
+/// space it is allowed or the user's [`limit`], in bytes.
 pub fn available() -> Option<u64> {
     let machine = machine().map(|memory| memory.available);
     // The system crate reads the limit of the outermost group only, and of one version at a time.
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let groups = groups.lines().filter_map(|line| left_in_group(line, Path::new("/sys/fs/cgroup")));
-    groups.chain(machine).chain(left_of_address_space()).min()
+    groups.chain(machine).chain(left_of_address_space()).chain(left_of_limit()).min()
 }
 
 /// What `ulimit -v` leaves: an allocation beyond it ends the process.

@@ -19,6 +19,16 @@ pub fn weight_bytes(graph: &Graph, int8: &dyn Fn(&str) -> bool) -> u64 {
     graph.weights().map(bytes).sum()
 }
 
+/// Bytes that reading the largest layer takes, given which layers are int8 in their file and when they run: its
+/// weights twice, as they come and as a kernel has them; floats that become int8 or are equalized, once more.
+pub fn reading_bytes(graph: &Graph, int8: &dyn Fn(&str) -> bool) -> u64 {
+    let bytes = |weights: Weights<'_>| {
+        let times = if weights.names.iter().all(|name| int8(name)) { 2 } else { 3 * FLOAT };
+        times * weights.multiplied as u64 + FLOAT * weights.added as u64
+    };
+    graph.weights().map(bytes).max().unwrap_or(0)
+}
+
 /// The memory of one network's run.
 pub struct Activations<'a> {
     graph: &'a Graph,

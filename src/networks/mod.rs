@@ -6,6 +6,7 @@ mod blocks;
 pub mod clip;
 pub mod config;
 pub mod graph;
+mod layer;
 mod network;
 mod operation;
 pub mod strips;

@@ -5,10 +5,9 @@ use std::ops::Range;
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 
-use super::graph::{Conv, Enlarge, Extent, Graph, Operation, Port, Prompts, Through, Value};
-use crate::layers::{
-    self, Activation, Attention, Conv2d, Fused, GroupNorm, Input, LayerNorm, Params, concat_channels,
-};
+use super::graph::{Conv, Enlarge, Extent, Graph, Operation, Port, Prompts, Value};
+use super::layer::{Layer, Layers, Norm};
+use crate::layers::{Conv2d, Fused, Params, concat_channels};
 
 /// Keys and values of one transformer's cross-attention: they depend on the prompt alone.
 pub struct ContextRows {
@@ -82,108 +81,22 @@ impl Maps {
     }
 }
 
-/// A layer's weights.
-enum Layer {
-    Conv(Norm, Conv2d),
-    Linear(Norm, layers::Linear),
-    Attention(Attention),
-    None,
-}
-
-/// What a product reads its input through.
-pub(super) enum Norm {
-    Nothing,
-    Group(GroupNorm, bool),
-    Layer(LayerNorm),
-    Activation(Activation),
-}
-
-impl Norm {
-    fn load(params: &Params, through: &Through, channels: usize) -> Result<Self> {
-        Ok(match through {
-            Through::Nothing => Self::Nothing,
-            Through::Activation(function) => Self::Activation(Activation::new(params, *function)),
-            Through::GroupNorm { name, groups, eps, silu } => {
-                Self::Group(GroupNorm::load(&params.at(name), *groups, channels, *eps)?, *silu)
-            }
-            Through::LayerNorm { name, eps } => {
-                Self::Layer(LayerNorm::load(&params.at(name), channels, *eps)?)
-            }
-        })
-    }
-
-    fn of<'a>(&'a self, input: &'a Tensor) -> Input<'a> {
-        match self {
-            Self::Nothing => input.into(),
-            Self::Group(norm, false) => norm.of(input),
-            Self::Group(norm, true) => norm.silu_of(input),
-            Self::Layer(norm) => norm.of(input),
-            Self::Activation(activation) => activation.of(input),
-        }
-    }
-}
-
 /// A network that can run.
 pub struct Network {
     graph: Graph,
-    layers: Vec<Layer>,
-    /// For the prompt's rows of each transformer.
-    prompt: Vec<layers::Linear>,
+    layers: Layers,
     last_uses: Vec<usize>,
     dtype: DType,
 }
 
 impl Network {
+    /// Reads all layers, also those that stay in their file: what is wrong with one shows before anything runs.
+    ///
     /// # Errors
     /// Names the tensor that is missing or misshapen.
     pub fn load(params: &Params, graph: Graph) -> Result<Self> {
-        let norm = |through: &Through, value: Value| Norm::load(params, through, graph.channels(value));
-        let load = |operation: &Operation| -> Result<Layer> {
-            Ok(match operation {
-                Operation::Conv(conv) => Layer::Conv(
-                    norm(&conv.read.through, conv.read.value)?,
-                    Conv2d::load(&params.at(&conv.name), conv.shape)?,
-                ),
-                Operation::Linear(linear) => {
-                    let inputs = graph.channels(linear.read.value);
-                    let parts: Vec<_> = linear.names.iter().map(|name| params.at(name)).collect();
-                    let layer = match (linear.gated, parts.as_slice()) {
-                        (true, [gated]) => layers::Linear::load_gated(gated, inputs, linear.outputs),
-                        (true, _) => bail!("gated layers can't be stacked"),
-                        (false, parts) => {
-                            layers::Linear::load_stacked(parts, inputs, linear.outputs, linear.bias)
-                        }
-                    };
-                    Layer::Linear(norm(&linear.read.through, linear.read.value)?, layer?)
-                }
-                Operation::SelfAttention { heads, causal: true, .. } => {
-                    Layer::Attention(Attention::causal(params, *heads))
-                }
-                Operation::SelfAttention { heads, stacked: query, .. }
-                | Operation::CrossAttention { heads, query, .. } => {
-                    let names: &[String] = match &graph.operations()[query.0] {
-                        Operation::Linear(linear) => &linear.names,
-                        _ => &[],
-                    };
-                    let int8 = |name: &String| params.at(name).computes_int8("weight");
-                    let beside_int8 = !names.is_empty() && names.iter().all(int8);
-                    Layer::Attention(Attention::new(params, *heads, beside_int8))
-                }
-                Operation::Input { .. } | Operation::Join { .. } | Operation::Receive { .. } => Layer::None,
-            })
-        };
-        let layers = graph.operations().iter().map(load).collect::<Result<_>>()?;
-        let prompt = graph.prompt().iter().map(|rows| {
-            let parts = rows.names.each_ref().map(|name| params.at(name));
-            layers::Linear::load_stacked(&parts, rows.inputs, rows.outputs, false)
-        });
-        Ok(Self {
-            layers,
-            prompt: prompt.collect::<Result<_>>()?,
-            last_uses: graph.last_uses(),
-            dtype: params.backend().dtype,
-            graph,
-        })
+        let layers = Layers::load(params, &graph)?;
+        Ok(Self { layers, last_uses: graph.last_uses(), dtype: params.backend().dtype, graph })
     }
 
     pub fn graph(&self) -> &Graph {
@@ -198,11 +111,11 @@ impl Network {
     /// The rows of each transformer for text embeddings `[batch, tokens, channels]`.
     pub fn context_rows(&self, embeddings: &Tensor) -> Result<Vec<ContextRows>> {
         let embeddings = embeddings.to_dtype(self.dtype)?;
-        let rows = |layer: &layers::Linear| {
-            let stacked = layer.forward(&embeddings)?.chunk(2, 2)?;
+        let rows = |transformer: usize| {
+            let stacked = self.layers.prompt(&self.graph, transformer)?.forward(&embeddings)?.chunk(2, 2)?;
             Ok(ContextRows { key: stacked[0].clone(), value: stacked[1].clone() })
         };
-        self.prompt.iter().map(rows).collect()
+        (0..self.graph.prompt().len()).map(rows).collect()
     }
 
     /// A run that has not begun, with what it is given, in the description's order.
@@ -303,7 +216,7 @@ impl Network {
             })
         };
         let optional = |value: Option<Value>| value.map(map).transpose();
-        match (&self.graph.operations()[at], &self.layers[at]) {
+        match (&self.graph.operations()[at], &*self.layers.layer(&self.graph, at)?) {
             (Operation::Conv(conv), Layer::Conv(norm, layer)) => {
                 let input = map(conv.read.value)?;
                 let enlarge_to = match conv.enlarge {
@@ -339,8 +252,11 @@ impl Network {
     }
 
     /// A convolution's part in a strip: its description, what it reads through and its weights.
+    ///
+    /// # Errors
+    /// When it is another layer, or stays in its file: each strip would read it.
     pub(super) fn conv(&self, at: usize) -> Result<(&Conv, &Norm, &Conv2d)> {
-        match (&self.graph.operations()[at], &self.layers[at]) {
+        match (&self.graph.operations()[at], self.layers.loaded(at)?) {
             (Operation::Conv(conv), Layer::Conv(norm, layer)) => Ok((conv, norm, layer)),
             _ => bail!("only convolutions run in strips"),
         }

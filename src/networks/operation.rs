@@ -177,6 +177,15 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Of its parameters, below the component; none where it has none.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::Conv(conv) => std::slice::from_ref(&conv.name),
+            Self::Linear(linear) => &linear.names,
+            _ => &[],
+        }
+    }
+
     /// All values it takes, each once.
     pub fn operands(&self) -> Vec<Value> {
         let mut operands = match self {

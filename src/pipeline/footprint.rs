@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::tiling::{PeakBytes, Tile, decode_peak_bytes, encode_peak_bytes};
 use crate::checkpoint::Checkpoint;
-use crate::networks::activations::{Activations, weight_bytes};
+use crate::networks::activations::{Activations, reading_bytes, weight_bytes};
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
-use crate::networks::graph::{Extent, Prompts};
+use crate::networks::graph::{Conv, Extent, Graph, Operation, Prompts};
 use crate::networks::strips::Strips;
 use crate::networks::{clip, unet};
 use crate::picture_in::PictureBytes;
-use crate::quantize::Policy;
+use crate::quantize::{Origin, Policy};
 use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
 
 /// The program itself and what the allocator keeps.
@@ -51,6 +51,9 @@ pub struct Footprint {
     positions: usize,
     text_encoder: u64,
     unet: u64,
+    /// What reading the largest layer takes.
+    text_encoder_layer: u64,
+    unet_layer: u64,
     decoder: u64,
     /// Of the autoencoder, which a picture to start from needs.
     encoder: u64,
@@ -60,6 +63,8 @@ pub struct Footprint {
     int8: Arc<HashSet<String>>,
     tile: Tile,
     pictures: PictureBytes,
+    /// Whether text encoder and UNet stay in their file.
+    streamed: bool,
 }
 
 impl Footprint {
@@ -83,13 +88,31 @@ impl Footprint {
             .filter(|name| computes(&format!("unet.{name}.weight")))
             .map(str::to_owned)
             .collect();
+        let stored = |name: &str| tensors.origin(&format!("unet.{name}.weight")) == Origin::Int8;
+        let autoencoder = |graph: &Graph| {
+            let keeps_int8 = |name: &str| {
+                let convolutions = graph.operations().iter().filter_map(|operation| match operation {
+                    Operation::Conv(conv) => Some(conv),
+                    _ => None,
+                });
+                let stays = |conv: &Conv| conv.name == name && conv.shape.keeps_int8();
+                precision == Precision::Int8
+                    && tensors.origin(&format!("vae.{name}.weight")) == Origin::Int8
+                    && convolutions.into_iter().any(stays)
+            };
+            weight_bytes(graph, &keeps_int8)
+        };
+        let text_graph = clip::describe(text);
         Self {
             tokens: text.vocab_size as u64,
             positions: text.max_position_embeddings,
-            text_encoder: weight_bytes(&clip::describe(text), &|_| false),
+            text_encoder: weight_bytes(&text_graph, &|_| false),
             unet: weight_bytes(&graph, &|name| int8.contains(name)),
-            decoder: weight_bytes(&describe_decoder(&vae), &|_| false),
-            encoder: weight_bytes(&describe_encoder(&vae), &|_| false),
+            text_encoder_layer: reading_bytes(&text_graph, &|_| false),
+            unet_layer: reading_bytes(&graph, &|name| int8.contains(name) && stored(name)),
+            streamed: false,
+            decoder: autoencoder(&describe_decoder(&vae)),
+            encoder: autoencoder(&describe_encoder(&vae)),
             unet_config: unet,
             vae_config: vae,
             int8: Arc::new(int8),
@@ -102,6 +125,12 @@ impl Footprint {
     #[must_use]
     pub fn with_pictures(self, pictures: PictureBytes) -> Self {
         Self { pictures, ..self }
+    }
+
+    /// Of the same model, where text encoder and UNet stay in their file.
+    #[must_use]
+    pub fn streamed(self) -> Self {
+        Self { streamed: true, ..self }
     }
 
     /// Of the same model, decoding as `tile` says; whole pictures otherwise.
@@ -119,8 +148,13 @@ impl Footprint {
     pub fn peak(&self, request: &Request, series: Series) -> u64 {
         let weights = |bytes: u64| (bytes as f64 * WEIGHT_SLACK) as u64;
         let activations = |bytes: u64| (bytes as f64 * AUTOENCODER_SLACK) as u64;
-        let (text_encoder, unet, decoder) =
-            (weights(self.text_encoder), weights(self.unet), weights(self.decoder));
+        let (text_encoder, unet) = match self.streamed {
+            false => (weights(self.text_encoder), weights(self.unet)),
+            true => (self.text_encoder_layer, self.unet_layer),
+        };
+        let decoder = weights(self.decoder);
+        // Where the others are not kept, the decoder is not either.
+        let series = if self.streamed { Series::One } else { series };
         let (width, height) = request.final_size();
         let denoising = self.denoise_bytes(request, width, height);
         let decoding = activations(self.autoencoder_bytes(decode_peak_bytes, width, height));

@@ -25,6 +25,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 use image::RgbImage;
 
+use crate::layers::Placement;
 use crate::networks::autoencoder::LatentDecoder;
 use crate::networks::unet::Unet;
 use crate::picture_in::{PictureIn, Pictures};
@@ -60,6 +61,18 @@ pub enum Residency {
     OneByOne,
     /// UNet and decoder.
     Kept,
+    /// None, and text encoder and UNet not even while they run: each of their layers is read whenever it's its turn.
+    Streamed,
+}
+
+impl Residency {
+    /// Where text encoder and UNet are.
+    fn placement(self) -> Placement {
+        match self {
+            Self::OneByOne | Self::Kept => Placement::Memory,
+            Self::Streamed => Placement::File,
+        }
+    }
 }
 
 /// What is loaded of a model now. Networks are loaded when they are first of use: the text encoder for every new
@@ -93,6 +106,11 @@ impl<'m> Pipeline<'m> {
             projection: None,
             pictures: Arc::default(),
         }
+    }
+
+    /// Chooses anew which networks stay in memory. Those that are loaded go.
+    pub fn set_residency(&mut self, residency: Residency) {
+        (self.residency, self.unet, self.decoder) = (residency, None, None);
     }
 
     /// Shares the pictures that have been read for requests to start from.
@@ -129,10 +147,11 @@ impl<'m> Pipeline<'m> {
         for warning in prompts.warnings() {
             observer.warn(&warning);
         }
-        let tensors = adapted.tensors(model.checkpoint());
+        let (tensors, placement) = (adapted.tensors(model.checkpoint()), self.residency.placement());
         let mut watch = Stopwatch::new(observer);
 
-        let embeddings = self.encodings.embeddings(model, request, &prompts, tensors, &mut watch)?;
+        let embeddings =
+            self.encodings.embeddings(model, request, &prompts, (tensors, placement), &mut watch)?;
         let encoded = picture_in.as_ref().zip(request.init.as_ref());
         let encoded = encoded
             .map(|(picture, init)| EncodedPicture::encode(model, picture, init.strength, tensors, &mut watch))
@@ -142,7 +161,7 @@ impl<'m> Pipeline<'m> {
             self.projection = Some(model.projection(decoder)?);
             self.release_decoder();
         }
-        let unet = watch.resident(&mut self.unet, || model.load_unet(tensors))?;
+        let unet = watch.resident(&mut self.unet, || model.load_unet(tensors, placement))?;
         let context = watch.time(Phase::Encode, |_| model.context(unet, &embeddings, request))?;
 
         let projection = self.projection.as_ref().filter(|_| watch.observer.previews());
@@ -174,7 +193,7 @@ impl<'m> Pipeline<'m> {
     }
 
     fn release_decoder(&mut self) {
-        if self.residency == Residency::OneByOne {
+        if self.residency != Residency::Kept {
             self.decoder = None;
         }
     }
@@ -240,7 +259,8 @@ impl<'m> Pipeline<'m> {
         let Ok(adapted) = adapted else { return Ok(()) };
         let tensors = adapted.tensors(model.checkpoint());
         let mut watch = Stopwatch::new(observer);
-        let encoder = watch.load(|| model.load_text_encoder(tensors, first.clip_skip))?;
+        let placement = self.residency.placement();
+        let encoder = watch.load(|| model.load_text_encoder(tensors, first.clip_skip, placement))?;
         for request in requests.iter().filter(|request| request.clip_skip == first.clip_skip) {
             if watch.observer.stopped() {
                 break;
@@ -270,6 +290,39 @@ mod tests {
     impl Observer for Loads {
         fn phase(&mut self, phase: Phase) {
             self.0 += usize::from(phase == Phase::Load);
+        }
+    }
+
+    #[test]
+    fn networks_that_stay_in_their_file_draw_the_same() {
+        let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let lora =
+            Lora { path: data.join("reference/lora_peft.safetensors"), weight: "0.8".parse().unwrap() };
+        for precision in [Precision::F32, Precision::Int8] {
+            let checkpoint = Checkpoint::open(&data.join("small")).unwrap();
+            let model = Model::open(checkpoint, &Numerics::on_cpu(precision)).unwrap();
+            let draw = |residency: Residency, prompts: &[(&str, bool)]| {
+                let mut pipeline = Pipeline::new(&model, residency);
+                let pictures = prompts.iter().map(|&(prompt, adapted)| {
+                    let draft = Draft {
+                        prompt: Some(prompt.into()),
+                        width: Some(72),
+                        height: Some(64),
+                        steps: Some(2),
+                        seed: Some(1),
+                        lora: adapted.then(|| vec![lora.clone()]),
+                        ..Draft::default()
+                    };
+                    let defaults = model.checkpoint().defaults();
+                    let request = draft.resolve(&defaults, crate::picture_in::size_of).unwrap();
+                    pipeline.generate(&request, &mut ()).unwrap().rgb
+                });
+                pictures.collect::<Vec<_>>()
+            };
+            let prompts = [("a cat", false), ("a dog", true), ("a cat", false)];
+            let loaded = draw(Residency::Kept, &prompts);
+            assert!(loaded[0] != loaded[1] && loaded[0] == loaded[2]);
+            assert!(draw(Residency::Streamed, &prompts) == loaded, "{precision}");
         }
     }
 

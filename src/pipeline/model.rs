@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 
 use super::gpu_memory;
 use crate::checkpoint::{Checkpoint, TensorSet};
-use crate::layers::{Backend, Params};
+use crate::layers::{Backend, Params, Placement};
 use crate::memory;
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
@@ -242,17 +242,23 @@ impl Model {
     }
 
     /// The text encoder without its last `clip_skip - 1` layers.
-    pub(super) fn load_text_encoder(&self, tensors: &TensorSet, clip_skip: usize) -> Result<TextEncoder> {
+    pub(super) fn load_text_encoder(
+        &self,
+        tensors: &TensorSet,
+        clip_skip: usize,
+        placement: Placement,
+    ) -> Result<TextEncoder> {
         let mut config = self.clip_config.clone();
         config.num_hidden_layers -= clip_skip - 1;
-        TextEncoder::load(&Params::new(tensors, &self.backend, "text_encoder"), config)
+        let params = Params::new(tensors, &self.backend, "text_encoder").placed(placement);
+        TextEncoder::load(&params, config)
     }
 
     /// In int8, equalized.
-    pub(super) fn load_unet(&self, tensors: &TensorSet) -> Result<Unet> {
+    pub(super) fn load_unet(&self, tensors: &TensorSet, placement: Placement) -> Result<Unet> {
         let int8 = self.backend.int8;
         let balance = if int8 { tensors.balance(&Policy::default())? } else { Balance::default() };
-        let params = Params::new(tensors, &self.backend, "unet").balanced(&balance);
+        let params = Params::new(tensors, &self.backend, "unet").balanced(&balance).placed(placement);
         Unet::load(&params, self.unet_config.clone())
     }
 

@@ -9,6 +9,7 @@ use super::finite::finite;
 use super::stopwatch::Stopwatch;
 use super::{DrawError, Model, Phase};
 use crate::checkpoint::TensorSet;
+use crate::layers::Placement;
 use crate::networks::clip::TextEncoder;
 use crate::prompt::{Prompts, Text};
 use crate::request::Request;
@@ -75,14 +76,14 @@ impl Encodings {
         model: &Model,
         request: &Request,
         prompts: &Prompts,
-        tensors: &TensorSet,
+        (tensors, placement): (&TensorSet, Placement),
         watch: &mut Stopwatch<'_>,
     ) -> Result<Tensor, DrawError> {
         let known = self.find(&model.text(request)).and_then(|known| known.embeddings.clone());
         if let Some(embeddings) = known {
             return Ok(embeddings);
         }
-        let encoder = watch.load(|| model.load_text_encoder(tensors, request.clip_skip))?;
+        let encoder = watch.load(|| model.load_text_encoder(tensors, request.clip_skip, placement))?;
         Ok(self.encode(model, request, prompts, &encoder, watch)?)
     }
 

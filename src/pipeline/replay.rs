@@ -16,7 +16,7 @@ impl Pipeline<'_> {
         let model = self.model;
         let prompts = self.encodings.prompts(model, request)?;
         let adapted = self.adapt(&prompts.loras)?;
-        let tensors = adapted.tensors(model.checkpoint());
+        let tensors = (adapted.tensors(model.checkpoint()), self.residency.placement());
         let mut observer = ();
         self.encodings.embeddings(model, request, &prompts, tensors, &mut Stopwatch::new(&mut observer))
     }
@@ -38,7 +38,8 @@ impl Pipeline<'_> {
         let tensors = adapted.tensors(model.checkpoint());
         let mut observer = ();
         let mut watch = Stopwatch::new(&mut observer);
-        let unet = watch.resident(&mut self.unet, || model.load_unet(tensors))?;
+        let placement = self.residency.placement();
+        let unet = watch.resident(&mut self.unet, || model.load_unet(tensors, placement))?;
         let context = model.context(unet, embeddings, request)?;
         let answer = |call: &Call| unet.forward(&call.input, call.timestep, &context);
         Ok(calls.iter().map(answer).collect::<Result<_>>()?)

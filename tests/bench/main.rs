@@ -23,7 +23,8 @@ use support::models::{kl_config, small, unet_config};
 
 fn measure(checkpoint: &Checkpoint, width: usize, height: usize) -> Report {
     let opening = Duration::from_millis(1);
-    let options = Options { precision: Precision::F32, width, height, steps: 2, repeats: 2, opening };
+    let options =
+        Options { precision: Precision::F32, width, height, steps: 2, repeats: 2, opening, streamed: false };
     bench::run(checkpoint.clone(), &options, &mut |_| ()).unwrap()
 }
 

@@ -54,6 +54,52 @@ fn pictures_to_start_from_are_part_of_the_memory_guard() {
     sandbox.run(&draw("64x64", &["--init", "large.png"])).done();
 }
 
+/// The megabytes before `what` in a message.
+fn megabytes(message: &str, what: &str) -> u64 {
+    let before = message.split(&format!(" MB {what}")).next().unwrap();
+    before.rsplit(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("no '{what}' in: {message}"))
+}
+
+#[test]
+fn with_little_memory_weights_stay_in_their_file_and_pictures_the_same() {
+    let sandbox = Sandbox::new();
+    let draw = |name: &str, memory: &str| {
+        let flags =
+            ["x", "-m", "pocket", "-s", "1", "--steps", "2", "-o", name, "--json", "--memory", memory];
+        sandbox.run(&flags)
+    };
+    let refused = draw("none.png", "1MB");
+    refused.refused(1, &["--memory ", "MB would fit"]);
+    let loaded = megabytes(&refused.stderr, "of memory");
+    let least = megabytes(&refused.stderr, "with its weights left in their file");
+    assert!(least + 5 < loaded, "{}", refused.stderr);
+    let peak = |left: &Left| -> Option<u64> {
+        let report: serde_json::Value = serde_json::from_slice(&left.stdout).unwrap();
+        report["peak_rss_bytes"].as_u64()
+    };
+    let whole = draw("whole.png", &format!("{}MB", loaded + 1));
+    whole.done();
+    assert!(!whole.stderr.contains("stay in their file"), "{}", whole.stderr);
+    let streamed = draw("streamed.png", &format!("{}MB", least + 1));
+    streamed.done();
+    assert!(streamed.stderr.contains("stay in their file"), "{}", streamed.stderr);
+    let pixels = |name: &str| image::open(sandbox.join(name)).unwrap().to_rgb8();
+    assert!(pixels("whole.png") == pixels("streamed.png"));
+    if let (Some(whole), Some(streamed)) = (peak(&whole), peak(&streamed)) {
+        assert!(
+            streamed <= (least + 1) * 1_000_000 && whole <= (loaded + 1) * 1_000_000,
+            "{streamed} {whole}"
+        );
+        assert!(streamed < whole, "{streamed} {whole}");
+    }
+    for (flags, part) in [
+        (&["--memory", "600"][..], "600MB or 1.5GB"),
+        (&["--memory", "1GB", "--ignore-memory"], "cannot be used"),
+    ] {
+        sandbox.run(&[&["x", "-m", "pocket", "-o", "no.png"][..], flags].concat()).refused(2, &[part]);
+    }
+}
+
 #[test]
 fn the_address_space_is_part_of_the_memory_guard() {
     let sandbox = Sandbox::new();

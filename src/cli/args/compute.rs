@@ -42,6 +42,13 @@ pub struct ComputeArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Model")]
     pub threads: Option<u16>,
 
+    /// Take no more memory than this, e.g. 600MB or 1.5GB [default: what the machine has]
+    ///
+    /// If the model is too large for it, its weights stay in their file and are read layer by layer at each step: slower,
+    /// and the same picture to the last byte. A native int8 file is the fastest to read.
+    #[arg(hide_short_help = true, long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "ignore_memory", help_heading = "Model")]
+    pub memory: Option<u64>,
+
     /// Draw even where the estimated memory exceeds what is available
     #[arg(hide_short_help = true, long, help_heading = "Model")]
     pub ignore_memory: bool,
@@ -88,6 +95,35 @@ impl PrecisionChoice {
             Self::F32 => Some(Precision::F32),
             Self::F16 => Some(Precision::F16),
             Self::Int8 => Some(Precision::Int8),
+        }
+    }
+}
+
+/// A number and its unit, of a thousand each or, with an i, of 1024.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 6] =
+        [("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("KIB", 1024.0), ("MIB", 1048576.0), ("GIB", 1073741824.0)];
+    let upper = text.trim().to_ascii_uppercase();
+    let bytes = UNITS.iter().find_map(|(unit, factor)| {
+        let number: f64 = upper.strip_suffix(unit)?.trim_end().parse().ok()?;
+        (number > 0.0 && number < 1e9).then_some((number * factor) as u64)
+    });
+    bytes.ok_or_else(|| "expected a number and its unit, e.g. 600MB or 1.5GB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes =
+            [("600MB", 600_000_000), ("1.5 gb", 1_500_000_000), ("512MiB", 512 << 20), ("1GiB", 1 << 30)];
+        for (text, bytes) in sizes {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "600", "MB", "-1GB", "0MB", "NaNMB", "infGB", "1TB", "1e300GB", "6 0MB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
 }

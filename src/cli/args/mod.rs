@@ -182,6 +182,10 @@ pub struct BenchArgs {
     #[arg(long)]
     pub ignore_memory: bool,
 
+    /// Take no more memory than this, e.g. 600MB: weights then stay in their file, if need be [default: what the machine has]
+    #[arg(long, value_name = "SIZE", value_parser = compute::parse_bytes, conflicts_with = "ignore_memory")]
+    pub memory: Option<u64>,
+
     /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,

@@ -96,7 +96,7 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
     if args.dry_run {
         return dry_run(args, &mut source, &planner, shard, &to_draw);
     }
-    largest.check(series(own - kept), &args.list.compute, printer)?;
+    largest.check(&mut pipeline, series(own - kept), &args.list.compute, printer)?;
     for folder in &plan.folders {
         match files::sweep(folder) {
             0 => {}

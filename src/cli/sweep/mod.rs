@@ -90,7 +90,7 @@ pub fn run(args: &SweepArgs) -> Result<Exit, Failure> {
     let drawn = cells.iter().map(|(planned, _)| ("a picture of the sweep", planned.path.as_path()));
     by_product::check(&sheet, args.force, &drawn.collect::<Vec<_>>())?;
     check_ours(&figures, args.force).or_exit(Exit::Usage)?;
-    largest.check(batch::series(plan.items), &args.list.compute, printer)?;
+    largest.check(&mut pipeline, batch::series(plan.items), &args.list.compute, printer)?;
     let known = known(&results).or_exit(Exit::Usage)?;
     let there = cells.iter().filter(|(_, is_there)| *is_there).count();
     printer.status(&format!(

@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 
 use super::graph::{Enlarge, Extent, Prompts, Value};
-use super::network::{Beside, Maps, Network, Norm, channels_first};
+use super::layer::Norm;
+use super::network::{Beside, Maps, Network, channels_first};
 use crate::kernels::ChannelMoments;
 use crate::layers::{Fused, Input, measure};
 use map::Map;
