@@ -32,6 +32,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr))]
 
 pub mod bench;
+pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;

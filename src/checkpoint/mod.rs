@@ -300,4 +300,10 @@ impl Checkpoint {
     pub fn tensors(&self) -> &TensorSet {
         &self.tensors
     }
+
+    /// The same model with `overlay` merged into its weights as these are read.
+    #[must_use]
+    pub fn merged(&self, overlay: impl Overlay + 'static) -> Self {
+        Self { tensors: self.tensors.merged(overlay), ..self.clone() }
+    }
 }

@@ -278,6 +278,7 @@ impl Pending<'_> {
     fn bytes(&self) -> Result<Cow<'_, [u8]>> {
         if let (Form::Floats(_), Ok(view)) = (&self.form, self.tensors.view(self.name))
             && view.dtype == self.dtype()
+            && !self.tensors.is_changed(self.name)
         {
             return view.bytes().with_context(|| format!("tensor '{}'", self.name));
         }

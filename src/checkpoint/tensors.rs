@@ -35,8 +35,8 @@ pub struct TensorSet {
     taken: BTreeMap<String, bool>,
     /// Answers for what no file holds, in a model that is only there to be measured.
     random: Option<Arc<RandomTensors>>,
-    /// Changes what [`Self::weight`] gives.
-    overlay: Option<Arc<dyn Overlay>>,
+    /// Change what [`Self::weight`] gives, one after the other.
+    overlays: Vec<Arc<dyn Overlay>>,
 }
 
 impl TensorSet {
@@ -71,7 +71,14 @@ impl TensorSet {
     /// The same tensors with `overlay` merged into their weights as these are read.
     #[must_use]
     pub fn merged(&self, overlay: impl Overlay + 'static) -> Self {
-        Self { overlay: Some(Arc::new(overlay)), ..self.clone() }
+        let mut merged = self.clone();
+        merged.overlays.push(Arc::new(overlay));
+        merged
+    }
+
+    /// Whether something laid over it changes the tensor called `name`.
+    pub(super) fn is_changed(&self, name: &str) -> bool {
+        self.overlays.iter().any(|overlay| overlay.changes(name))
     }
 
     /// Replaces the tensors of the component called `component` by those of `other`.
@@ -161,10 +168,7 @@ impl TensorSet {
     /// scale for each output.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let stored = self.stored(name, shape)?;
-        match &self.overlay {
-            Some(overlay) => overlay.apply(name, shape, stored),
-            None => Ok(stored),
-        }
+        self.overlays.iter().try_fold(stored, |weight, overlay| overlay.apply(name, shape, weight))
     }
 
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
@@ -221,7 +225,7 @@ impl TensorSet {
             return Ok(random.rows(name, shape, rows));
         }
         let view = self.view_of(name, &shape)?;
-        if self.overlay.as_ref().is_some_and(|overlay| overlay.changes(name)) || !view.has_rows() {
+        if self.is_changed(name) || !view.has_rows() {
             let values = self.f32(name, &shape)?;
             return Ok(rows.iter().flat_map(|row| &values[row * shape[1]..][..shape[1]]).copied().collect());
         }

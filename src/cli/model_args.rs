@@ -108,6 +108,22 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN")]
     pub keep: Vec<String>,
 
+    /// How weights are rounded
+    #[arg(long, value_enum, default_value_t = Method::Nearest)]
+    pub method: Method,
+
+    /// Learn from the prompts in FILE, one a line or JSONL as for `batch` [default: sixteen of our own]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub calibrate: Option<PathBuf>,
+
+    /// Learn from pictures of this width and height [default: the model's, at most 256]
+    #[arg(long, value_name = "PIXELS", value_parser = parse_pixels)]
+    pub calibrate_size: Option<usize>,
+
+    /// Learn from this many timesteps of each picture, others for each [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub calibrate_steps: Option<u16>,
+
     /// Draw with the file and with the floats it was made from, and say how far apart they are
     ///
     /// Compared are the UNet's output at every timestep along the float run (signal to error), the final latents, and
@@ -147,6 +163,31 @@ pub struct QuantizeArgs {
     /// Replace the destination and the report if they exist
     #[arg(long)]
     pub force: bool,
+}
+
+impl QuantizeArgs {
+    /// Makes sure that nothing is typed that would be passed over.
+    ///
+    /// # Errors
+    /// When there is something to learn from and nothing is learned.
+    pub fn check(&self) -> Result<(), Failure> {
+        let learns =
+            self.calibrate.is_some() || self.calibrate_size.is_some() || self.calibrate_steps.is_some();
+        if learns && self.method == Method::Nearest {
+            return Err(Failure::usage("the --calibrate flags are for a method that learns")
+                .hint("add `--method gptq`, or leave them out"));
+        }
+        Ok(())
+    }
+}
+
+/// How weights become integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// Each to the nearest
+    Nearest,
+    /// So that errors cancel in what layers compute of inputs as they occur (GPTQ): slow, and nearer to the floats
+    Gptq,
 }
 
 fn parse_pixels(text: &str) -> Result<usize, String> {

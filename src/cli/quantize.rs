@@ -7,9 +7,10 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::calibrator::Calibrator;
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
-use super::model_args::QuantizeArgs;
+use super::model_args::{Method, QuantizeArgs};
 use super::printer::{Printer, Verbosity};
 use super::progress::human;
 use super::signals::Signals;
@@ -27,7 +28,7 @@ use crate::sensitivity::{self, Fidelity, LayerReport, Recording, Report, Setting
 const PROMPTS: [&str; 2] = ["a red apple on a yellow background", "a photo of a fox in the snow"];
 
 /// The largest size of a report that names none: a quarter of the work at 512 pixels.
-const REPORT_PIXELS: usize = 256;
+pub const REPORT_PIXELS: usize = 256;
 
 /// Writes the int8 file, then measures if a report is asked for: a long measurement that is cut off costs nothing
 /// but itself.
@@ -36,6 +37,7 @@ const REPORT_PIXELS: usize = 256;
 /// When a destination exists and may not be replaced, a pattern matches nothing, or the source is no usable model.
 pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
+    args.check()?;
     for path in std::iter::once(&args.destination).chain(&args.report) {
         destination::check_file(path, args.force)?;
     }
@@ -54,7 +56,11 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
         check_memory(&checkpoint, &settings, printer)?;
     }
+    let source = checkpoint.clone();
     let balance = checkpoint.tensors().balance(&policy).or_exit(Exit::Model)?;
+    if args.method == Method::Gptq {
+        checkpoint = Calibrator::new(args, &source, printer)?.learn(&source, &policy, &balance)?;
+    }
     let form = Form::Native(Storage::Balanced(&policy, &balance));
     let written = destination::write(&checkpoint, &args.destination, form, &signals)?;
     if written != Exit::Done {
@@ -63,7 +69,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let size = args.destination.metadata().map_or(0, |file| file.len());
     printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
     if measured {
-        measure(&checkpoint, &policy, settings, args, printer)?;
+        measure(&source, &policy, settings, args, printer)?;
     }
     Ok(Exit::Done)
 }
@@ -130,7 +136,7 @@ fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) 
 }
 
 /// Does `work`, whose parts are called `what`, showing how much of it is left.
-fn watched<T>(
+pub fn watched<T>(
     what: &str,
     printer: Printer,
     work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>,

@@ -144,6 +144,25 @@ impl Gather {
         self.taps
     }
 
+    /// Writes all that output row `row` reads of `input`, `[in_rows, depth]`, as `to`, `[depth][taps]`: the row of the
+    /// matrix (im2col) that a filter is multiplied with.
+    ///
+    /// # Panics
+    /// If a size does not fit the others.
+    pub fn copy_row(&self, input: &[f32], depth: usize, row: usize, to: &mut [f32]) {
+        assert_eq!((input.len(), to.len()), (self.in_rows * depth, self.taps * depth));
+        let mut table = vec![0; self.taps];
+        self.fill(row..row + 1, 1, &mut table);
+        for (tap, &row) in table.iter().enumerate() {
+            let places = to[tap..].iter_mut().step_by(self.taps);
+            if row == PAD {
+                places.for_each(|to| *to = 0.0);
+            } else {
+                places.zip(&input[row as usize * depth..]).for_each(|(to, value)| *to = *value);
+            }
+        }
+    }
+
     /// Writes the input rows of output rows `rows` as `table[tap * pitch + i]` for the i-th of them; entries
     /// up to `pitch` repeat the last row, so that tiles may overhang. Every entry is `PAD` or below `in_rows`.
     ///

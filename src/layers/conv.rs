@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
+use super::calibration::Probe;
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
@@ -163,8 +164,9 @@ impl Conv2d {
                 let name = || vec![params.path(&"weight")];
                 let packing = shape.packing(backend.multiplies_words());
                 let trial = Trial::enroll(backend, name, &weight, packing)?;
+                let probe = Probe::enroll(backend, name, packing);
                 let packed = weight::pack(weight, packing, isa);
-                Weights::Kernels(Product::new(packed, bias).on_trial(trial))
+                Weights::Kernels(Product::new(packed, bias).on_trial(trial).probed(probe))
             }
             #[cfg(feature = "cuda")]
             None if backend.device.is_cuda() => {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::{D, Tensor};
 
+use super::calibration::Probe;
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
 use super::simulation::Trial;
@@ -62,8 +63,9 @@ impl Linear {
             Some(isa) => {
                 let names = || parts.iter().map(|part| part.path(&"weight")).collect();
                 let trial = Trial::enroll(backend, names, &stacked, packing)?;
+                let probe = Probe::enroll(backend, names, packing);
                 let packed = weight::pack(stacked, packing, isa);
-                Weights::Kernels(Product::new(packed, bias).on_trial(trial))
+                Weights::Kernels(Product::new(packed, bias).on_trial(trial).probed(probe))
             }
             None => Weights::Candle {
                 weight: backend.tensor(stacked.into_f32(), (packing.outputs, inputs))?,

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod calibration;
 mod conv;
 mod host;
 mod input;
@@ -20,6 +21,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 pub use activation::{Activation, Function, concat_channels};
 pub use attention::Attention;
+pub use calibration::{Calibrated, Calibration};
 pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
 pub use linear::Linear;
@@ -43,6 +45,8 @@ pub struct Backend {
     pub kernels: Option<Isa>,
     /// Has float layers of ours enroll when they are loaded.
     pub simulation: Option<Arc<Simulation>>,
+    /// Has float layers of ours tell what they read.
+    pub calibration: Option<Arc<Calibration>>,
 }
 
 impl Backend {
@@ -57,6 +61,7 @@ impl Backend {
             int8: false,
             kernels: Some(Isa::chosen().context(kernels::VARIABLE)?),
             simulation: None,
+            calibration: None,
         })
     }
 
@@ -76,9 +81,17 @@ impl Backend {
         Ok(Self { simulation: Some(simulation), ..Self::cpu()? })
     }
 
+    /// Our f32 kernels, which tell what layers read.
+    ///
+    /// # Errors
+    /// See [`Backend::cpu`].
+    pub fn cpu_calibrating(calibration: Arc<Calibration>) -> Result<Self> {
+        Ok(Self { calibration: Some(calibration), ..Self::cpu()? })
+    }
+
     /// candle's operations in `dtype` on any device.
     pub fn candle(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, int8: false, kernels: None, simulation: None }
+        Self { device, dtype, int8: false, kernels: None, simulation: None, calibration: None }
     }
 
     /// Whether products of 16-bit integers take the place of others: more exact than those of bytes beside them.

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Shape, Tensor};
 
+use super::calibration::Probe;
 use super::simulation::Trial;
 use super::weight::Packed;
 use super::{Input, host};
@@ -14,6 +15,7 @@ pub struct Product {
     /// `[out]`
     bias: Option<Vec<f32>>,
     trial: Option<Box<Trial>>,
+    probe: Option<Box<Probe>>,
 }
 
 /// Which rows a product reads.
@@ -25,7 +27,7 @@ pub enum Reads {
 }
 
 impl Reads {
-    fn gather(&self) -> Gather {
+    pub(super) fn gather(&self) -> Gather {
         match self {
             Self::Rows(rows) => Gather::identity(*rows),
             Self::Pixels(conv) => Gather::conv2d(conv),
@@ -52,12 +54,17 @@ pub struct Added<'a> {
 
 impl Product {
     pub fn new(weights: Packed, bias: Option<Vec<f32>>) -> Self {
-        Self { weights, bias, trial: None }
+        Self { weights, bias, trial: None, probe: None }
     }
 
     /// The same as a part of a simulation, if it takes part in one.
     pub fn on_trial(self, trial: Option<Trial>) -> Self {
         Self { trial: trial.map(Box::new), ..self }
+    }
+
+    /// The same telling what it reads, if somebody asked.
+    pub fn probed(self, probe: Option<Probe>) -> Self {
+        Self { probe: probe.map(Box::new), ..self }
     }
 
     /// The products of the rows of `input` that `reads` names, as a tensor of `shape`.
@@ -68,6 +75,15 @@ impl Product {
         added: Added<'_>,
         shape: impl Into<Shape>,
     ) -> Result<Tensor> {
+        let seen;
+        let input = match &self.probe {
+            Some(probe) => {
+                seen = input.to_tensor()?;
+                probe.see(&seen, &reads.gather())?;
+                Input::Plain(&seen)
+            }
+            None => input,
+        };
         let rounded = match &self.trial {
             Some(trial) => trial.rounded(input, &self.weights)?,
             None => None,

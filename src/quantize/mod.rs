@@ -1,13 +1,19 @@
 //! int8 weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
 
 mod balance;
+mod cholesky;
 mod equalize;
+mod gptq;
+pub mod grid;
+mod moments;
 mod pairs;
 mod policy;
 mod rounding;
 
 pub use balance::{Balance, Tensors};
 pub use equalize::Matrix;
+pub use gptq::{Cancellation, Gridded};
+pub use moments::{Finished, Moments};
 pub use policy::{Origin, Policy, Treatment};
 pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
 

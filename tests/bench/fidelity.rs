@@ -26,13 +26,13 @@ const SPREADS: [(&str, Spread); 6] = [
 ];
 
 /// The built-in model with its int8 weights as floats.
-fn floats(folder: &TempDir) -> Checkpoint {
+pub fn floats(folder: &TempDir) -> Checkpoint {
     let path = folder.path().join("floats.safetensors");
     Checkpoint::built_in().unwrap().write_native(&path, Storage::Float(FloatType::F32)).unwrap();
     Checkpoint::open(&path).unwrap()
 }
 
-fn record(source: &Checkpoint, count: usize, seed: u64) -> Recording {
+pub fn record(source: &Checkpoint, count: usize, seed: u64) -> Recording {
     let prompts = prompts()[..count].to_vec();
     let settings = Settings { prompts, steps: 1, width: 128, height: 128, seed };
     Recording::new(source, settings, &mut |_, _| {}).unwrap()
@@ -46,7 +46,7 @@ fn both(source: &Checkpoint, path: &Path) -> [Fidelity; 2] {
     [compare(&Checkpoint::open(path).unwrap()), compare(source)]
 }
 
-fn row(name: &str, found: &Fidelity) {
+pub fn row(name: &str, found: &Fidelity) {
     let decibel = |figure: Option<f64>| figure.unwrap_or(f64::INFINITY);
     println!(
         "{name:45} output {:5.1} / {:5.1} dB, latents {:5.1} dB, pictures {:5.1} / {:5.1} dB, another seed {:.1} dB",

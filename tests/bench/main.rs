@@ -6,6 +6,7 @@ mod support;
 mod counts;
 mod fidelity;
 mod kernels;
+mod learning;
 mod less_work;
 mod memory;
 mod peer;

@@ -6,6 +6,7 @@
 mod support;
 
 mod built_in;
+mod calibration;
 mod circles;
 mod comparison;
 mod damaged_models;

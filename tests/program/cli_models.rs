@@ -72,6 +72,49 @@ fn a_comparison_is_part_of_the_summary() {
 }
 
 #[test]
+fn rounding_is_learned_from_a_list() {
+    let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
+    let pocket = pocket(&folder);
+    sandbox.write(
+        "list.jsonl",
+        b"{\"prompt\": \"a dog\", \"seed\": 3, \"steps\": 4}\n{\"prompt\": \"a red fox\"}\n",
+    );
+    let learn = ["--method", "gptq", "--calibrate-size", "64", "--calibrate-steps", "2"];
+    let quantize = |args: &[&str]| sandbox.run(&[&["quantize", &pocket], args, &learn[..]].concat());
+    sandbox.run(&["quantize", &pocket, "nearest.safetensors"]).done();
+    assert_eq!(quantize(&["learned.safetensors", "--calibrate", "list.jsonl"]).done(), "");
+    let file = |name: &str| fs::read(sandbox.join(name)).unwrap();
+    assert_eq!(file("learned.safetensors").len() / 1000, file("nearest.safetensors").len() / 1000);
+    // The same again is the same file, other inputs make another one.
+    quantize(&["again.safetensors", "--calibrate", "list.jsonl"]).done();
+    assert!(file("again.safetensors") == file("learned.safetensors"));
+    sandbox.write("other.txt", b"# one a line\nan owl\n");
+    quantize(&["other.safetensors", "--calibrate", "other.txt"]).done();
+    assert!(file("other.safetensors") != file("learned.safetensors"));
+    let picture = sandbox.run(&["-q", "-m", "learned.safetensors", "x", "-s", "1", "--steps", "1"]);
+    assert_eq!(picture.done(), "x-1.png\n");
+
+    sandbox.write("empty.txt", b"\n# nothing\n");
+    sandbox.write("wrong.jsonl", b"{\"prompt\": \"a\"}\n{\"prompt\": \"a\", \"stpes\": 3}\n");
+    sandbox.write("lora.jsonl", b"{\"prompt\": \"a\", \"lora\": [\"x.safetensors\"]}\n");
+    for (list, part) in [
+        ("missing.txt", "missing.txt"),
+        ("empty.txt", "empty.txt has no prompts"),
+        ("wrong.jsonl", "wrong.jsonl, line 2: unknown key 'stpes'"),
+        ("lora.jsonl", "lora.jsonl, line 1"),
+    ] {
+        quantize(&["new.safetensors", "--calibrate", list]).refused(2, &[part]);
+    }
+    for flag in [["--calibrate", "list.jsonl"], ["--calibrate-size", "64"], ["--calibrate-steps", "2"]] {
+        let refused = sandbox.run(&[&["quantize", &pocket, "new.safetensors"], &flag[..]].concat());
+        refused.refused(2, &["--method gptq"]);
+    }
+    let again = ["quantize", "learned.safetensors", "new.safetensors", "--method", "gptq"];
+    sandbox.run(&again).refused(3, &["int8 already"]);
+    assert!(!sandbox.join("new.safetensors").exists());
+}
+
+#[test]
 fn mistakes_are_refused_before_anything_is_written() {
     let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
     sandbox.write("there.safetensors", b"mine");

@@ -1,0 +1,131 @@
+//! What `quantize --method gptq` learns from: the prompts' list, how much memory statistics may take, progress.
+
+use super::batch::Source;
+use super::exit::{Exit, Failure, OrExit};
+use super::memory_guard::Guard;
+use super::model_args::QuantizeArgs;
+use super::printer::Printer;
+use super::quantize::{REPORT_PIXELS, watched};
+use crate::calibration::{self, Runs};
+use crate::checkpoint::Checkpoint;
+use crate::memory;
+use crate::picture_in::{self, PictureBytes};
+use crate::pipeline::footprint::Series;
+use crate::pipeline::{Model, Numerics};
+use crate::quantize::{Balance, Policy};
+use crate::request::list::Fault;
+use crate::request::{Defaults, Draft, Precision, Request};
+
+/// Of the first built-in prompt, or the first line without one; each further one has the next. Far from those that
+/// reports begin with, so that nothing is measured with what it was learned from.
+const FIRST_SEED: u64 = 1000;
+
+/// Of each picture.
+const TIMESTEPS: u16 = 8;
+
+/// Bytes of statistics at a time, where memory has room: with as many, full-size Stable Diffusion 1.5 runs five times.
+const STATISTICS: u64 = 2 << 30;
+
+/// All that learning takes, checked.
+pub struct Calibrator {
+    requests: Vec<Request>,
+    timesteps: usize,
+    statistics: u64,
+    printer: Printer,
+}
+
+impl Calibrator {
+    /// # Errors
+    /// Names the line of the list that is wrong, or says that memory is short.
+    pub fn new(args: &QuantizeArgs, checkpoint: &Checkpoint, printer: Printer) -> Result<Self, Failure> {
+        let own = checkpoint.defaults();
+        let side = |own: usize| args.calibrate_size.unwrap_or(own.min(REPORT_PIXELS));
+        let defaults = Defaults { width: side(own.width), height: side(own.height), ..own };
+        let requests = match &args.calibrate {
+            Some(path) => read(Source::open(path)?, &defaults)?,
+            None => {
+                let seeds = FIRST_SEED..;
+                seeds
+                    .zip(calibration::PROMPTS)
+                    .map(|(seed, prompt)| Request::new(prompt, seed, &defaults))
+                    .collect()
+            }
+        };
+        let statistics = check_memory(checkpoint, &requests, printer)?;
+        Ok(Self {
+            requests,
+            timesteps: usize::from(args.calibrate_steps.unwrap_or(TIMESTEPS)),
+            statistics,
+            printer,
+        })
+    }
+
+    /// The model, equalized by `balance`, with rounding learned.
+    ///
+    /// # Errors
+    /// When the model is unusable or int8 already.
+    pub fn learn(
+        &self,
+        checkpoint: &Checkpoint,
+        policy: &Policy,
+        balance: &Balance,
+    ) -> Result<Checkpoint, Failure> {
+        calibration::check(checkpoint).or_exit(Exit::Model)?;
+        let runs = watched("drawing in int8, picture", self.printer, |on_picture| {
+            Runs::draw(checkpoint, &self.requests, self.timesteps, on_picture)
+        })?;
+        let learned = watched("learning, part", self.printer, |on_progress| {
+            let memory = self.statistics as usize;
+            calibration::learn(checkpoint, policy, balance, &|layer| layer.grid, &runs, memory, on_progress)
+        })?;
+        Ok(checkpoint.merged(learned))
+    }
+}
+
+/// The requests of a list that are about the model alone.
+fn read(mut source: Source, defaults: &Defaults) -> Result<Vec<Request>, Failure> {
+    let name = source.name.clone();
+    let mut requests = Vec::new();
+    for item in source.list()? {
+        let wrong = |line: u64, message: &str| Failure::usage(format!("{name}, line {line}: {message}"));
+        let item = match item {
+            Ok(item) => item,
+            Err(Fault::Line(error)) => return Err(wrong(error.line, &error.message)),
+            Err(Fault::Read(error)) => {
+                return Err(Failure::usage(format!("cannot read the list {name}: {error}")));
+            }
+        };
+        let draft =
+            Draft { seed: item.draft.seed.or(Some(FIRST_SEED + requests.len() as u64)), ..item.draft };
+        let adapted = draft.lora.as_ref().is_some_and(|loras| !loras.is_empty()) || draft.fast.is_some();
+        if adapted || draft.init.is_some() || draft.hires.is_some() {
+            return Err(wrong(
+                item.line,
+                "rounding is learned without LoRAs, their recipes, init pictures and second passes",
+            ));
+        }
+        let request = draft.resolve(defaults, picture_in::size_of);
+        requests.push(request.map_err(|error| wrong(item.line, &format!("{error:#}")))?);
+    }
+    if requests.is_empty() {
+        return Err(Failure::usage(format!("the list {name} has no prompts")));
+    }
+    Ok(requests)
+}
+
+/// How many bytes statistics may take beside the network in f32.
+fn check_memory(checkpoint: &Checkpoint, requests: &[Request], printer: Printer) -> Result<u64, Failure> {
+    let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
+    let Some(largest) = requests.iter().max_by_key(|request| request.width * request.height) else {
+        return Ok(0);
+    };
+    let guard =
+        Guard { model: &model, pictures: PictureBytes::default(), ignore: false, streams: false, printer };
+    let checked = guard.check(largest, Series::Prompts, None);
+    checked.map_err(|failure| failure.hint("pass a smaller --calibrate-size, or `--method nearest`"))?;
+    let (Some(footprint), Some(available)) = (model.footprint(), memory::available()) else {
+        return Ok(STATISTICS);
+    };
+    let left = available.saturating_sub(footprint.peak(largest, Series::Prompts));
+    Ok((left / 2).min(STATISTICS))
+}

@@ -1,0 +1,397 @@
+//! Learned rounding: each weight makes good for what rounding the ones before it has done to the layer's output.
+//!
+//! GPTQ (Frantar et al. 2022) in the form of successive cancellation, which gives the same: with moments H = L L^T of
+//! the inputs the error E of the weights costs |E L|^2, and as L is triangular, each column of E L depends on the
+//! columns of E that have been decided and on one more. Columns are decided from the last to the first.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::cholesky::{self, BLOCK};
+use super::grid::{Grid, LARGEST_PAIR, Row, nearest};
+use super::moments::{Finished, Part};
+use crate::kernels::Isa;
+
+/// Of the mean of the diagonal that is added to it, so that what was never seen costs something too.
+const DAMPING: f64 = 0.01;
+
+/// Weights on a grid: that at `at` of row o is `values[o][at]` times the scale of its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gridded {
+    pub grid: Grid,
+    pub taps: usize,
+    /// `[rows][inputs][taps]`
+    pub values: Vec<i8>,
+    /// `[rows][scales of a row]`
+    pub scales: Vec<f32>,
+}
+
+impl Gridded {
+    /// Each of `weights`, `[rows][inputs][taps]`, to the nearest value of the grid.
+    pub fn nearest(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Self {
+        let columns = squares.len();
+        let scales = scales(grid, weights, squares, taps);
+        let mut values = vec![0; weights.len()];
+        let rows = values.par_chunks_exact_mut(columns).zip(weights.par_chunks_exact(columns));
+        let of_row = scales.len() / (weights.len() / columns);
+        rows.zip(scales.par_chunks_exact(of_row)).for_each(|((values, weights), scales)| {
+            for (at, &weight) in weights.iter().enumerate() {
+                let rounded = nearest(weight, scales[grid.scale_of(at, taps)], grid.limit());
+                // The first of a pair is decided before the second.
+                let value = within_pair(grid, rounded, at, columns / taps, taps, |at| values[at]);
+                values[at] = value as i8;
+            }
+        });
+        Self { grid, taps, values, scales }
+    }
+
+    /// The weights these stand for.
+    pub fn dequantize(&self, columns: usize) -> Vec<f32> {
+        let Self { grid, taps, .. } = *self;
+        let of_row = grid.scales(columns / taps, taps);
+        let mut weights = vec![0.0; self.values.len()];
+        let rows = weights.par_chunks_exact_mut(columns).zip(self.values.par_chunks_exact(columns));
+        rows.zip(self.scales.par_chunks_exact(of_row)).for_each(|((weights, values), scales)| {
+            for (at, (weight, value)) in weights.iter_mut().zip(values).enumerate() {
+                *weight = f32::from(*value) * scales[grid.scale_of(at, taps)];
+            }
+        });
+        weights
+    }
+}
+
+fn scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Vec<f32> {
+    let rows = weights.par_chunks_exact(squares.len());
+    rows.flat_map_iter(|weights| grid.fit(Row { weights, squares, taps })).collect()
+}
+
+/// `value` as near as its partner, if that has been decided, lets it be.
+fn within_pair(
+    grid: Grid,
+    value: f32,
+    at: usize,
+    inputs: usize,
+    taps: usize,
+    decided: impl Fn(usize) -> i8,
+) -> f32 {
+    let Some(partner) = grid.partner(at, inputs, taps) else { return value };
+    let other = f32::from(decided(partner));
+    if value * other > 0.0 { value.abs().min(LARGEST_PAIR - other.abs()).copysign(value) } else { value }
+}
+
+/// What a layer's inputs say about which errors cancel.
+pub struct Cancellation {
+    isa: Isa,
+    inputs: usize,
+    taps: usize,
+    squares: Vec<f32>,
+    parts: Vec<Triangle>,
+}
+
+/// L of some columns, which are in an order of their own: those that matter most come last.
+struct Triangle {
+    /// The layer's columns in this order.
+    order: Vec<usize>,
+    /// `[side][side]`, zeros above the diagonal.
+    lower: Vec<f32>,
+}
+
+impl Cancellation {
+    /// # Errors
+    /// When the moments are not finite.
+    pub fn of(moments: Finished) -> Result<Self> {
+        let Finished { isa, inputs, taps, mut squares, parts, .. } = moments;
+        if squares.iter().all(|square| *square == 0.0) {
+            // Of inputs that never were anything, one counts like the other.
+            squares.fill(1.0);
+        }
+        let parts = parts.into_iter().map(|part| Triangle::of(isa, part)).collect::<Result<_>>()?;
+        Ok(Self { isa, inputs, taps, squares, parts })
+    }
+
+    /// Rounds `weights`, `[rows][inputs][taps]`, to the grid.
+    ///
+    /// # Errors
+    /// When there are not as many columns.
+    pub fn round(&self, grid: Grid, weights: &[f32]) -> Result<Gridded> {
+        let columns = self.squares.len();
+        ensure!(
+            columns > 0 && weights.len().is_multiple_of(columns),
+            "{} weights for {columns} inputs",
+            weights.len()
+        );
+        ensure!(weights.iter().all(|weight| weight.is_finite()), "weights are infinite or NaN");
+        let scales = scales(grid, weights, &self.squares, self.taps);
+        let mut values = vec![0; weights.len()];
+        for part in &self.parts {
+            self.round_part(part, grid, weights, &scales, &mut values);
+        }
+        Ok(Gridded { grid, taps: self.taps, values, scales })
+    }
+
+    fn round_part(&self, part: &Triangle, grid: Grid, weights: &[f32], scales: &[f32], values: &mut [i8]) {
+        let (columns, side) = (self.squares.len(), part.order.len());
+        let rows = weights.len() / columns;
+        let of_row = scales.len() / rows;
+        let mut errors = vec![0.0; rows * side];
+        for start in (0..side).step_by(BLOCK).rev() {
+            let end = (start + BLOCK).min(side);
+            // What has been decided adds to these columns' outputs; undecided errors are zero.
+            let mut outputs = cholesky::products(self.isa, &errors, &part.columns(start..end), side);
+            let rows = errors.par_chunks_exact_mut(side).zip(outputs.par_chunks_exact_mut(end - start));
+            let rows = rows.zip(weights.par_chunks_exact(columns).zip(values.par_chunks_exact_mut(columns)));
+            rows.zip(scales.par_chunks_exact(of_row)).for_each(
+                |(((errors, outputs), (weights, values)), scales)| {
+                    for place in (start..end).rev() {
+                        let at = part.order[place];
+                        let line = &part.lower[place * side..][start..=place];
+                        let (outputs, output) = outputs.split_at_mut(place - start);
+                        let scale = scales[grid.scale_of(at, self.taps)];
+                        let wanted = weights[at] + output[0] / line[place - start];
+                        let value = nearest(wanted, scale, grid.limit());
+                        let value = within_pair(grid, value, at, self.inputs, self.taps, |at| values[at]);
+                        values[at] = value as i8;
+                        let error = weights[at] - value * scale;
+                        errors[place] = error;
+                        for (output, factor) in outputs.iter_mut().zip(line) {
+                            *output += error * factor;
+                        }
+                    }
+                },
+            );
+        }
+    }
+}
+
+impl Triangle {
+    fn of(isa: Isa, part: Part) -> Result<Self> {
+        let Part { columns, mut products } = part;
+        let side = columns.len();
+        let diagonal: Vec<f32> = (0..side).map(|at| products[at * side + at]).collect();
+        let mean = diagonal.iter().map(|value| f64::from(*value)).sum::<f64>() / side.max(1) as f64;
+        ensure!(mean.is_finite(), "a layer reads NaN or infinite values");
+        let mut order: Vec<usize> = (0..side).collect();
+        order.sort_by(|a, b| diagonal[*a].total_cmp(&diagonal[*b]).then(b.cmp(a)));
+        mirror(&mut products, side, Half::Lower);
+        reorder(&mut products, side, &order);
+        let mut damping = DAMPING;
+        loop {
+            let added = if mean > 0.0 { (damping * mean) as f32 } else { 1.0 };
+            order
+                .iter()
+                .enumerate()
+                .for_each(|(at, from)| products[at * side + at] = diagonal[*from] + added);
+            if cholesky::factor(isa, &mut products, side) {
+                break;
+            }
+            // Sums in f32 may miss being positive by their rounding. What is above the diagonal is still there.
+            damping *= 10.0;
+            ensure!(damping <= 1.0, "a layer's inputs have no usable moments");
+            mirror(&mut products, side, Half::Upper);
+        }
+        let mut lower = products;
+        lower.par_chunks_exact_mut(side.max(1)).enumerate().for_each(|(at, row)| row[at + 1..].fill(0.0));
+        Ok(Self { order: order.into_iter().map(|at| columns.start + at).collect(), lower })
+    }
+
+    /// Some columns of L, `[columns][side]`.
+    fn columns(&self, columns: std::ops::Range<usize>) -> Vec<f32> {
+        let side = self.order.len();
+        let mut turned = vec![0.0; columns.len() * side];
+        turned.par_chunks_exact_mut(side).zip(columns).for_each(|(to, column)| {
+            for (to, row) in to.iter_mut().zip(self.lower.chunks_exact(side)).skip(column) {
+                *to = row[column];
+            }
+        });
+        turned
+    }
+}
+
+/// Of a matrix, on one side of its diagonal.
+#[derive(Clone, Copy, PartialEq)]
+enum Half {
+    Lower,
+    Upper,
+}
+
+/// Copies one half to the other.
+fn mirror(matrix: &mut [f32], side: usize, from: Half) {
+    for row in 0..side {
+        for column in 0..row {
+            let (lower, upper) = (row * side + column, column * side + row);
+            match from {
+                Half::Lower => matrix[upper] = matrix[lower],
+                Half::Upper => matrix[lower] = matrix[upper],
+            }
+        }
+    }
+}
+
+/// Brings rows and columns into `order`, in place.
+fn reorder(matrix: &mut [f32], side: usize, order: &[usize]) {
+    matrix.par_chunks_exact_mut(side.max(1)).for_each(|row| {
+        let old = row.to_vec();
+        row.iter_mut().zip(order).for_each(|(to, from)| *to = old[*from]);
+    });
+    // Each row of a cycle goes where the one before it was.
+    let mut done = vec![false; side];
+    for first in 0..side {
+        let mut at = first;
+        while !std::mem::replace(&mut done[at], true) {
+            let from = order[at];
+            if from != first {
+                let (low, high) = (at.min(from), at.max(from));
+                let (left, right) = matrix.split_at_mut(high * side);
+                left[low * side..][..side].swap_with_slice(&mut right[..side]);
+            }
+            at = from;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::moments::Moments;
+    use super::*;
+
+    fn noise(seed: u64, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| next() + next() + next()).collect()
+    }
+
+    /// Inputs whose neighbors are alike.
+    fn inputs(rows: usize, columns: usize) -> Vec<f32> {
+        let mut values = noise(5, rows * columns);
+        for row in values.chunks_exact_mut(columns) {
+            for at in 1..columns {
+                row[at] = 0.9 * row[at - 1] + 0.3 * row[at] + 0.02;
+            }
+        }
+        values
+    }
+
+    fn moments(values: &[f32], inputs: usize, taps: usize) -> Finished {
+        let columns = inputs * taps;
+        let mut moments = Moments::new(Isa::best(), inputs, taps);
+        moments
+            .add(values.len() / columns, |row, to| to.copy_from_slice(&values[row * columns..][..columns]));
+        moments.finish()
+    }
+
+    /// The squared error of a layer's outputs, by definition.
+    fn output_error(inputs: &[f32], weights: &[f32], rounded: &[f32], columns: usize) -> f64 {
+        let errors: Vec<f32> = weights.iter().zip(rounded).map(|(a, b)| a - b).collect();
+        let mut sum = 0.0;
+        for input in inputs.chunks_exact(columns) {
+            for errors in errors.chunks_exact(columns) {
+                let output: f64 = input.iter().zip(errors).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                sum += output * output;
+            }
+        }
+        sum
+    }
+
+    /// What errors of weights cost the outputs, by the triangles.
+    fn cost(cancellation: &Cancellation, errors: &[f32]) -> f64 {
+        let columns = cancellation.squares.len();
+        let cost = |part: &Triangle| -> f64 {
+            let side = part.order.len();
+            let mut ordered = vec![0.0; errors.len() / columns * side];
+            ordered.par_chunks_exact_mut(side).zip(errors.par_chunks_exact(columns)).for_each(
+                |(to, from)| {
+                    for (to, at) in to.iter_mut().zip(&part.order) {
+                        *to = from[*at];
+                    }
+                },
+            );
+            let blocks = (0..side).step_by(BLOCK).map(|start| {
+                let columns = part.columns(start..(start + BLOCK).min(side));
+                let outputs = cholesky::products(cancellation.isa, &ordered, &columns, side);
+                outputs.iter().map(|output| f64::from(*output).powi(2)).sum::<f64>()
+            });
+            blocks.sum()
+        };
+        cancellation.parts.iter().map(cost).sum()
+    }
+
+    #[test]
+    fn outputs_come_nearer_than_by_rounding_to_the_nearest() {
+        for (inputs_count, taps, rows) in [(5, 1, 30), (150, 1, 9), (37, 9, 8)] {
+            let columns = inputs_count * taps;
+            let inputs = inputs(2000, columns);
+            let weights = noise(9, rows * columns);
+            let cancellation = Cancellation::of(moments(&inputs, inputs_count, taps)).unwrap();
+            for grid in [Grid::Bytes, Grid::PairedBytes, Grid::Nibbles] {
+                let plain = Gridded::nearest(grid, &weights, &cancellation.squares, taps);
+                let learned = cancellation.round(grid, &weights).unwrap();
+                assert_eq!(plain.scales, learned.scales);
+                let error = |gridded: &Gridded| {
+                    output_error(&inputs, &weights, &gridded.dequantize(columns), columns)
+                };
+                let (plain_error, learned_error) = (error(&plain), error(&learned));
+                let gain = 10.0 * (plain_error / learned_error).log10();
+                assert!(gain > if columns > 100 { 5.0 } else { 0.5 }, "{grid:?} {columns}: {gain} dB");
+                // What is said of the cost is true, but for the damping.
+                let errors = |gridded: &Gridded| -> Vec<f32> {
+                    weights.iter().zip(gridded.dequantize(columns)).map(|(a, b)| a - b).collect()
+                };
+                let cost = cost(&cancellation, &errors(&plain));
+                assert!((cost / plain_error - 1.0).abs() < 0.05, "{cost} {plain_error}");
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_of_bytes_stay_small() {
+        let (columns, rows) = (64, 20);
+        let weights: Vec<f32> = noise(3, rows * columns).iter().map(|weight| weight.abs().sqrt()).collect();
+        let cancellation = Cancellation::of(moments(&inputs(500, columns), columns, 1)).unwrap();
+        let largest = |gridded: &Gridded| {
+            let pairs = gridded.values.chunks(2).map(|pair| i32::from(pair[0]) + i32::from(pair[1]));
+            pairs.map(i32::abs).max().unwrap()
+        };
+        assert!(largest(&cancellation.round(Grid::Bytes, &weights).unwrap()) > 200);
+        assert!(largest(&cancellation.round(Grid::PairedBytes, &weights).unwrap()) <= 128);
+        let nearest = Gridded::nearest(Grid::PairedBytes, &weights, &cancellation.squares, 1);
+        assert!(largest(&nearest) <= 128);
+    }
+
+    #[test]
+    fn an_order_is_applied_to_rows_and_columns() {
+        for order in [vec![2, 0, 1, 3], vec![0, 1, 2, 3], vec![3, 2, 1, 0], vec![1, 2, 3, 0]] {
+            let matrix: Vec<f32> = (0..16).map(|at| at as f32).collect();
+            let mut found = matrix.clone();
+            reorder(&mut found, 4, &order);
+            for row in 0..4 {
+                for column in 0..4 {
+                    assert_eq!(found[row * 4 + column], matrix[order[row] * 4 + order[column]], "{order:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_that_say_nothing_are_no_trouble() {
+        let weights = noise(2, 12);
+        let rounded = |inputs: &[f32]| {
+            Cancellation::of(moments(inputs, 4, 1)).unwrap().round(Grid::Bytes, &weights).unwrap()
+        };
+        let plain = Gridded::nearest(Grid::Bytes, &weights, &[1.0; 4], 1);
+        assert_eq!(rounded(&[]), plain);
+        assert_eq!(rounded(&[0.0; 40]), plain);
+        // All columns the same: only their sum matters.
+        let learned = rounded(&[1.0; 400]).dequantize(4);
+        for (row, learned) in weights.chunks(4).zip(learned.chunks(4)) {
+            let error = row.iter().sum::<f32>() - learned.iter().sum::<f32>();
+            assert!(error.abs() < 0.01, "{error}");
+        }
+        assert!(Cancellation::of(moments(&[f32::NAN; 4], 4, 1)).is_err());
+        assert!(
+            Cancellation::of(moments(&[1.0; 4], 4, 1)).unwrap().round(Grid::Bytes, &weights[..3]).is_err()
+        );
+    }
+}
