@@ -55,12 +55,17 @@ impl<'a, T> Disjoint<'a, T> {
     }
 }
 
+/// Pieces of each thread's share at least: rayon alone may leave a share in one piece, which a phone's slow core would
+/// still be at long after the fast ones are done.
+const PIECES: usize = 16;
+
 /// Runs `work` for each index below `count` on the current rayon pool, neighbours mostly on one thread.
 pub(super) fn for_each_index(count: usize, work: impl Fn(usize) + Send + Sync) {
     if count == 1 {
         work(0);
     } else {
-        (0..count).into_par_iter().for_each(work);
+        let piece = (count / (PIECES * rayon::current_num_threads())).max(1);
+        (0..count).into_par_iter().with_max_len(piece).for_each(work);
     }
 }
 
