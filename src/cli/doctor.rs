@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use super::args::DoctorArgs;
 use super::exit::{Exit, Failure, OrExit};
@@ -22,6 +23,8 @@ struct Findings {
     /// Of the processor, as far as they matter here.
     cpu_features: Vec<&'static str>,
     architecture: &'static str,
+    /// Of each kind: a phone has fast and slow ones.
+    cores: Vec<Cores>,
     /// What computes on the CPU.
     kernel: Option<&'static str>,
     /// What computes or could, slowest first.
@@ -49,6 +52,35 @@ struct Findings {
     default_model_found: bool,
 }
 
+/// Cores of one kind.
+#[derive(Debug, Serialize, PartialEq)]
+struct Cores {
+    /// As the system tells it, or "unknown".
+    name: String,
+    count: usize,
+}
+
+impl Cores {
+    /// Those of this machine.
+    fn all() -> Vec<Self> {
+        let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+        Self::of(system.cpus().iter().map(|core| core.brand()))
+    }
+
+    /// Those of these names, in the order in which they first appear.
+    fn of<'a>(names: impl Iterator<Item = &'a str>) -> Vec<Self> {
+        let mut kinds: Vec<Self> = Vec::new();
+        for name in names.map(str::trim) {
+            let name = if name.is_empty() { "unknown" } else { name };
+            match kinds.iter_mut().find(|kind| kind.name == name) {
+                Some(kind) => kind.count += 1,
+                None => kinds.push(Self { name: name.to_owned(), count: 1 }),
+            }
+        }
+        kinds
+    }
+}
+
 /// Prints the findings.
 ///
 /// # Errors
@@ -74,6 +106,7 @@ impl Findings {
             version: env!("CARGO_PKG_VERSION"),
             cpu_features: cpu_features(),
             architecture: std::env::consts::ARCH,
+            cores: Cores::all(),
             kernel: chosen.as_ref().ok().map(|isa| isa.name()),
             kernels: Isa::available().iter().map(|isa| isa.name()).collect(),
             kernel_asked: Isa::asked(),
@@ -114,6 +147,12 @@ impl Findings {
         self.kernels.iter().map(mark).collect::<Vec<_>>().join(" ")
     }
 
+    fn all_cores(&self) -> String {
+        let kinds = self.cores.iter().map(|Cores { name, count }| format!("{count} x {name}"));
+        let kinds: Vec<_> = kinds.collect();
+        if kinds.is_empty() { "unknown".to_owned() } else { kinds.join(", ") }
+    }
+
     fn rows(&self) -> Vec<(&'static str, String)> {
         let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
         let memory = match (self.memory_total_bytes, self.memory_available_bytes) {
@@ -134,6 +173,7 @@ impl Findings {
         let mut rows = vec![
             ("pochade", self.version.to_owned()),
             ("cpu", format!("{}: {features}", self.architecture)),
+            ("cores", self.all_cores()),
             ("kernel", self.chosen_kernel()),
             ("kernels", self.all_kernels()),
             ("threads", self.threads.to_string()),
@@ -190,4 +230,23 @@ fn cpu_features() -> Vec<&'static str> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn cpu_features() -> Vec<&'static str> {
     Vec::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_counted_by_kind() {
+        let names = ["Cortex-X3", "Cortex-A510", "", "Cortex-A510 ", "Cortex-X3"];
+        let kinds = [("Cortex-X3", 2), ("Cortex-A510", 2), ("unknown", 1)];
+        let kinds = kinds.map(|(name, count)| Cores { name: name.to_owned(), count });
+        assert_eq!(Cores::of(names.into_iter()), kinds);
+    }
+
+    #[test]
+    fn this_machine_has_cores() {
+        let cores: usize = Cores::all().iter().map(|kind| kind.count).sum();
+        assert!(cores > 0);
+    }
 }
