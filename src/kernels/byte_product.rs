@@ -125,7 +125,7 @@ unsafe impl<D: Dot> ByteProduct for D {
     type Simd = D::Simd;
     type Words = D;
     type Sums = D::Sums;
-    const ROWS: RowLayout = RowLayout { group: D::GROUP, together: 1 };
+    const ROWS: RowLayout = RowLayout { group: D::GROUP, together: 1, signed: false };
     const TILES: &'static [Tile] = D::Simd::TILES;
     const MAY_SATURATE: bool = D::MAY_SATURATE;
 

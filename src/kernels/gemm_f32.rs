@@ -17,6 +17,8 @@ use super::tile::TileKernel;
 
 /// Input channels accumulated before the next rows: a panel of 64 columns by 128 fills most of a 48 KB L1.
 const DEPTH_BLOCK: usize = 128;
+/// What a block is a multiple of, so that sets which take several channels at a time can do so to its end.
+const DEPTH_UNIT: usize = 4;
 
 /// Weights of a linear layer (one tap) or convolution, laid out for one instruction set.
 #[derive(Clone)]
@@ -163,7 +165,7 @@ impl Block<'_> {
             &packed.weights.as_slice()[panel * taps * depth * width..][..taps * depth * width];
         let zeros = packed.zeros.as_slice();
         let taps_at_once = (DEPTH_BLOCK / depth).max(1);
-        let depth_step = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK));
+        let depth_step = depth.div_ceil(depth.div_ceil(DEPTH_BLOCK)).next_multiple_of(DEPTH_UNIT);
 
         for first_depth in (0..depth).step_by(depth_step) {
             let depth_len = depth_step.min(depth - first_depth);
@@ -188,7 +190,7 @@ impl Block<'_> {
                         }
                         let b = &panel_weights[(tap * depth + first_depth) * width..][..depth_len * width];
                         // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
-                        acc = unsafe { micro_kernel::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                        acc = unsafe { simd.accumulate(a, 1, b.as_ptr(), depth_len, acc) };
                     }
                     // SAFETY: as at the load.
                     unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), width, acc) };

@@ -4,7 +4,8 @@ use super::simd::Simd;
 
 /// `acc[i][v] += sum over k of a[i][k * a_step] * b[k][v]`, where `b` is `[depth][NV]` vectors.
 ///
-/// Every product is added in order of k, so the result depends on nothing but the operands.
+/// Every product is added in order of k, so the result depends on nothing but the operands. This is what
+/// [`Simd::accumulate`] does, for sets that know no faster way.
 ///
 /// # Safety
 /// Each `a[i]` must be readable at `k * a_step` for all `k < depth`, and `b` for `depth * NV * S::LANES` f32.

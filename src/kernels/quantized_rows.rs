@@ -10,6 +10,8 @@ pub(super) struct RowLayout {
     pub group: usize,
     /// Neighbouring rows whose groups alternate: `[rows / together][groups][together][group]`.
     pub together: usize,
+    /// Whether bytes lie there less 128, as i8, for products of signed bytes.
+    pub signed: bool,
 }
 
 impl RowLayout {
@@ -27,6 +29,19 @@ impl RowLayout {
     /// From a group of a row to its next.
     pub const fn step(self) -> usize {
         self.together * self.group
+    }
+
+    /// What the bits of a byte differ in where it lies.
+    const fn flipped(self) -> u8 {
+        if self.signed { 0x80 } else { 0 }
+    }
+
+    /// Makes a row's bytes what lies in memory.
+    #[inline(always)]
+    pub fn flip(self, row: &mut [u8]) {
+        if self.signed {
+            row.iter_mut().for_each(|byte| *byte ^= self.flipped());
+        }
     }
 
     /// Writes `row`, group by group, where `to` begins.
@@ -59,7 +74,7 @@ impl Default for QuantizedRows {
         Self {
             rows: 0,
             depth: 0,
-            layout: RowLayout { group: 1, together: 1 },
+            layout: RowLayout { group: 1, together: 1, signed: false },
             stride: 0,
             values: AlignedBuf::zeros(0),
             scales: vec![],
@@ -89,7 +104,7 @@ impl QuantizedRows {
         assert!(row < self.rows);
         let values = &self.values.as_slice()[self.layout.start(row, self.stride)..];
         let groups = values.chunks(self.layout.step()).map(|step| &step[..self.layout.group]);
-        groups.flatten().copied().take(self.depth)
+        groups.flatten().map(|byte| byte ^ self.layout.flipped()).take(self.depth)
     }
 
     /// One per row.

@@ -137,6 +137,7 @@ impl<O: RowOperation> Kernel for Quantized<'_, O> {
             let to = &mut self.values[self.layout.start(i, self.stride)..];
             let whole = if scattered { row.as_mut_slice() } else { &mut to[..width] };
             (self.scales[i], self.zeros[i]) = quantize_row(simd, self.scratch, whole);
+            self.layout.flip(whole);
             if scattered {
                 self.layout.scatter(&row, to);
             }

@@ -1,5 +1,6 @@
 //! Vectors of f32 as one trait; its implementations are in `sets`, formulas are in `math`.
 
+use super::micro_kernel;
 use super::tile::{Tile, TileKernel};
 use super::token::{Token, Work};
 
@@ -50,6 +51,23 @@ pub(super) unsafe trait Simd: Token {
     /// # Safety
     /// `to` must be writable for `LANES` bytes.
     unsafe fn store_u8(self, to: *mut u8, x: Self::F);
+
+    /// See [`micro_kernel::accumulate`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn accumulate<const MR: usize, const NV: usize>(
+        self,
+        a: [*const f32; MR],
+        a_step: usize,
+        b: *const f32,
+        depth: usize,
+        acc: [[Self::F; NV]; MR],
+    ) -> [[Self::F; NV]; MR] {
+        // SAFETY: the caller's promise.
+        unsafe { micro_kernel::accumulate(self, a, a_step, b, depth, acc) }
+    }
 
     /// The nearest integer for |x| < 2^22, ties to even: adding 1.5 * 2^23 leaves no bits for a fraction.
     #[inline(always)]

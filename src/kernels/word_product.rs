@@ -12,6 +12,8 @@ pub(super) unsafe trait WordProduct: Token {
     type Simd: Simd;
     /// `LANES` i32, or as many pairs of i16.
     type I: Copy;
+    /// One pair of i16 that meets every lane.
+    type Pair: Copy;
     /// Whether a vector of pairs takes no longer to multiply than one of f32, which is half as many products.
     const TWICE_AS_FAST: bool;
 
@@ -19,11 +21,9 @@ pub(super) unsafe trait WordProduct: Token {
 
     fn zero(self) -> Self::I;
 
-    /// The same pair in every lane.
-    ///
     /// # Safety
     /// `from` must be readable for two i16.
-    unsafe fn splat_pair(self, from: *const i16) -> Self::I;
+    unsafe fn splat_pair(self, from: *const i16) -> Self::Pair;
 
     /// # Safety
     /// `from` must be readable for `LANES` pairs.
@@ -34,7 +34,7 @@ pub(super) unsafe trait WordProduct: Token {
     unsafe fn store_pairs(self, to: *mut i16, pairs: Self::I);
 
     /// `sums + a[0] * b[0] + a[1] * b[1]` in each lane, exact unless i32 overflows.
-    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    fn dot(self, sums: Self::I, a: Self::Pair, b: Self::I) -> Self::I;
 
     fn to_f32(self, x: Self::I) -> <Self::Simd as Simd>::F;
 

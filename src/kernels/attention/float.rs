@@ -168,7 +168,7 @@ fn score_block<S: Simd, const MR: usize, const QV: usize>(
         }
         let zeros = [[simd.splat(0.0); QV]; MR];
         // SAFETY: each key has `head_dim` values; the queries are `head_dim` rows of `lanes`.
-        let acc = unsafe { micro_kernel::accumulate(simd, a, 1, panel.queries.as_ptr(), head_dim, zeros) };
+        let acc = unsafe { simd.accumulate(a, 1, panel.queries.as_ptr(), head_dim, zeros) };
         for row in &acc {
             for v in 0..QV {
                 greatest[v] = simd.max(greatest[v], row[v]);
@@ -243,7 +243,7 @@ fn add_values<S: Simd, const MR: usize, const QV: usize>(
             }
         }
         // SAFETY: one value of each of `keys` rows, `v_stride` apart, lies in `v`; exponentials are `keys` rows.
-        acc = unsafe { micro_kernel::accumulate(simd, a, v_stride, exponentials.as_ptr(), keys, acc) };
+        acc = unsafe { simd.accumulate(a, v_stride, exponentials.as_ptr(), keys, acc) };
         // SAFETY: as at the load.
         unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), lanes, acc) };
     }

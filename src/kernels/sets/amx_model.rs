@@ -33,7 +33,7 @@ unsafe impl ByteProduct for AmxModel {
     type Simd = Scalar;
     type Words = Plain<Scalar>;
     type Sums = [i32; LANES];
-    const ROWS: RowLayout = RowLayout { group: 64, together: 1 };
+    const ROWS: RowLayout = RowLayout { group: 64, together: 1, signed: false };
     const MAY_SATURATE: bool = false;
 
     tiles! { 16 x 2 at 100, 16 x 1 at 110 }

@@ -2,20 +2,22 @@
 
 use std::arch::x86_64::*;
 
-use super::intrinsics;
-use super::x86::{memory, x86_token};
+use super::x86::memory;
+use super::{feature_token, intrinsics};
 use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::Simd;
 use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
 use crate::kernels::word_product::WordProduct;
 
-x86_token! {
+feature_token! {
+    is_x86_feature_detected:
     /// AVX-512 with byte and word instructions: Skylake-X, Zen 4 and later.
     Avx512(()): "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"
 }
 
-x86_token! {
+feature_token! {
+    is_x86_feature_detected:
     /// AVX-512 with `vpdpbusd`: Ice Lake, Zen 4 and later.
     Avx512Vnni(Avx512): "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma"
 }
@@ -56,6 +58,7 @@ macro_rules! words {
         unsafe impl WordProduct for $token {
             type Simd = $simd;
             type I = __m512i;
+            type Pair = __m512i;
             const TWICE_AS_FAST: bool = true;
 
             #[inline(always)]
@@ -70,7 +73,7 @@ macro_rules! words {
             }
 
             #[inline(always)]
-            unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+            unsafe fn splat_pair(self, from: *const i16) -> Self::Pair {
                 // SAFETY: the caller's promise; the token proves the instructions.
                 unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
             }
@@ -88,7 +91,7 @@ macro_rules! words {
             }
 
             #[inline(always)]
-            fn dot(self, $sums: Self::I, $a: Self::I, $b: Self::I) -> Self::I {
+            fn dot(self, $sums: Self::I, $a: Self::Pair, $b: Self::I) -> Self::I {
                 // SAFETY: a token exists only where its instructions do.
                 unsafe { $dot }
             }

@@ -10,6 +10,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
@@ -37,7 +41,11 @@ sets! {
     SmmlaModel: "model-smmla" = smmla_model::SmmlaModel;
     Scalar: "scalar" = plain::Plain<scalar::Scalar>;
     #[cfg(target_arch = "aarch64")]
-    Neon: "aarch64-neon" = plain::Plain<neon::Neon>;
+    Neon: "aarch64-neon" = neon::Neon;
+    #[cfg(target_arch = "aarch64")]
+    DotProd: "aarch64-dotprod" = dotprod::DotProd;
+    #[cfg(target_arch = "aarch64")]
+    I8mm: "aarch64-i8mm" = i8mm::I8mm;
     #[cfg(target_arch = "x86_64")]
     Sse2: "x86_64-sse2" = sse2::Sse2;
     #[cfg(target_arch = "x86_64")]
@@ -148,6 +156,33 @@ const fn check<B: ByteProduct>() {
     assert!(tile::suffice(B::TILES) && tile::suffice(B::Simd::TILES), "gated products take an even tile");
 }
 
+/// A token of these features, which `$detected` finds, and of those of the token it holds, all to be named.
+macro_rules! feature_token {
+    ($detected:ident: $(#[$doc:meta])* $name:ident($base:ty): $($feature:tt),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub struct $name($base);
+
+        // SAFETY: `detect` is the only constructor, and looks for what `compiled` enables.
+        unsafe impl Token for $name {
+            fn detect() -> Option<Self> {
+                let found = $($detected!($feature))&&+;
+                <$base>::detect().filter(|_| found).map(Self)
+            }
+
+            #[inline]
+            fn compiled<W: Work>(self, work: W) -> W::Output {
+                $(#[target_feature(enable = $feature)])+
+                fn compiled<W: Work>(work: W) -> W::Output {
+                    work.run()
+                }
+                // SAFETY: a token exists only where its instructions do.
+                unsafe { compiled(work) }
+            }
+        }
+    };
+}
+
 /// Methods of vectors whose bodies are intrinsics of the set whose token `self` is.
 macro_rules! intrinsics {
     ($($name:ident($($arg:ident),*) = $body:expr;)*) => {
@@ -158,4 +193,4 @@ macro_rules! intrinsics {
         })*
     };
 }
-use intrinsics;
+use {feature_token, intrinsics};

@@ -25,6 +25,7 @@ unsafe impl<S: Token> Token for Plain<S> {
 unsafe impl<S: Simd> WordProduct for Plain<S> {
     type Simd = S;
     type I = [i32; MAX_LANES];
+    type Pair = [i32; 2];
     const TWICE_AS_FAST: bool = false;
 
     #[inline(always)]
@@ -38,9 +39,9 @@ unsafe impl<S: Simd> WordProduct for Plain<S> {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+    unsafe fn splat_pair(self, from: *const i16) -> Self::Pair {
         // SAFETY: the caller's promise.
-        [unsafe { from.cast::<i32>().read_unaligned() }; MAX_LANES]
+        unsafe { from.cast::<[i16; 2]>().read_unaligned() }.map(i32::from)
     }
 
     #[inline(always)]
@@ -62,10 +63,10 @@ unsafe impl<S: Simd> WordProduct for Plain<S> {
     }
 
     #[inline(always)]
-    fn dot(self, mut sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
-        for ((sum, a), b) in sums[..S::LANES].iter_mut().zip(a).zip(b) {
-            for (a, b) in words(a).into_iter().zip(words(b)) {
-                *sum = sum.wrapping_add(i32::from(a) * i32::from(b));
+    fn dot(self, mut sums: Self::I, a: Self::Pair, b: Self::I) -> Self::I {
+        for (sum, b) in sums[..S::LANES].iter_mut().zip(b) {
+            for (a, b) in a.into_iter().zip(words(b)) {
+                *sum = sum.wrapping_add(a * i32::from(b));
             }
         }
         sums

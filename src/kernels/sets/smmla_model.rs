@@ -37,7 +37,7 @@ unsafe impl ByteProduct for SmmlaModel {
     type Simd = Scalar;
     type Words = Plain<Scalar>;
     type Sums = [i32; 4];
-    const ROWS: RowLayout = RowLayout { group: 8, together: 2 };
+    const ROWS: RowLayout = RowLayout { group: 8, together: 2, signed: false };
     const MAY_SATURATE: bool = false;
 
     tiles! { 4 x 2 at 100, 2 x 1 at 120 }

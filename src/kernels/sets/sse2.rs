@@ -2,15 +2,16 @@
 
 use std::arch::x86_64::*;
 
-use super::intrinsics;
-use super::x86::{memory, x86_token};
+use super::x86::memory;
+use super::{feature_token, intrinsics};
 use crate::kernels::byte_product::Dot;
 use crate::kernels::simd::Simd;
 use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
 use crate::kernels::word_product::WordProduct;
 
-x86_token! {
+feature_token! {
+    is_x86_feature_detected:
     /// Every x86-64 processor.
     Sse2(()): "sse2"
 }
@@ -50,6 +51,7 @@ unsafe impl Simd for Sse2 {
 unsafe impl WordProduct for Sse2 {
     type Simd = Self;
     type I = __m128i;
+    type Pair = __m128i;
     const TWICE_AS_FAST: bool = true;
 
     #[inline(always)]
@@ -64,7 +66,7 @@ unsafe impl WordProduct for Sse2 {
     }
 
     #[inline(always)]
-    unsafe fn splat_pair(self, from: *const i16) -> Self::I {
+    unsafe fn splat_pair(self, from: *const i16) -> Self::Pair {
         // SAFETY: the caller's promise; SSE2 is part of x86-64.
         unsafe { _mm_set1_epi32(from.cast::<i32>().read_unaligned()) }
     }
@@ -82,7 +84,7 @@ unsafe impl WordProduct for Sse2 {
     }
 
     #[inline(always)]
-    fn dot(self, sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+    fn dot(self, sums: Self::I, a: Self::Pair, b: Self::I) -> Self::I {
         // SAFETY: SSE2 is part of x86-64.
         unsafe { _mm_add_epi32(sums, _mm_madd_epi16(a, b)) }
     }

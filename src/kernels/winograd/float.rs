@@ -323,7 +323,7 @@ impl Multiply<'_> {
                     acc = unsafe { micro_kernel::load(simd, sums, pitch) };
                 }
                 // SAFETY: each row has `depth_len` values from `first_depth`; `b` as many rows of NV vectors.
-                acc = unsafe { micro_kernel::accumulate(simd, a, 1, b.as_ptr(), depth_len, acc) };
+                acc = unsafe { simd.accumulate(a, 1, b.as_ptr(), depth_len, acc) };
                 // SAFETY: as at the load.
                 unsafe { micro_kernel::store(simd, sums, pitch, acc) };
             }

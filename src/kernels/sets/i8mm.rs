@@ -1,0 +1,138 @@
+//! Products of bytes by `usmmla`, two rows by two outputs over eight inputs: Cortex-A510, X2, Neoverse V1, Apple M2.
+
+use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
+
+use super::dotprod::DotProd;
+use super::feature_token;
+use super::neon::{self, Neon};
+use crate::kernels::byte_product::ByteProduct;
+use crate::kernels::quantized_rows::RowLayout;
+use crate::kernels::tile::{Tile, TileKernel, tiles};
+use crate::kernels::token::{Token, Work};
+
+feature_token! {
+    is_aarch64_feature_detected:
+    /// `sdot` and `usmmla`.
+    I8mm(DotProd): "dotprod", "i8mm"
+}
+
+/// `sums[2 * i + j] += a[i] . w[j]` of eight bytes each. In assembly, because the intrinsic is not stable.
+///
+/// # Safety
+/// The processor must have i8mm.
+#[inline(always)]
+unsafe fn usmmla(mut sums: int32x4_t, a: uint8x16_t, w: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller's promise; nothing but registers is touched.
+    unsafe {
+        asm!(
+            "usmmla {sums:v}.4s, {a:v}.16b, {w:v}.16b",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            w = in(vreg) w,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+impl I8mm {
+    /// See [`ByteProduct::accumulate`]. `PAIRED` if rows 2i and 2i + 1 are neighbours, so that one load takes both.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "iterators over rows or columns of a tile say less")]
+    unsafe fn sum<const MR: usize, const NV: usize, const PAIRED: bool>(
+        self,
+        rows: [*const u8; MR],
+        weights: *const i8,
+        groups: usize,
+    ) -> [[int32x4_t; NV]; MR] {
+        // SAFETY: reads a group of each row and NV vectors of weights at a time, as often as there are groups; the token
+        // proves the instructions.
+        unsafe {
+            // Until the end, the sums of a pair of rows and four outputs lie as the instruction leaves them: those
+            // of outputs 0 and 1 where the first row's belong, those of 2 and 3 where the second's do.
+            let mut acc = [[vdupq_n_s32(0); NV]; MR];
+            let (mut offset, mut weights_offset) = (0usize, 0usize);
+            for _ in 0..groups {
+                let mut pairs = [vdupq_n_u8(0); MR];
+                for i in 0..MR / 2 {
+                    pairs[i] = if PAIRED {
+                        vreinterpretq_u8_s8(neon::load_16(rows[2 * i], offset))
+                    } else {
+                        let first = vreinterpretq_u64_s8(neon::load_8(rows[2 * i], offset));
+                        let second = vreinterpretq_u64_s8(neon::load_8(rows[2 * i + 1], offset));
+                        vreinterpretq_u8_u64(vzip1q_u64(first, second))
+                    };
+                }
+                for v in 0..NV {
+                    for half in 0..2 {
+                        let w = neon::load_16(weights.add((2 * v + half) * 16).cast(), weights_offset);
+                        for i in 0..MR / 2 {
+                            acc[2 * i + half][v] = usmmla(acc[2 * i + half][v], pairs[i], w);
+                        }
+                    }
+                }
+                offset += Self::ROWS.step();
+                weights_offset += NV * 32;
+            }
+            for i in 0..MR / 2 {
+                for v in 0..NV {
+                    let first = vreinterpretq_s64_s32(acc[2 * i][v]);
+                    let second = vreinterpretq_s64_s32(acc[2 * i + 1][v]);
+                    acc[2 * i][v] = vreinterpretq_s32_s64(vzip1q_s64(first, second));
+                    acc[2 * i + 1][v] = vreinterpretq_s32_s64(vzip2q_s64(first, second));
+                }
+            }
+            acc
+        }
+    }
+}
+
+// SAFETY: rows and weights are read group by group, as promised.
+unsafe impl ByteProduct for I8mm {
+    type Simd = Neon;
+    type Words = Neon;
+    type Sums = int32x4_t;
+    const ROWS: RowLayout = RowLayout { group: 8, together: 2, signed: false };
+    const MAY_SATURATE: bool = false;
+
+    tiles!(for 32 registers);
+
+    #[inline(always)]
+    fn simd(self) -> Neon {
+        self.0.neon()
+    }
+
+    #[inline(always)]
+    fn words(self) -> Neon {
+        self.0.neon()
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<const MR: usize, const NV: usize>(
+        self,
+        rows: [*const u8; MR],
+        weights: *const i8,
+        groups: usize,
+    ) -> [[int32x4_t; NV]; MR] {
+        const { assert!(MR.is_multiple_of(2)) };
+        let paired = (0..MR).step_by(2).all(|i| rows[i + 1] == rows[i].wrapping_add(Self::ROWS.group));
+        // SAFETY: the caller's promise; neighbours are side by side.
+        unsafe {
+            if paired {
+                self.sum::<MR, NV, true>(rows, weights, groups)
+            } else {
+                self.sum::<MR, NV, false>(rows, weights, groups)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn settle(self, sums: int32x4_t, zero_point: i32, column_sums: *const i32) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { neon::settle(sums, zero_point, column_sums) }
+    }
+}
