@@ -3,9 +3,9 @@
 use super::batch::Source;
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
-use super::model_args::QuantizeArgs;
+use super::model_args::{QuantizeArgs, REPORT_PIXELS};
 use super::printer::Printer;
-use super::quantize::{REPORT_PIXELS, watched};
+use super::watched::watched;
 use crate::calibration::{self, Runs};
 use crate::checkpoint::Checkpoint;
 use crate::memory;

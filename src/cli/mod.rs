@@ -37,6 +37,7 @@ mod table;
 mod template;
 mod tokens;
 mod verify;
+mod watched;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -8,6 +8,9 @@ use super::exit::{Exit, Failure, OrExit};
 use crate::checkpoint::{Checkpoint, Replaceable};
 use crate::request::SIZE_STEP;
 
+/// The largest size of a report that names none: a quarter of the work at 512 pixels.
+pub const REPORT_PIXELS: usize = 256;
+
 /// Components that take the place of the model's own.
 #[derive(Debug, Default, Args)]
 pub struct PartArgs {

@@ -1,19 +1,17 @@
 //! `pochade quantize`: a model as a native int8 file, how near that comes to the floats, and what each layer costs.
 
 use std::fmt::Write;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::calibrator::Calibrator;
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
-use super::model_args::{Method, QuantizeArgs};
+use super::model_args::{Method, QuantizeArgs, REPORT_PIXELS};
 use super::printer::{Printer, Verbosity};
-use super::progress::human;
 use super::signals::Signals;
+use super::watched::watched;
 use super::{backend, destination, printer};
 use crate::checkpoint::{Checkpoint, Form, Storage};
 use crate::files;
@@ -26,9 +24,6 @@ use crate::sensitivity::{self, Fidelity, LayerReport, Recording, Report, Setting
 
 /// Prompts of a report that names none: a thing and a scene.
 const PROMPTS: [&str; 2] = ["a red apple on a yellow background", "a photo of a fox in the snow"];
-
-/// The largest size of a report that names none: a quarter of the work at 512 pixels.
-pub const REPORT_PIXELS: usize = 256;
 
 /// Writes the int8 file, then measures if a report is asked for: a long measurement that is cut off costs nothing
 /// but itself.
@@ -133,36 +128,6 @@ fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) 
     checked
         .map(drop)
         .map_err(|failure| failure.hint("leave --report and --compare out, or pass a smaller --report-size"))
-}
-
-/// Does `work`, whose parts are called `what`, showing how much of it is left.
-pub fn watched<T>(
-    what: &str,
-    printer: Printer,
-    work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> Result<T>,
-) -> Result<T, Failure> {
-    let style =
-        ProgressStyle::with_template("{prefix} {pos} of {len} [{bar:24}] {msg}").or_exit(Exit::Model)?;
-    let target = if printer.progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(None, target).with_style(style.progress_chars("=> "));
-    bar.set_prefix(what.to_owned());
-    let mut started = Instant::now();
-    let done = work(&mut |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        if done == 0 {
-            started = Instant::now();
-            return;
-        }
-        let left = started.elapsed().mul_f64((total - done) as f64 / done as f64);
-        bar.set_message(format!("{} left", human(left)));
-        // A log shows no bar, but should say once how long it will be silent.
-        if done == 1 && bar.is_hidden() && left > Duration::from_secs(10) {
-            printer.status(&format!("{what} 1 to {total}, about {}", human(left)));
-        }
-    });
-    bar.finish_and_clear();
-    done.or_exit(Exit::Model)
 }
 
 /// One line per layer, the worst first, and the sums of all.

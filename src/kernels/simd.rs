@@ -1,6 +1,5 @@
 //! Vectors of f32 as one trait; its implementations are in `sets`, formulas are in `math`.
 
-use super::micro_kernel;
 use super::tile::{Tile, TileKernel};
 use super::token::{Token, Work};
 
@@ -52,7 +51,7 @@ pub(super) unsafe trait Simd: Token {
     /// `to` must be writable for `LANES` bytes.
     unsafe fn store_u8(self, to: *mut u8, x: Self::F);
 
-    /// See [`micro_kernel::accumulate`].
+    /// See [`accumulate_singly`].
     ///
     /// # Safety
     /// As there.
@@ -66,7 +65,7 @@ pub(super) unsafe trait Simd: Token {
         acc: [[Self::F; NV]; MR],
     ) -> [[Self::F; NV]; MR] {
         // SAFETY: the caller's promise.
-        unsafe { micro_kernel::accumulate(self, a, a_step, b, depth, acc) }
+        unsafe { accumulate_singly(self, a, a_step, b, depth, acc) }
     }
 
     /// The nearest integer for |x| < 2^22, ties to even: adding 1.5 * 2^23 leaves no bits for a fraction.
@@ -158,4 +157,41 @@ pub(super) fn vectorize<S: Simd, K: Kernel>(simd: S, kernel: K) -> K::Output {
         }
     }
     simd.compiled(With(simd, kernel))
+}
+/// `acc[i][v] += sum over k of a[i][k * a_step] * b[k][v]`, where `b` is `[depth][NV]` vectors.
+///
+/// Every product is added in order of k, so the result depends on nothing but the operands. This is what
+/// [`Simd::accumulate`] does, for sets that know no faster way.
+///
+/// # Safety
+/// Each `a[i]` must be readable at `k * a_step` for all `k < depth`, and `b` for `depth * NV * S::LANES` f32.
+#[inline(always)]
+pub(super) unsafe fn accumulate_singly<S: Simd, const MR: usize, const NV: usize>(
+    simd: S,
+    a: [*const f32; MR],
+    a_step: usize,
+    b: *const f32,
+    depth: usize,
+    mut acc: [[S::F; NV]; MR],
+) -> [[S::F; NV]; MR] {
+    let mut b = b;
+    let mut offset = 0usize;
+    for _ in 0..depth {
+        let mut columns = [simd.splat(0.0); NV];
+        for (v, column) in columns.iter_mut().enumerate() {
+            // SAFETY: within the `depth * NV` vectors promised for `b`.
+            *column = unsafe { simd.load(b.add(v * S::LANES)) };
+        }
+        for i in 0..MR {
+            // SAFETY: `offset` is `k * a_step` with `k < depth`, as promised for `a`.
+            let x = simd.splat(unsafe { *a[i].add(offset) });
+            for v in 0..NV {
+                acc[i][v] = simd.mul_add(x, columns[v], acc[i][v]);
+            }
+        }
+        // Wrapping steps, because the last may leave the allocation.
+        b = b.wrapping_add(NV * S::LANES);
+        offset = offset.wrapping_add(a_step);
+    }
+    acc
 }

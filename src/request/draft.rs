@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::defaults::{Basis, Defaults};
 use super::recipes::{Ingredients, Recipe};
+use super::saving::{Reuse, StepRange};
 use super::second_pass;
 use super::size::sensible_size;
 use super::table::{Draft, FIELDS, Hires, Request};
@@ -121,6 +122,21 @@ impl Hires {
 pub fn drawn_seed() -> Result<u64> {
     let seed = getrandom::u32().context("the system gives no random seed; pass one with --seed")?;
     Ok(u64::from(seed))
+}
+
+impl Request {
+    /// Whether it says to compute less than all.
+    pub fn saves_work(&self) -> bool {
+        self.guidance_range.is_some() || self.guidance_auto.is_some() || self.cache.is_some()
+    }
+
+    /// Without settings that save nothing: what is drawn is then the same as without them, record and all.
+    pub(super) fn without_idle_savings(mut self) -> Self {
+        self.guidance_range = self.guidance_range.filter(|range| *range != StepRange::WHOLE);
+        self.guidance_auto = self.guidance_auto.filter(|likeness| *likeness < 1.0);
+        self.cache = self.cache.filter(|cache| cache.reuse != Reuse::ButEvery(1));
+        self
+    }
 }
 
 #[cfg(test)]

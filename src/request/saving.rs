@@ -8,7 +8,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::limits::{self, MAX_STEPS};
-use super::table::Request;
 
 /// How alike both of guidance's answers are when it ends, as a cosine: Castillo et al. 2023.
 pub const DEFAULT_LIKENESS: &str = "0.991";
@@ -26,7 +25,7 @@ pub struct StepRange {
 }
 
 impl StepRange {
-    const WHOLE: Self = Self { start: 0.0, end: 1.0 };
+    pub(super) const WHOLE: Self = Self { start: 0.0, end: 1.0 };
 
     /// Whether step `index`, counting from 0, of `total` is part of it: by its middle.
     pub fn contains(self, index: usize, total: usize) -> bool {
@@ -176,21 +175,6 @@ impl fmt::Display for Passes {
         let Self { whole, outer, .. } = self;
         let outer = if *outer > 0 { format!(" and {outer} outer") } else { String::new() };
         write!(f, "{whole}{outer} passes, {:.2} of the work", self.share())
-    }
-}
-
-impl Request {
-    /// Whether it says to compute less than all.
-    pub fn saves_work(&self) -> bool {
-        self.guidance_range.is_some() || self.guidance_auto.is_some() || self.cache.is_some()
-    }
-
-    /// Without settings that save nothing: what is drawn is then the same as without them, record and all.
-    pub(super) fn without_idle_savings(mut self) -> Self {
-        self.guidance_range = self.guidance_range.filter(|range| *range != StepRange::WHOLE);
-        self.guidance_auto = self.guidance_auto.filter(|likeness| *likeness < 1.0);
-        self.cache = self.cache.filter(|cache| cache.reuse != Reuse::ButEvery(1));
-        self
     }
 }
 

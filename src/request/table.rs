@@ -101,7 +101,7 @@ request_fields! {
         fast: Option<Recipe> = |_| None, {
             flag: "--fast <RECIPE>",
             section: Section::Saving,
-            help: "Draw in a few steps: a LoRA that has been pulled, with its sampler, schedule, steps and guidance",
+            help: "Draw in a few steps: a pulled LoRA with its settings",
             more: "Each of them can be said otherwise. The LoRAs are for Stable Diffusion 1.5; `pochade models pull \
                    lcm-lora` fetches that of the recipe lcm.",
             info: "recipe",
@@ -116,6 +116,7 @@ request_fields! {
             more: "A step counts by its middle: of 20 steps 0..0.5 guides the first 10. Each pass of --hires is \
                    counted by itself; 0..1 guides all.",
             info: "guidance range",
+            seldom: true,
         };
 
         /// How alike the outputs for both prompts are, as a cosine, when guidance ends (Castillo et al. 2023).
@@ -132,6 +133,7 @@ request_fields! {
             more: "Adaptive Guidance: measured as the cosine between both answers; from the step after it exceeds \
                    this, one pass is taken instead of two. 1 guides to the end.",
             info: "guidance auto",
+            seldom: true,
         };
 
         /// The solver; in a `parameters` text the schedule may be part of its name.

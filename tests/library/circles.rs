@@ -88,7 +88,8 @@ fn tokens(text: &str) -> Vec<String> {
 /// Each name that a `use` brings in, with its path.
 fn uses(tokens: &[String]) -> Vec<(String, Vec<String>)> {
     let mut uses = Vec::new();
-    for (at, _) in tokens.iter().enumerate().filter(|(_, token)| *token == "use") {
+    // One before a `<` says what a type captures.
+    for (at, _) in tokens.windows(2).enumerate().filter(|(_, pair)| pair[0] == "use" && pair[1] != "<") {
         tree(&tokens[at + 1..], &mut Vec::new(), &mut uses);
     }
     uses

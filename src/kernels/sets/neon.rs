@@ -5,9 +5,8 @@ use std::arch::asm;
 
 use super::intrinsics;
 use crate::kernels::byte_product::ByteProduct;
-use crate::kernels::micro_kernel;
 use crate::kernels::quantized_rows::RowLayout;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{self, Simd};
 use crate::kernels::tile::{Tile, TileKernel, attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
 use crate::kernels::word_product::WordProduct;
@@ -149,7 +148,7 @@ unsafe impl Simd for Neon {
                 multiply_lane::<3, MR, NV>(&mut acc, rows, b.add(3 * NV * Self::LANES));
             }
             let a = a.map(|a| a.add(whole));
-            micro_kernel::accumulate(self, a, a_step, b.add(whole * NV * Self::LANES), depth - whole, acc)
+            simd::accumulate_singly(self, a, a_step, b.add(whole * NV * Self::LANES), depth - whole, acc)
         }
     }
 
