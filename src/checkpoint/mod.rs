@@ -304,6 +304,12 @@ impl Checkpoint {
     /// The same model with `overlay` merged into its weights as these are read.
     #[must_use]
     pub fn merged(&self, overlay: impl Overlay + 'static) -> Self {
-        Self { tensors: self.tensors.merged(overlay), ..self.clone() }
+        self.with_tensors(self.tensors.merged(overlay))
+    }
+
+    /// The same model with `tensors` in the place of its own, from which they were made.
+    #[must_use]
+    pub fn with_tensors(&self, tensors: TensorSet) -> Self {
+        Self { tensors, ..self.clone() }
     }
 }

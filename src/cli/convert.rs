@@ -23,9 +23,11 @@ pub fn run(args: &ConvertArgs) -> Result<Exit, Failure> {
         Format::Diffusers => Form::Diffusers(floats),
     };
     destination::check(&args.destination, form, args.force)?;
-    backend::start_threads(None, &Printer::new(Verbosity::Normal, false))?;
+    let printer = Printer::new(Verbosity::Normal, false);
+    backend::start_threads(None, &printer)?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
     args.parts.apply(&mut checkpoint)?;
+    let mut checkpoint = args.merge.apply(&checkpoint, printer)?;
     let mut defaults = checkpoint.defaults();
     defaults.guidance_scale = args.cfg.unwrap_or(defaults.guidance_scale);
     defaults.steps = args.steps.unwrap_or(defaults.steps);

@@ -1,12 +1,14 @@
-//! What can be typed about models: components of other files, the flags of `convert` and `quantize`.
+//! What can be typed about models: components of other files, LoRAs to merge, the flags of `convert` and `quantize`.
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
 use super::exit::{Exit, Failure, OrExit};
+use super::printer::Printer;
 use crate::checkpoint::{Checkpoint, Replaceable};
-use crate::request::SIZE_STEP;
+use crate::pipeline::{Adapted, Observer};
+use crate::request::{Lora, SIZE_STEP};
 
 /// The largest size of a report that names none: a quarter of the work at 512 pixels.
 pub const REPORT_PIXELS: usize = 256;
@@ -46,6 +48,43 @@ impl PartArgs {
     }
 }
 
+/// LoRAs that become part of what is written.
+#[derive(Debug, Default, Args)]
+pub struct MergeArgs {
+    /// LoRA, LoHa or LoKr to merge into the weights for good, with its weight [default: 1]; several add up
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, value_parser = parse_lora)]
+    pub lora: Vec<Lora>,
+}
+
+impl MergeArgs {
+    /// `checkpoint` with the LoRAs in its weights; how they fit is told.
+    ///
+    /// # Errors
+    /// Names the file that can't be used for this model.
+    pub fn apply(&self, checkpoint: &Checkpoint, printer: Printer) -> Result<Checkpoint, Failure> {
+        let adapted = Adapted::open(&self.lora, checkpoint.tensors()).or_exit(Exit::Usage)?;
+        adapted.tell(&mut Told(printer));
+        Ok(checkpoint.with_tensors(adapted.tensors(checkpoint).clone()))
+    }
+}
+
+/// Passes on what is told, where nothing is drawn.
+struct Told(Printer);
+
+impl Observer for Told {
+    fn warn(&mut self, message: &str) {
+        self.0.note(message);
+    }
+
+    fn inform(&mut self, message: &str) {
+        self.0.status(message);
+    }
+}
+
+fn parse_lora(text: &str) -> Result<Lora, String> {
+    text.parse().map_err(|error: anyhow::Error| error.to_string())
+}
+
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
     /// Diffusers folder, LDM, GGUF or native file to read; quantized weights become floats
@@ -75,6 +114,9 @@ pub struct ConvertArgs {
     /// Steps the model needs (default: the source's)
     #[arg(long)]
     pub steps: Option<usize>,
+
+    #[command(flatten)]
+    pub merge: MergeArgs,
 
     #[command(flatten)]
     pub parts: PartArgs,
@@ -159,6 +201,9 @@ pub struct QuantizeArgs {
     /// CPU threads [default: one per core]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+
+    #[command(flatten)]
+    pub merge: MergeArgs,
 
     #[command(flatten)]
     pub parts: PartArgs,

@@ -40,6 +40,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     backend::start_threads(args.threads, &printer)?;
     let mut checkpoint = Checkpoint::open(&args.source).or_exit(Exit::Model)?;
     args.parts.apply(&mut checkpoint)?;
+    let mut checkpoint = args.merge.apply(&checkpoint, printer)?;
     if let Some(name) = &args.name {
         checkpoint.describe(name.clone(), checkpoint.defaults());
     }

@@ -1,4 +1,4 @@
-//! A model with the LoRAs of a request merged: which files, how they fit, and the tensors that result.
+//! A model with LoRAs merged: which files, how they fit, and the tensors that result.
 
 use std::sync::Arc;
 

@@ -30,7 +30,7 @@ use crate::networks::autoencoder::LatentDecoder;
 use crate::networks::unet::Unet;
 use crate::picture_in::{PictureIn, Pictures};
 use crate::request::{Lora, Passes, Request, UsedFile};
-use adapted::Adapted;
+pub use adapted::Adapted;
 use encoded_picture::EncodedPicture;
 pub use error::DrawError;
 pub use model::{Model, Numerics};

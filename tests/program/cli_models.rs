@@ -7,6 +7,7 @@ use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::models::data;
 use crate::support::sandbox::Sandbox;
 
 /// The built-in model, whose weights are int8, as a float file outside the sandbox.
@@ -35,6 +36,50 @@ fn an_int8_file_draws_and_becomes_floats_again() {
     sandbox.run(&again).refused(2, &["folder exists already"]);
     let picture = sandbox.run(&["-q", "-m", "folder", "x", "-s", "2", "--steps", "1"]);
     assert_eq!(picture.done(), "x-2.png\n");
+}
+
+#[test]
+fn a_lora_becomes_part_of_what_is_written() {
+    let sandbox = Sandbox::new();
+    let small = data("small").display().to_string();
+    let lora = format!("{}:0.7", data("reference/lora_kohya.safetensors").display());
+    let merge = |args: &[&str]| sandbox.run(&[args, &["--lora", &lora]].concat());
+    let draw = |name: &str, args: &[&str]| {
+        let settings = ["a cat", "-s", "1", "--size", "64x64", "--steps", "6", "-q", "-o", name];
+        sandbox.run(&[&settings[..], args].concat()).done();
+        image::open(sandbox.join(name)).unwrap().into_rgb8()
+    };
+    let left = merge(&["convert", &small, "f32.safetensors", "--storage", "f32"]);
+    assert!(left.stderr.contains("at 0.7: merged into 144 layers"), "{}", left.stderr);
+    merge(&["convert", &small, "folder", "--format", "diffusers"]).done();
+    merge(&["quantize", &small, "int8.safetensors"]).done();
+    sandbox.run(&["quantize", &small, "plain.safetensors"]).done();
+    merge(&["convert", "plain.safetensors", "f16.safetensors"]).done();
+    for (precision, model, merged, least) in [
+        ("f32", small.as_str(), "f32.safetensors", f64::INFINITY),
+        ("f32", &small, "folder", 60.0),
+        // Rounded from f16 or from the floats themselves, this model's pictures are 38 dB apart without a LoRA too.
+        ("int8", &small, "int8.safetensors", 36.0),
+        ("f32", "plain.safetensors", "f16.safetensors", 60.0),
+    ] {
+        let precision = ["--precision", precision];
+        let plain = draw("plain.png", &[&["-m", model, "--force"], &precision[..]].concat());
+        let beside =
+            draw("beside.png", &[&["-m", model, "--force", "--lora", &lora], &precision[..]].concat());
+        let within = draw("within.png", &[&["-m", merged, "--force"], &precision[..]].concat());
+        let psnr = |a, b| pochade::compare::compare(a, b).unwrap().psnr;
+        assert!(psnr(&beside, &within) >= least, "{merged}: {}", psnr(&beside, &within));
+        assert!(psnr(&beside, &plain) < 30.0, "{merged}: {}", psnr(&beside, &plain));
+    }
+    let before = sandbox.files();
+    for command in ["convert", "quantize"] {
+        let refused = |lora: &str, part: &str| {
+            sandbox.run(&[command, &small, "new.safetensors", "--lora", lora]).refused(2, &[part]);
+        };
+        refused("gone.safetensors", "gone.safetensors");
+        refused("a:1e9", "out of range");
+    }
+    assert_eq!(sandbox.files(), before);
 }
 
 #[test]

@@ -405,12 +405,14 @@ fn a_part_is_pulled_by_its_name_and_found_by_its_recipe() {
     let draw = |args: &[&str]| sandbox.run(&[&settings[..], args].concat());
     draw(&["--fast", "hyper-4"]).refused(3, &["needs the LoRA 'hyper-4-lora'", "models pull hyper-4-lora"]);
     assert!(sandbox.files().is_empty());
+    sandbox.run(&["models", "path", "hyper-4-lora"]).refused(3, &["models pull hyper-4-lora"]);
     let lora = fs::read(data("reference/lora_peft.safetensors")).unwrap();
     let files = ["Hyper-SD15-4steps-lora.safetensors", "Hyper-SDXL-4steps-lora.safetensors", "LICENSE.md"];
     let hub = Hub::with(files.map(|name| (name.to_owned(), lora.clone())).into());
     hub.change(|state| state.repository = Some("ByteDance/Hyper-SD"));
     let left = run(&sandbox, &hub, &["models", "pull", "hyper-4-lora"]);
     assert!(left.done().trim().ends_with(files[0]), "{left:?}");
+    assert_eq!(sandbox.run(&["models", "path", "hyper-4-lora"]).done(), left.done());
     assert!(left.stderr.contains("licence: creativeml-openrail-m"), "{}", left.stderr);
     assert!(!hub.log().iter().any(|request| request.path.contains("SDXL-4steps-lora.safetensors")));
 
