@@ -88,6 +88,39 @@ fn from_repeats_a_picture_to_the_last_byte() {
 }
 
 #[test]
+fn from_repeats_a_picture_of_less_work() {
+    let sandbox = Sandbox::new();
+    let plain = ["a fox", "-s", "4", "--size", "64x64", "--steps", "6"];
+    let draw = |name: &str, flags: &[&str]| {
+        sandbox.run(&[&plain[..], flags, &["-o", name]].concat()).done();
+        fs::read(sandbox.join(name)).unwrap()
+    };
+    let exact = draw("exact.png", &[]);
+    for (at, flags) in [
+        &["--cache", "3", "--cfg-range", "0.2..0.7"][..],
+        &["--cache", "auto=0.3", "--cache-branch", "1", "--sampler", "heun"],
+        &["--cfg-auto=0.9", "--sampler", "tcd", "--eta", "0.5"],
+        &["--cache", "2", "--hires", "1.5", "--hires-steps", "4"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, again) = (format!("{at}.png"), format!("{at}-again.png"));
+        let drawn = draw(&name, flags);
+        sandbox.run(&["--from", &name, "-o", &again]).done();
+        assert!(drawn == fs::read(sandbox.join(&again)).unwrap(), "{flags:?}");
+        // The settings are what it repeats: pixels are others than the exact picture's.
+        let pixels = |png: &[u8]| image::load_from_memory(png).unwrap().into_rgb8();
+        assert!(pixels(&drawn) != pixels(&exact), "{flags:?}");
+        // A flag may take one back.
+        sandbox.run(&["--from", &name, "--cache", "1", "-o", &again, "--force"]).done();
+        let json = sandbox.run(&["info", "--json", &again]);
+        let json: Value = serde_json::from_str(json.done()).unwrap();
+        assert!(json["request"].get("cache").is_none(), "{json}");
+    }
+}
+
+#[test]
 fn threads_change_nothing_in_the_picture() {
     let sandbox = Sandbox::new();
     for threads in ["1", "2"] {
