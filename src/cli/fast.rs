@@ -2,7 +2,7 @@
 
 use super::exit::{Exit, Failure};
 use crate::hub;
-use crate::request::{Draft, Lora, Recipe};
+use crate::request::{Draft, Lora, Needs, Recipe};
 
 /// `draft` with its recipe's LoRA before its others, unless a file of that name is among them.
 ///
@@ -10,11 +10,11 @@ use crate::request::{Draft, Lora, Recipe};
 /// Names the LoRA that has not been pulled, and the command that does.
 pub fn with_lora(draft: Draft) -> Result<Draft, Failure> {
     let Some(recipe) = draft.fast else { return Ok(draft) };
+    let Needs::Lora(name, _) = recipe.ingredients().needs else { return Ok(draft) };
     let mut loras = draft.lora.clone().unwrap_or_default();
     if loras.iter().any(|lora| is_of(recipe, lora)) {
         return Ok(draft);
     }
-    let name = recipe.ingredients().lora;
     let missing = || {
         Failure::new(
             Exit::Model,
@@ -39,5 +39,6 @@ pub fn without_lora(mut below: Draft) -> Draft {
 }
 
 fn is_of(recipe: Recipe, lora: &Lora) -> bool {
-    lora.path.file_name().is_some_and(|name| name == recipe.ingredients().file)
+    let Needs::Lora(_, file) = recipe.ingredients().needs else { return false };
+    lora.path.file_name().is_some_and(|name| name == file)
 }

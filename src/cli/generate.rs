@@ -1,5 +1,6 @@
 //! `pochade generate`: from flags to pictures on disk, one at a time, so that a failure loses only itself.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::progress::Progress;
 use super::report::{Report, Seconds, shown};
 use super::session::{Drawn, Provenance, Session, ends_every_run};
 use super::signals::Signals;
+use super::within::Within;
 use super::{fast, named_files, prompt, show};
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{DrawError, Pipeline, Residency};
@@ -36,7 +38,8 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     }
     let preview = preview(args)?;
     let embedded = args.from.as_deref().map(read_embedded).transpose()?;
-    let draft = draft(args, embedded.as_ref(), &printer)?;
+    let (flags, below) = drafts(args, embedded.as_ref(), &printer)?;
+    let draft = fast::with_lora(flags.clone().over(below.clone()))?;
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     let session = Session::open(&args.compute, embedded.as_ref(), &printer)?;
     let size_of = |path: &Path| session.pictures.size(path);
@@ -46,6 +49,16 @@ pub fn run(args: &GenerateArgs) -> Result<Exit, Failure> {
     output::check_paths(&paths)?;
     preview.check(args.force, &protected(args, &request, &paths))?;
     session.announce(&printer, embedded.as_ref());
+    let request = match args.within {
+        None => request,
+        Some(budget) => {
+            let flags = Draft { seed: Some(request.seed), ..flags };
+            let loads = args.count == 1;
+            let (session, compute, told) = (&session, &args.compute, RefCell::default());
+            let within = Within { session, compute, printer, budget, loads, told };
+            within.choose(&flags, &below)?
+        }
+    };
 
     let started = Instant::now();
     let (residency, series) = match args.count {
@@ -219,13 +232,17 @@ fn read_embedded(path: &Path) -> Result<Embedded, Failure> {
     })
 }
 
-/// Flags over the picture given with `--from`.
-fn draft(args: &GenerateArgs, embedded: Option<&Embedded>, printer: &Printer) -> Result<Draft, Failure> {
+/// What the flags say, and what the picture given with `--from` does.
+fn drafts(
+    args: &GenerateArgs,
+    embedded: Option<&Embedded>,
+    printer: &Printer,
+) -> Result<(Draft, Draft), Failure> {
     let below = embedded.map(|embedded| embedded.draft().clone()).unwrap_or_default();
     let prompt = prompt::read(&args.prompt, below.prompt.is_some())?;
     let flags = Draft { prompt, ..args.picture.draft() };
     let below = named_files::find(fast::without_lora(below), &flags, printer)?;
-    fast::with_lora(flags.over(below))
+    Ok((flags, below))
 }
 
 /// The files that a run reads and is to write, which no preview may replace.

@@ -44,7 +44,7 @@ fn write(page: &mut Vec<u8>) -> io::Result<()> {
         ),
         (
             "POCHADE_CACHE",
-            "where the int8 files made from them lie; else $XDG_CACHE_HOME/pochade, else ~/.cache/pochade",
+            "where the int8 files made from them lie, and how fast pictures were drawn; else $XDG_CACHE_HOME/pochade, else ~/.cache/pochade",
         ),
         (
             kernels::VARIABLE,

@@ -32,12 +32,14 @@ mod session;
 mod show;
 mod signals;
 mod slug;
+mod speeds;
 mod sweep;
 mod table;
 mod template;
 mod tokens;
 mod verify;
 mod watched;
+mod within;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

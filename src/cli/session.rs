@@ -14,7 +14,9 @@ use super::exit::{Exit, Failure, OrExit};
 use super::model::{Choice, Rule};
 use super::printer::Printer;
 use super::progress::Progress;
+use super::speeds::{Machine, Speeds};
 use crate::checkpoint::Checkpoint;
+use crate::files::Fingerprint;
 use crate::memory;
 use crate::picture_in::Pictures;
 use crate::pipeline::tiling::Tile;
@@ -30,6 +32,8 @@ pub struct Session {
     pub pictures: Arc<Pictures>,
     /// What opening the model took.
     pub opening: Duration,
+    /// What earlier runs took.
+    pub speeds: Speeds,
     choice: Choice,
 }
 
@@ -68,10 +72,22 @@ impl Session {
             kernel: model.kernel(),
             device: backend::name(&device),
         };
+        // Maps of strings and numbers can't fail to be written.
+        let configs = serde_json::to_vec(model.checkpoint().configs()).unwrap_or_default();
+        let machine = Machine {
+            model: provenance.model.clone(),
+            configs: Fingerprint::of_bytes(&configs).whole,
+            components: provenance.components.clone(),
+            precision: precision.to_string(),
+            kernel: provenance.kernel.clone(),
+            device: provenance.device.to_owned(),
+            threads: rayon::current_num_threads(),
+            memory: compute.memory,
+        };
         let pictures =
             if compute.ignore_memory { Pictures::default() } else { Pictures::within(memory::available) };
         let (pictures, opening) = (Arc::new(pictures), started.elapsed());
-        Ok(Self { model, provenance, pictures, opening, choice })
+        Ok(Self { model, provenance, pictures, opening, speeds: Speeds::new(machine), choice })
     }
 
     pub fn defaults(&self) -> Defaults {
@@ -113,6 +129,13 @@ impl Session {
         }
     }
 
+    /// Keeps how fast a picture was drawn.
+    pub fn note(&self, request: &Request, drawn: &Picture) {
+        let timings = drawn.timings;
+        let opening = if timings.load > Duration::ZERO { self.opening } else { Duration::ZERO };
+        self.speeds.note(request, &Timings { load: timings.load + opening, ..timings }, drawn.pace);
+    }
+
     /// Draws one picture.
     ///
     /// # Errors
@@ -125,7 +148,9 @@ impl Session {
     ) -> Result<Drawn, DrawError> {
         let drawn = pipeline.generate(request, progress);
         progress.finish();
-        let Picture { rgb, timings, passes, files, tiled, .. } = drawn?;
+        let drawn = drawn?;
+        self.note(request, &drawn);
+        let Picture { rgb, timings, passes, files, tiled, .. } = drawn;
         let unet = request.saves_work().then_some(passes);
         let record = Record { unet, ..self.provenance.record(request, files, tiled) };
         Ok(Drawn { rgb, timings, passes, record })

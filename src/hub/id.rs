@@ -167,6 +167,7 @@ pub fn is_commit(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::{Needs, Recipe};
 
     #[test]
     fn ids_and_aliases_are_told_from_paths() {
@@ -207,9 +208,10 @@ mod tests {
             assert_eq!(part(found.name).unwrap().id().repository(), found.repository);
             assert!(ALIASES.iter().all(|alias| alias.name != found.name), "{}", found.name);
         }
-        for recipe in crate::request::Recipe::ALL {
-            let ingredients = recipe.ingredients();
-            assert_eq!(part(ingredients.lora).unwrap().file, ingredients.file, "{recipe}");
+        for recipe in Recipe::ALL {
+            if let Needs::Lora(name, file) = recipe.ingredients().needs {
+                assert_eq!(part(name).unwrap().file, file, "{recipe}");
+            }
         }
     }
 }

@@ -348,20 +348,30 @@ impl Unet {
         let (batch, _, height, width) = step.latents.dims4()?;
         let inputs = extents(&self.config, Extent { batch, height, width });
         let tokens = step.context.rows.first().map_or(0, ContextRows::tokens);
-        let prompts = Prompts { count: step.context.prompts, tokens };
-        let graph = self.network.graph();
-        let macs = |stages| graph.macs_in(stages, &inputs, prompts).total();
-        Ok(match outer.map(|outer| self.skip(outer)).transpose()? {
-            Some(skip) => macs(0..skip.after) + macs(skip.joins..self.stages()),
-            None => macs(0..self.stages()),
-        })
+        step_macs(self.network.graph(), &inputs, Prompts { count: step.context.prompts, tokens }, outer)
     }
 
     fn skip(&self, outer: usize) -> Result<Skip> {
-        let skips = self.network.graph().skips();
-        let skip = outer.checked_sub(1).and_then(|last| skips.get(last));
-        skip.copied().with_context(|| format!("{outer} outer skips where there are 1 to {}", skips.len()))
+        skip(self.network.graph(), outer)
     }
+}
+
+/// Multiply-accumulates of a step of the UNet that `graph` [describes](describe), as [`Unet::macs`] has them.
+///
+/// # Errors
+/// When there are not as many skips.
+pub fn step_macs(graph: &Graph, inputs: &[Extent], prompts: Prompts, outer: Option<usize>) -> Result<u64> {
+    let macs = |stages| graph.macs_in(stages, inputs, prompts).total();
+    Ok(match outer.map(|outer| skip(graph, outer)).transpose()? {
+        Some(skip) => macs(0..skip.after) + macs(skip.joins..graph.stages()),
+        None => macs(0..graph.stages()),
+    })
+}
+
+fn skip(graph: &Graph, outer: usize) -> Result<Skip> {
+    let skips = graph.skips();
+    let skip = outer.checked_sub(1).and_then(|last| skips.get(last));
+    skip.copied().with_context(|| format!("{outer} outer skips where there are 1 to {}", skips.len()))
 }
 
 /// `sin(t w_i), cos(t w_i)` with `w_i = 10000^(-i / (half - freq_shift))` (Vaswani et al. 2017, in the order

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
@@ -11,6 +12,7 @@ use super::evaluation::Evaluation;
 use super::finite::finite;
 use super::hires;
 use super::projection::Projection;
+use super::work::Pace;
 use super::{Call, DrawError, Model, Observer, Step};
 use crate::networks::unet::{Context, Unet};
 use crate::noise::NoiseSource;
@@ -38,6 +40,8 @@ pub(super) struct Run<'a> {
     pub projection: Option<&'a Projection>,
     /// What the UNet has computed so far.
     pub passes: &'a Cell<Passes>,
+    /// How fast.
+    pub pace: &'a Cell<Pace>,
 }
 
 impl Run<'_> {
@@ -85,7 +89,7 @@ impl Run<'_> {
         start: &Start,
         observer: &mut dyn Observer,
     ) -> Result<Tensor, DrawError> {
-        let Self { model, request, unet, context, projection, passes } = *self;
+        let Self { model, request, unet, context, projection, passes, pace } = *self;
         let steps = trajectory.steps().len();
         // Both closures tell the observer and the evaluation something, one at a time.
         let evaluation = RefCell::new(Evaluation::new(unet, context, request, steps, passes.get()));
@@ -99,11 +103,15 @@ impl Run<'_> {
             evaluation.guided(call.output)
         };
         let mut interrupted = false;
+        let mut since = Instant::now();
         let mut on_step = |progress: &Progress<'_>| {
             let Progress { index, total, denoised, .. } = *progress;
             // A GPU has only queued the step: progress and interruption are about steps that are done.
             model.backend.device.synchronize()?;
-            evaluation.borrow_mut().end_step();
+            let mut so_far = pace.get();
+            so_far.add(evaluation.borrow_mut().end_step(), since.elapsed());
+            pace.set(so_far);
+            since = Instant::now();
             match observer.borrow_mut().step(&Step { index, total, denoised, projection }) {
                 ControlFlow::Continue(()) => start.hold(progress),
                 ControlFlow::Break(()) => {

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use candle_core::{Device, Tensor};
 
+use super::work::{Work, is_end, is_guided, is_reused};
 use crate::networks::unet::{Context, DeepMap, Step, Unet};
 use crate::request::{Cache, Passes, Request, Reuse};
 
@@ -23,6 +24,8 @@ pub(super) struct Evaluation<'a> {
     is_guidance_over: bool,
     kept: Option<Kept>,
     passes: Passes,
+    /// Of the step that has not ended.
+    work: Work,
 }
 
 /// What the inner stages gave when they last ran.
@@ -52,6 +55,7 @@ impl<'a> Evaluation<'a> {
             is_guidance_over: false,
             kept: None,
             passes,
+            work: Work::default(),
         }
     }
 
@@ -59,10 +63,11 @@ impl<'a> Evaluation<'a> {
         self.passes
     }
 
-    /// Ends a step, in which the UNet may have been asked several times.
-    pub fn end_step(&mut self) {
+    /// Ends a step, in which the UNet may have been asked several times, and says what it took.
+    pub fn end_step(&mut self) -> Work {
         self.step += 1;
         self.is_guidance_over |= self.alike;
+        std::mem::take(&mut self.work)
     }
 
     /// The UNet's answer to `input`: in a guided step to both prompts, as one batch.
@@ -84,7 +89,9 @@ impl<'a> Evaluation<'a> {
             }
         };
         let prompts = step.context.prompts() as u64;
-        self.passes.macs += self.unet.macs(&step, outer)?;
+        let macs = self.unet.macs(&step, outer)?;
+        *if outer.is_some() { &mut self.work.outer } else { &mut self.work.whole } += macs;
+        self.passes.macs += macs;
         self.passes.exact_macs += exact_macs;
         *if outer.is_some() { &mut self.passes.outer } else { &mut self.passes.whole } += prompts;
         Ok(output)
@@ -100,9 +107,8 @@ impl<'a> Evaluation<'a> {
         let prompts = step.context.prompts();
         let kept = kept.map(|kept| kept.for_prompts(prompts)).transpose()?.flatten();
         let descent = self.unet.descend(step, cache.branch + 1)?;
-        let is_end = self.step == 0 || self.step + 1 == self.steps;
         let kept = match kept {
-            Some(kept) if !is_end && self.is_reused(&kept, cache.reuse, descent.map()?)? => kept,
+            Some(kept) if self.is_reused(&kept, cache.reuse, descent.map()?)? => kept,
             _ => {
                 let given = match cache.reuse {
                     Reuse::ButEvery(_) => None,
@@ -118,15 +124,16 @@ impl<'a> Evaluation<'a> {
 
     fn is_reused(&self, kept: &Kept, reuse: Reuse, given: &Tensor) -> Result<bool> {
         match (reuse, &kept.given) {
-            (Reuse::ButEvery(steps), _) => Ok(!self.step.is_multiple_of(steps)),
-            (Reuse::Within(most), Some(then)) => Ok(change(then, given)? <= most),
-            (Reuse::Within(_), None) => Ok(false),
+            (Reuse::ButEvery(steps), _) => Ok(is_reused(steps, self.step, self.steps)),
+            (Reuse::Within(most), Some(then)) if !is_end(self.step, self.steps) => {
+                Ok(change(then, given)? <= most)
+            }
+            (Reuse::Within(_), _) => Ok(false),
         }
     }
 
     fn is_guided_step(&self) -> bool {
-        let in_range = self.request.guidance_range.is_none_or(|range| range.contains(self.step, self.steps));
-        in_range && !self.is_guidance_over
+        is_guided(self.request, self.step, self.steps) && !self.is_guidance_over
     }
 
     /// What the sampler goes on with, from an answer to both prompts or to one.

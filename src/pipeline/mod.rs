@@ -17,6 +17,7 @@ mod prompts;
 mod replay;
 mod stopwatch;
 pub mod tiling;
+mod work;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use projection::Projection;
 use prompts::Encodings;
 use stopwatch::Stopwatch;
 pub use stopwatch::Timings;
+pub use work::{Pace, Stretch, Work};
 
 /// A finished picture.
 pub struct Picture {
@@ -48,6 +50,7 @@ pub struct Picture {
     pub timings: Timings,
     /// What the UNet computed for it.
     pub passes: Passes,
+    pub pace: Pace,
     /// Textual inversions, LoRAs and pictures it was made with.
     pub files: Vec<UsedFile>,
     /// Whether the autoencoder took it in strips, which rounds differently.
@@ -165,8 +168,16 @@ impl<'m> Pipeline<'m> {
         let context = watch.time(Phase::Encode, |_| model.context(unet, &embeddings, request))?;
 
         let projection = self.projection.as_ref().filter(|_| watch.observer.previews());
-        let passes = Cell::default();
-        let run = denoise::Run { model, request, unet, context: &context, projection, passes: &passes };
+        let (passes, pace) = (Cell::default(), Cell::default());
+        let run = denoise::Run {
+            model,
+            request,
+            unet,
+            context: &context,
+            projection,
+            passes: &passes,
+            pace: &pace,
+        };
         let mut latents = watch.time(Phase::Denoise, |observer| run.denoise(encoded.as_ref(), observer))?;
         if let Some(hires) = &request.hires {
             latents = watch.time(Phase::Refine, |observer| run.refine(hires, &latents, observer))?;
@@ -189,7 +200,8 @@ impl<'m> Pipeline<'m> {
         let pictures = picture_in.as_ref().map_or(&[][..], PictureIn::used).to_vec();
         let files = [prompts.used()?, adapted.used()?, pictures].concat();
         let tiled = encoded_in_strips || decoded_in_strips;
-        Ok(Picture { rgb, latents, timings: watch.timings, passes: passes.get(), files, tiled })
+        let (passes, pace) = (passes.get(), pace.get());
+        Ok(Picture { rgb, latents, timings: watch.timings, passes, pace, files, tiled })
     }
 
     fn release_decoder(&mut self) {

@@ -17,7 +17,7 @@ use crate::pipeline::footprint::Footprint;
 use crate::pipeline::tiling::Tile;
 use crate::prompt::{Prompts, Room, Text, Tokenizer};
 use crate::quantize::{Balance, Policy};
-use crate::request::{Precision, Request};
+use crate::request::{Needs, Precision, Request};
 use crate::schedule::{NoiseSchedule, SchedulerConfig};
 
 /// Where and in which numbers a model runs.
@@ -56,7 +56,7 @@ pub struct Model {
     checkpoint: Checkpoint,
     precision: Precision,
     tokenizer: Tokenizer,
-    clip_config: ClipConfig,
+    pub(super) clip_config: ClipConfig,
     tile: Tile,
     pub(super) backend: Backend,
     pub(super) unet_config: UnetConfig,
@@ -198,8 +198,15 @@ impl Model {
     }
 
     /// # Errors
-    /// When the request's pictures are not made of whole latents, or the UNet has no such skip to cache at.
+    /// When the request's pictures are not made of whole latents, the UNet has no such skip to cache at, or the recipe is
+    /// for another model.
     pub(super) fn check(&self, request: &Request) -> Result<()> {
+        if let Some(recipe) = request.fast
+            && let Needs::Model(name) = recipe.ingredients().needs
+        {
+            let own = self.checkpoint.name();
+            ensure!(own == name, "the recipe {recipe} is for the model '{name}', not for '{own}'");
+        }
         if let Some(cache) = &request.cache {
             let skips = unet::describe(&self.unet_config).skips().len();
             ensure!(

@@ -25,7 +25,7 @@ pub use files::{FileKind, Lora, UsedFile};
 pub use limits::{MAX_PROMPT, MAX_SIZE, MAX_STEPS, SIZE_STEP};
 pub use names::{Precision, PromptSyntax, Resize};
 pub use parameters::{Parameters, parse_parameters, print_parameters};
-pub use recipes::{Ingredients, Recipe};
+pub use recipes::{Ingredients, Needs, Recipe};
 pub use record::{Embedded, PARAMETERS_KEYWORD, RECORD_KEYWORD, Record};
 pub use saving::{Passes, Reuse, StepRange};
 pub use size::parse_size;

@@ -1,4 +1,4 @@
-//! Recipes for few-step drawing: the LoRA and the settings that its authors draw with, under one name.
+//! Recipes for few-step drawing: a LoRA and the settings that its authors draw with, under one name.
 
 use crate::named_enum::named_enum;
 use crate::samplers::{Sampler, Schedule};
@@ -6,15 +6,21 @@ use crate::samplers::{Sampler, Schedule};
 /// What a recipe sets where nothing else is said.
 #[derive(Debug, Clone, Copy)]
 pub struct Ingredients {
-    /// Its alias for `models pull`.
-    pub lora: &'static str,
-    /// The name of its file.
-    pub file: &'static str,
+    pub needs: Needs,
     pub sampler: Sampler,
     pub schedule: Schedule,
     pub steps: usize,
     pub guidance_scale: f64,
     pub eta: f64,
+}
+
+/// What a recipe works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// A LoRA, by its alias for `models pull`, and the name of its file.
+    Lora(&'static str, &'static str),
+    /// No LoRA, but the model of this name: it draws in a few steps as it is.
+    Model(&'static str),
 }
 
 /// Declares the enum and what its recipes are made of, so that one without an ingredient does not compile.
@@ -36,9 +42,16 @@ macro_rules! recipes {
 
 // Steps, guidance and schedules are those of the LoRAs' model cards.
 recipes! {
+    Pocket = "pocket" {
+        needs: Needs::Model("pocket"),
+        sampler: Sampler::Lcm,
+        schedule: Schedule::Leading,
+        steps: 4,
+        guidance_scale: 1.0,
+        eta: 0.0,
+    }
     Lcm = "lcm" {
-        lora: "lcm-lora",
-        file: "pytorch_lora_weights.safetensors",
+        needs: Needs::Lora("lcm-lora", "pytorch_lora_weights.safetensors"),
         sampler: Sampler::Lcm,
         schedule: Schedule::Leading,
         steps: 4,
@@ -46,8 +59,7 @@ recipes! {
         eta: 0.0,
     }
     Tcd = "tcd" {
-        lora: "tcd-lora",
-        file: "pytorch_lora_weights.safetensors",
+        needs: Needs::Lora("tcd-lora", "pytorch_lora_weights.safetensors"),
         sampler: Sampler::Tcd,
         schedule: Schedule::Leading,
         steps: 4,
@@ -55,8 +67,7 @@ recipes! {
         eta: 0.3,
     }
     Hyper1 = "hyper-1" {
-        lora: "hyper-1-lora",
-        file: "Hyper-SD15-1step-lora.safetensors",
+        needs: Needs::Lora("hyper-1-lora", "Hyper-SD15-1step-lora.safetensors"),
         sampler: Sampler::Tcd,
         schedule: Schedule::Leading,
         steps: 1,
@@ -64,8 +75,7 @@ recipes! {
         eta: 1.0,
     }
     Hyper2 = "hyper-2" {
-        lora: "hyper-2-lora",
-        file: "Hyper-SD15-2steps-lora.safetensors",
+        needs: Needs::Lora("hyper-2-lora", "Hyper-SD15-2steps-lora.safetensors"),
         sampler: Sampler::Ddim,
         schedule: Schedule::Trailing,
         steps: 2,
@@ -73,8 +83,7 @@ recipes! {
         eta: 0.0,
     }
     Hyper4 = "hyper-4" {
-        lora: "hyper-4-lora",
-        file: "Hyper-SD15-4steps-lora.safetensors",
+        needs: Needs::Lora("hyper-4-lora", "Hyper-SD15-4steps-lora.safetensors"),
         sampler: Sampler::Ddim,
         schedule: Schedule::Trailing,
         steps: 4,
@@ -82,8 +91,7 @@ recipes! {
         eta: 0.0,
     }
     Hyper8 = "hyper-8" {
-        lora: "hyper-8-lora",
-        file: "Hyper-SD15-8steps-lora.safetensors",
+        needs: Needs::Lora("hyper-8-lora", "Hyper-SD15-8steps-lora.safetensors"),
         sampler: Sampler::Ddim,
         schedule: Schedule::Trailing,
         steps: 8,
@@ -91,8 +99,7 @@ recipes! {
         eta: 0.0,
     }
     Hyper8Cfg = "hyper-8-cfg" {
-        lora: "hyper-8-cfg-lora",
-        file: "Hyper-SD15-8steps-CFG-lora.safetensors",
+        needs: Needs::Lora("hyper-8-cfg-lora", "Hyper-SD15-8steps-CFG-lora.safetensors"),
         sampler: Sampler::Ddim,
         schedule: Schedule::Trailing,
         steps: 8,

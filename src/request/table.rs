@@ -101,9 +101,10 @@ request_fields! {
         fast: Option<Recipe> = |_| None, {
             flag: "--fast <RECIPE>",
             section: Section::Saving,
-            help: "Draw in a few steps: a pulled LoRA with its settings",
-            more: "Each of them can be said otherwise. The LoRAs are for Stable Diffusion 1.5; `pochade models pull \
-                   lcm-lora` fetches that of the recipe lcm.",
+            help: "Draw in a few steps by a pulled LoRA",
+            more: "With sampler, schedule, steps and guidance of its own, each of which can be said otherwise. The \
+                   LoRAs are for Stable Diffusion 1.5; `pochade models pull lcm-lora` fetches that of the recipe \
+                   lcm. pocket is for the built-in model, which needs none.",
             info: "recipe",
         };
 
@@ -330,11 +331,11 @@ request_fields! {
             },
             flag: "--cache <N|auto[=CHANGE]>",
             section: Section::Saving,
-            help: "Compute the UNet whole in every Nth step and its outer blocks alone in the others; auto decides \
-                   by how much these changed [auto's default: 0.1]",
-            more: "The first and the last step are always whole. auto=CHANGE: a step is whole when the map that \
-                   goes into the inner blocks has changed by more than this share since the last whole one. 1 \
-                   computes every step whole.",
+            help: "Compute the UNet whole in every Nth step, or when it has changed (auto), else its outer blocks \
+                   alone",
+            more: "The first and the last step are always whole. auto=CHANGE [default: 0.1]: a step is whole when the \
+                   map that goes into the inner blocks has changed by more than this share since the last whole \
+                   one. 1 computes every step whole.",
             info: "cache",
         };
 

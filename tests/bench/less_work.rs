@@ -16,25 +16,23 @@ use sha2::{Digest, Sha256};
 
 use crate::support::models::{generate, open, pipeline, resolve};
 
-/// Settings, and the name of their pictures' folder.
+/// Settings; with commas, the name of their pictures' folder.
 const GRID: &[&str] = &[
-    "",
     "cache=2",
     "cache=3",
     "cache=4",
     "cache=5",
-    "cache=7",
+    "cache=auto",
     "cache=4 cache-branch=2",
-    "cache=auto=0.1",
-    "cache=auto=0.3",
+    "cfg-range=0..0.7",
     "cfg-range=0..0.5",
     "cfg-range=0.2..1",
-    "cfg-range=0.2..0.8",
     "cfg-auto",
-    "cfg-range=0.2..1 cache=4",
-    "cfg-auto cache=4",
+    "cfg-range=0..0.7 cache=4",
+    "steps=15",
     "steps=10",
-    "steps=8",
+    "steps=15 cache=2",
+    "fast=pocket",
 ];
 
 /// Half of each: pairs that were held out of the model's training, and others.
@@ -110,6 +108,10 @@ fn less_work() {
     let model = open(&checkpoint, Precision::Int8);
     let mut pipeline = pipeline(&model);
     let pairs = pairs(count);
+    if let Some(folder) = &folder {
+        std::fs::create_dir_all(folder.join("exact")).unwrap();
+        std::fs::write(folder.join("list.txt"), pairs.join("\n")).unwrap();
+    }
     let mut exact = Vec::new();
     let (mut others, mut worst_other) = (0.0, f64::INFINITY);
     for (seed, prompt) in (0..).zip(&pairs) {
@@ -117,16 +119,15 @@ fn less_work() {
         let other = draw(&mut pipeline, &checkpoint, draft(prompt, seed + 100_000, ""));
         let psnr = compare(&drawn.rgb, &other.rgb).unwrap().psnr;
         (others, worst_other) = (others + psnr, psnr.min(worst_other));
+        if let Some(folder) = &folder {
+            drawn.rgb.save(folder.join(format!("exact/{seed}.png"))).unwrap();
+        }
         exact.push(drawn);
     }
     println!(
         "{count} pairs; another seed: {:.1} dB on average, {worst_other:.1} at the worst",
         others / count as f64
     );
-    if let Some(folder) = &folder {
-        std::fs::create_dir_all(folder).unwrap();
-        std::fs::write(folder.join("list.txt"), pairs.join("\n")).unwrap();
-    }
     for flags in grid {
         let (mut share, mut psnrs, mut latents, mut macs) = (0.0, Vec::new(), Energy::default(), 0.0);
         for ((seed, prompt), exact) in (0..).zip(&pairs).zip(&exact) {

@@ -145,6 +145,8 @@ fn a_cache_works_with_every_sampler_and_counts() {
         assert!(passes.outer >= 4 && passes.macs < all.macs * 3 / 4, "{sampler}: {passes}");
         assert_eq!(passes.whole + passes.outer, batches.iter().sum::<usize>() as u64, "{sampler}");
         assert_eq!(passes.exact_macs, all.macs, "{sampler}");
+        let foreseen = model.work(&cached).unwrap();
+        assert_eq!((foreseen.total(), foreseen.outer > 0), (passes.macs, true), "{sampler}");
         assert!(distance(&latents, &exact).relative() > 0.0, "{sampler}");
     }
 }
@@ -190,6 +192,8 @@ fn a_cache_lasts_for_one_pass_and_works_with_all_else() {
         let (found, passes, _) = watched(&mut pipeline, &cached);
         assert!(passes.outer > 0 && passes.share() < 0.8, "{with}: {passes}");
         assert_eq!(passes.exact_macs, all.macs, "{with}");
+        let foreseen = [&exact, &cached].map(|request| model.work(request).unwrap().total());
+        assert_eq!(foreseen, [all.macs, passes.macs], "{with}");
         assert!(distance(&found, &expected).relative() > 0.0, "{with}");
     }
     // A mask's black part stays as it is all the same.

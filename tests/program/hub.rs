@@ -61,7 +61,7 @@ fn not_pulled(sandbox: &Sandbox) {
 fn a_pulled_model_is_found_shown_checked_and_drawn_with() {
     let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
     let left = run(&sandbox, &hub, &["models", "pull", ID]);
-    let native = sandbox.join(&format!("pochade/models--org--small/{COMMIT}/small-int8.safetensors"));
+    let native = sandbox.cache().join(format!("models--org--small/{COMMIT}/small-int8.safetensors"));
     assert_eq!(left.done().trim(), native.to_str().unwrap());
     for part in ["licence: creativeml-openrail-m", "to fetch", UNET, "quantizing to int8"] {
         assert!(left.stderr.contains(part), "no '{part}' in {}", left.stderr);
@@ -124,7 +124,7 @@ fn a_pulled_model_is_found_shown_checked_and_drawn_with() {
     offline(&["models", "remove", ID, "--yes"]).done();
     not_pulled(&sandbox);
     assert!(!sandbox.join("hub/models--org--small").exists());
-    assert!(!sandbox.join("pochade/models--org--small").exists());
+    assert!(!sandbox.cache().join("models--org--small").exists());
     offline(&["-m", ID, "x"]).refused(3, &["has not been pulled", "`pochade models pull org/small`"]);
 }
 
@@ -504,14 +504,18 @@ fn no_folder_of_the_cache_may_lead_elsewhere() {
         ("hub/models--org--small/refs".to_owned(), "main"),
         ("hub/models--org--small/blobs".to_owned(), "main"),
         ("hub/.locks".to_owned(), "main"),
-        ("pochade/models--org--small".to_owned(), "main"),
+        ("int8/models--org--small".to_owned(), "main"),
     ] {
         let (sandbox, hub) = (Sandbox::new(), Hub::new(&data("small")));
+        let (path, place) = match place.strip_prefix("int8/") {
+            Some(place) => (sandbox.cache().join(place), place),
+            None => (sandbox.join(&place), place.as_str()),
+        };
         fs::create_dir(sandbox.join("elsewhere")).unwrap();
         fs::write(sandbox.join("elsewhere").join(victim), b"mine").unwrap();
-        fs::create_dir_all(sandbox.join(&place).parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(sandbox.join("elsewhere"), sandbox.join(&place)).unwrap();
-        pull(&sandbox, &hub).refused(1, &[&place, "leads elsewhere"]);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(sandbox.join("elsewhere"), &path).unwrap();
+        pull(&sandbox, &hub).refused(1, &[place, "leads elsewhere"]);
         assert_eq!(fs::read(sandbox.join("elsewhere").join(victim)).unwrap(), b"mine", "{place}");
         assert_eq!(fs::read_dir(sandbox.join("elsewhere")).unwrap().count(), 1, "{place}");
     }

@@ -19,3 +19,4 @@ mod kernels;
 mod limits;
 mod overwriting;
 mod sweep;
+mod within;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// A folder that goes away with the test.
-pub struct Sandbox(TempDir);
+/// A folder that goes away with the test, and one for what is kept from one run to another.
+pub struct Sandbox(TempDir, TempDir);
 
 /// What a run left.
 #[derive(Debug)]
@@ -20,11 +20,16 @@ pub struct Left {
 
 impl Sandbox {
     pub fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap())
     }
 
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// The cache folder, outside of the others.
+    pub fn cache(&self) -> &Path {
+        self.1.path()
     }
 
     pub fn join(&self, name: &str) -> PathBuf {
@@ -54,7 +59,7 @@ impl Sandbox {
             command.env_remove(name);
         }
         // Models that the user has pulled are none of a test's business.
-        command.env("HF_HUB_CACHE", self.join("hub")).env("POCHADE_CACHE", self.join("pochade"));
+        command.env("HF_HUB_CACHE", self.join("hub")).env("POCHADE_CACHE", self.cache());
         command.env("HF_TOKEN_PATH", self.join("token"));
         command
     }

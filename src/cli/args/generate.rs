@@ -1,10 +1,12 @@
 //! What can be typed after `pochade generate`, or without a subcommand.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
 use super::compute::ComputeArgs;
+use super::parse_time;
 use super::picture::PictureArgs;
 use super::talk::TalkArgs;
 
@@ -24,6 +26,15 @@ pub struct GenerateArgs {
     /// Reads PNG files of pochade and of AUTOMATIC1111's web UI.
     #[arg(long, value_name = "IMAGE.png", value_hint = ValueHint::FilePath, help_heading = "Prompt")]
     pub from: Option<PathBuf>,
+
+    /// Leave out as little as it takes to draw in this time, e.g. 15s
+    ///
+    /// The time is each picture's; if there is one, loading the model is part of it. What is left out (inner blocks of
+    /// some steps, steps, guidance, or all but a few-step recipe's) is told, beside what the picture would take as
+    /// asked, and is in its record; what flags say stays as it is. Speeds are those of earlier runs on this machine;
+    /// if there are none, three steps are drawn first.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, help_heading = "Less work")]
+    pub within: Option<Duration>,
 
     /// Number of pictures; picture k of the run uses seed + k, counting from 0
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000), help_heading = "Picture")]

@@ -1,11 +1,13 @@
 //! What can be typed after `pochade batch` and `pochade verify`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
 use super::shard::Shard;
 use crate::cli::args::compute::ComputeArgs;
+use crate::cli::args::parse_time;
 use crate::cli::args::picture::PictureArgs;
 use crate::cli::args::talk::TalkArgs;
 
@@ -69,6 +71,13 @@ pub struct ListArgs {
 pub struct BatchArgs {
     #[command(flatten)]
     pub list: ListArgs,
+
+    /// Leave out as little as it takes to draw in this time, e.g. 15s
+    ///
+    /// The time is each picture's, without loading the model. Another run may know other speeds and choose otherwise: to
+    /// go on with a list or to share it, name what was chosen, which is told and in the pictures' records.
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["skip_existing", "shard", "dry_run"], help_heading = "Less work")]
+    pub within: Option<Duration>,
 
     /// Folder of the pictures, made when it is missing
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = ".", help_heading = "Output")]

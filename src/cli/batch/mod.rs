@@ -10,6 +10,7 @@ mod run;
 mod shard;
 mod source;
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 
@@ -20,6 +21,7 @@ use super::memory_guard::Largest;
 use super::printer;
 use super::report::shown;
 use super::session::{Provenance, Session};
+use super::within::Within;
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{Pipeline, Residency};
 use crate::{files, request};
@@ -52,7 +54,11 @@ pub fn run(args: &BatchArgs) -> Result<Exit, Failure> {
         None => Some(request::drawn_seed().or_exit(Exit::PictureFailed)? >> 1),
     };
     let base_seed = args.list.picture.seed().or(drawn).unwrap_or_default();
-    let planner = Planner::new(&session, &args.list, base_seed, place);
+    let within = args.within.map(|budget| {
+        let (session, compute, told) = (&session, &args.list.compute, RefCell::default());
+        Within { session, compute, printer, budget, loads: false, told }
+    });
+    let planner = Planner { within, ..Planner::new(&session, &args.list, base_seed, place) };
 
     let mut largest = Largest::new(&session);
     let mut kept = 0u64;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use super::args::ListArgs;
 use super::place::Place;
 use super::shard::Shard;
-use crate::cli::exit::Failure;
+use crate::cli::exit::{Exit, Failure, OrExit};
 use crate::cli::fast;
 use crate::cli::session::Session;
 use crate::cli::slug::slug;
 use crate::cli::template::Values;
+use crate::cli::within::Within;
 use crate::files;
 use crate::picture_in::Pictures;
 use crate::request::list::{Fault, Item};
@@ -44,6 +45,8 @@ pub struct Planner<'a> {
     pub pictures: Arc<Pictures>,
     /// As part of a file name.
     pub model: String,
+    /// Chooses what items leave out, if they have to be drawn in some time.
+    pub within: Option<Within<'a>>,
 }
 
 impl<'a> Planner<'a> {
@@ -56,6 +59,7 @@ impl<'a> Planner<'a> {
             place,
             pictures: session.pictures.clone(),
             model: slug(session.name()),
+            within: None,
         }
     }
 
@@ -72,9 +76,7 @@ impl<'a> Planner<'a> {
             let seed = self.base_seed.checked_add(index);
             draft.seed = Some(seed.ok_or("its seed, --seed and its index together, is too large")?);
         }
-        let draft = fast::with_lora(draft).map_err(|failure| format!("{:#}", failure.error))?;
-        let request = draft.resolve(&self.defaults, |path| self.pictures.size(path));
-        let request = request.map_err(|error| format!("{error:#}"))?;
+        let request = self.request(draft).map_err(|failure| format!("{:#}", failure.error))?;
         let values = Values {
             seed: request.seed,
             index: index + 1,
@@ -84,6 +86,16 @@ impl<'a> Planner<'a> {
         };
         let path = self.place.path(item.output.as_deref(), &values).map_err(|error| format!("{error:#}"))?;
         Ok(Planned { index, line: item.line, id: item.id, request, path })
+    }
+
+    fn request(&self, draft: Draft) -> Result<Request, Failure> {
+        match &self.within {
+            Some(within) => within.choose(&draft, &Draft::default()),
+            None => {
+                let size_of = |path: &Path| self.pictures.size(path);
+                fast::with_lora(draft)?.resolve(&self.defaults, size_of).or_exit(Exit::Usage)
+            }
+        }
     }
 }
 
@@ -248,6 +260,7 @@ mod tests {
             place: Place::new(Path::new("out"), pattern, false).unwrap(),
             pictures: Arc::default(),
             model: "pocket".to_owned(),
+            within: None,
         }
     }
 

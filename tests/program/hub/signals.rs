@@ -17,7 +17,7 @@ use crate::support::sandbox::Sandbox;
 
 /// Pulls and sends `signal` as soon as the int8 file is being written; the answer is how it ended.
 fn ended_while_quantizing(sandbox: &Sandbox, hub: &Hub, signal: &str) -> Option<i32> {
-    let made = sandbox.join(&format!("pochade/models--org--small/{COMMIT}"));
+    let made = sandbox.cache().join(format!("models--org--small/{COMMIT}"));
     for _ in 0..50 {
         let mut command = command(sandbox, hub, &["models", "pull", ID, "-t", "1"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -48,7 +48,7 @@ fn a_signal_while_a_pulled_model_is_quantized_leaves_what_was_fetched_alone() {
     let floats = sandbox.join("floats.safetensors");
     Checkpoint::built_in().unwrap().write_native(&floats, Storage::Float(FloatType::F32)).unwrap();
     let hub = Hub::with(BTreeMap::from([("floats.safetensors".to_owned(), fs::read(&floats).unwrap())]));
-    let made = sandbox.join(&format!("pochade/models--org--small/{COMMIT}"));
+    let made = sandbox.cache().join(format!("models--org--small/{COMMIT}"));
     for (signal, code) in [("INT", 130), ("TERM", 143), ("KILL", 137)] {
         assert_eq!(ended_while_quantizing(&sandbox, &hub, signal), Some(code));
         let left: Vec<_> = fs::read_dir(&made).unwrap().map(|entry| entry.unwrap().file_name()).collect();
