@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::checkpoint::{Checkpoint, Overlay};
 use crate::quantize::grid::Grid;
-use crate::quantize::{Balance, Cancellation, Gridded, QuantizedWeight, Weight, divide_columns};
+use crate::quantize::{
+    Balance, Cancellation, Gridded, GroupedWeight, QuantizedWeight, Weight, divide_columns,
+};
 
 /// Rounded weights and corrected biases by canonical name.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +45,7 @@ impl Learned {
         let rounded = cancellation.round(grid, &values).with_context(|| format!("tensor '{name}'"))?;
         let bias = name.strip_suffix("weight").map(|layer| format!("{layer}bias"));
         if let Some(bias) = bias.filter(|bias| tensors.contains(bias)) {
-            let approximate = rounded.dequantize(means.len());
+            let approximate = rounded.dequantize();
             let correction = values.chunks_exact(means.len()).zip(approximate.chunks_exact(means.len()));
             let correction = correction.map(|(exact, rounded)| {
                 let errors = exact.iter().zip(rounded).zip(means);
@@ -51,21 +53,15 @@ impl Learned {
             });
             self.biases.insert(bias, correction.collect());
         }
-        self.weights.insert(name.to_owned(), stored(rounded, means.len(), columns));
+        self.weights.insert(name.to_owned(), stored(rounded, columns));
         Ok(())
     }
 }
 
-/// Rounded weights as they can be stored: those at four bits as floats.
-fn stored(rounded: Gridded, inputs: usize, columns: Option<&[f32]>) -> Weight {
+/// Rounded weights as they are stored.
+fn stored(rounded: Gridded, columns: Option<&[f32]>) -> Weight {
     if rounded.grid == Grid::Nibbles {
-        let mut values = rounded.dequantize(inputs);
-        for row in values.chunks_exact_mut(inputs) {
-            for (value, column) in row.iter_mut().zip(columns.into_iter().flatten()) {
-                *value *= column;
-            }
-        }
-        return Weight::Float(values);
+        return Weight::Int4(GroupedWeight::of(rounded, columns));
     }
     let Gridded { values, scales, .. } = rounded;
     Weight::Int8(QuantizedWeight { values, scales, columns: columns.map(<[f32]>::to_vec) })

@@ -16,13 +16,13 @@ use crate::layers::{Backend, Calibrated, Calibration, Params};
 use crate::networks::config::UnetConfig;
 use crate::networks::unet::{Step, Unet};
 use crate::quantize::grid::Grid;
-use crate::quantize::{Balance, Cancellation, Policy};
+use crate::quantize::{Balance, Bits, Cancellation, Policy};
 
 /// Told how much is done of how much, first nothing of it.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Rounds what `policy` has computed in int8 of `checkpoint`, equalized by `balance`, so that its layers' outputs come
-/// as near to the float ones' as can be for inputs as they are in `runs`; `grid` says to which values.
+/// as near to the float ones' as can be for inputs as they are in `runs`.
 ///
 /// The network runs in f32; statistics of as many layers as `memory` bytes hold, of one at least, are collected at a
 /// time, for each of which it runs again.
@@ -33,7 +33,6 @@ pub fn learn(
     checkpoint: &Checkpoint,
     policy: &Policy,
     balance: &Balance,
-    grid: &dyn Fn(&Calibrated) -> Grid,
     runs: &Runs,
     memory: usize,
     on_progress: &mut Progress<'_>,
@@ -56,7 +55,8 @@ pub fn learn(
             let means = moments.means.clone();
             let cancellation = Cancellation::of(moments).with_context(|| layer.tensors.join(" and "))?;
             for name in &layer.tensors {
-                learned.round(checkpoint, balance, name, grid(layer), &cancellation, &means)?;
+                let grid = if policy.bits(name) == Bits::Four { Grid::Nibbles } else { layer.grid };
+                learned.round(checkpoint, balance, name, grid, &cancellation, &means)?;
             }
             before += 1;
             on_progress(before, total);
@@ -78,7 +78,7 @@ fn load(checkpoint: &Checkpoint, calibration: &Arc<Calibration>, balance: &Balan
 pub fn check(checkpoint: &Checkpoint) -> Result<()> {
     ensure!(
         !checkpoint.tensors().is_quantized(),
-        "the model is int8 already: rounding can only be learned from floats"
+        "the model is quantized already: rounding can only be learned from floats"
     );
     Ok(())
 }

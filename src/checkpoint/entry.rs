@@ -11,11 +11,19 @@ pub const LONGEST: usize = 16 << 20;
 /// What a header says of one tensor.
 #[derive(Debug)]
 pub struct Entry {
-    /// U8 for values in blocks.
+    /// U8 for packed values.
     pub dtype: Dtype,
-    /// How GGUF packs values, if it does.
-    pub blocks: Option<GgmlDType>,
+    pub packed: Option<Packed>,
     pub shape: Vec<usize>,
     /// Of the whole file.
     pub bytes: Range<usize>,
+}
+
+/// How values lie in bytes that have none of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packed {
+    /// In GGUF's blocks.
+    Blocks(GgmlDType),
+    /// Of four bits in rows of whole bytes, with scales elsewhere: [`crate::quantize::grouped`].
+    Nibbles,
 }

@@ -8,16 +8,16 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::quantized::GgmlDType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::entry::Entry;
+use super::entry::{Entry, Packed};
 use super::gguf;
 use super::header::{Container, Header};
 use crate::files;
+use crate::quantize::grouped::{self, packed_len};
 
 /// Where the bytes of a weight file are: on disk, or part of the binary.
 enum Storage {
@@ -133,9 +133,31 @@ impl TensorFile {
         self.entries.keys().map(String::as_str)
     }
 
-    /// What the tensor called `name` is stored as; U8 for values in blocks.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.entries.get(name).map(|entry| entry.dtype)
+    /// Has the tensor called `name`, whose rows are bytes, taken as one of `shape` of values of four bits.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or it has other rows.
+    pub(super) fn unpack(&mut self, name: &str, shape: Vec<usize>) -> Result<()> {
+        let entry = self.entries.get_mut(name).with_context(|| format!("tensor '{name}' is missing"))?;
+        let [rows, inner @ ..] = shape.as_slice() else { bail!("tensor '{name}' has no shape") };
+        let width = inner.iter().try_fold(1, |product: usize, size| product.checked_mul(*size));
+        let width = width.filter(|width| *width > 0 && !inner.is_empty());
+        let width =
+            width.with_context(|| format!("tensor '{name}' has no rows of four-bit values: {shape:?}"))?;
+        let expected = [*rows, packed_len(width)];
+        ensure!(
+            entry.dtype == Dtype::U8 && entry.packed.is_none() && entry.shape == expected,
+            "tensor '{name}' has {:?} of shape {:?} where bytes of {expected:?} hold four-bit values of {shape:?}",
+            entry.dtype,
+            entry.shape
+        );
+        (entry.packed, entry.shape) = (Some(Packed::Nibbles), shape);
+        Ok(())
+    }
+
+    /// Whether values of the tensor called `name` are integers that have scales.
+    pub(super) fn is_rounded(&self, name: &str) -> bool {
+        self.view(name).is_some_and(|view| view.is_int8() || view.is_int4())
     }
 
     /// The shape of the tensor stored as `name`.
@@ -145,17 +167,17 @@ impl TensorFile {
 
     /// The tensor called `name`, if there is one.
     pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
-        let Entry { dtype, blocks, shape, bytes } = self.entries.get(name)?;
-        Some(TensorView { dtype: *dtype, blocks: *blocks, shape, file: self, range: bytes.clone() })
+        let Entry { dtype, packed, shape, bytes } = self.entries.get(name)?;
+        Some(TensorView { dtype: *dtype, packed: *packed, shape, file: self, range: bytes.clone() })
     }
 }
 
 /// A tensor in its file, not read yet.
 #[derive(Clone)]
 pub struct TensorView<'a> {
-    /// U8 for the blocks of a GGUF file.
+    /// U8 for packed values.
     pub dtype: Dtype,
-    blocks: Option<GgmlDType>,
+    packed: Option<Packed>,
     pub shape: &'a [usize],
     file: &'a TensorFile,
     range: Range<usize>,
@@ -183,7 +205,11 @@ impl<'a> TensorView<'a> {
     pub fn has_rows(&self) -> bool {
         let rows = self.shape.first().copied().unwrap_or(0);
         let width = self.len().checked_div(rows).unwrap_or(0);
-        width > 0 && self.blocks.is_none_or(|blocks| width.is_multiple_of(blocks.block_size()))
+        let whole = match self.packed {
+            Some(Packed::Blocks(blocks)) => width.is_multiple_of(blocks.block_size()),
+            Some(Packed::Nibbles) | None => true,
+        };
+        width > 0 && whole
     }
 
     /// One row, where [rows can be read](Self::has_rows).
@@ -204,7 +230,19 @@ impl<'a> TensorView<'a> {
 
     /// What the values are stored as, e.g. `F16` or `Q4_0`.
     pub fn type_name(&self) -> String {
-        self.blocks.map_or_else(|| format!("{:?}", self.dtype), gguf::type_name)
+        match self.packed {
+            Some(Packed::Blocks(blocks)) => gguf::type_name(blocks),
+            Some(Packed::Nibbles) => "I4".to_owned(),
+            None => format!("{:?}", self.dtype),
+        }
+    }
+
+    pub(super) fn is_int8(&self) -> bool {
+        self.dtype == Dtype::I8
+    }
+
+    pub(super) fn is_int4(&self) -> bool {
+        self.packed == Some(Packed::Nibbles)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -245,12 +283,22 @@ impl<'a> TensorView<'a> {
         })
     }
 
+    /// All values of a tensor of four bits.
+    ///
+    /// # Errors
+    /// When the file can't be read any more.
+    pub(super) fn to_i4(&self) -> Result<Vec<i8>> {
+        // A row of a matrix is a vector.
+        let row = if self.shape.len() > 1 { self.len() / self.shape[0].max(1) } else { self.len() };
+        Ok(grouped::unpack(&self.bytes()?, row))
+    }
+
     /// All values as f32, converted on every thread of the current pool.
     ///
     /// # Errors
     /// When the type is none of F32, F16, BF16, F64 and GGUF's blocks, or the file can't be read any more.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        if let Some(blocks) = self.blocks {
+        if let Some(Packed::Blocks(blocks)) = self.packed {
             return gguf::dequantize(blocks, &self.bytes()?, self.len());
         }
         let convert: fn(&[u8], &mut [f32]) = match self.dtype {

@@ -9,7 +9,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use super::entry::{Entry, LONGEST};
+use super::entry::{Entry, LONGEST, Packed};
 
 pub const MAGIC: &[u8] = b"GGUF";
 
@@ -269,7 +269,7 @@ impl Info {
             }
             None => self.shape.clone(),
         };
-        Ok(Entry { dtype, blocks, shape, bytes })
+        Ok(Entry { dtype, packed: blocks.map(Packed::Blocks), shape, bytes })
     }
 }
 

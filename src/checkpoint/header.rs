@@ -64,7 +64,7 @@ impl Header {
         let entries = header.tensors().into_iter().map(|(name, info)| {
             let (start, end) = info.data_offsets;
             let bytes = data + start..data + end;
-            (name, Entry { dtype: info.dtype, blocks: None, shape: info.shape.clone(), bytes })
+            (name, Entry { dtype: info.dtype, packed: None, shape: info.shape.clone(), bytes })
         });
         Ok(Self {
             entries: entries.collect(),

@@ -1,6 +1,6 @@
 //! The native file: one safetensors file that is a whole model, read and written here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,6 +13,7 @@ use super::tensors::{COLUMNS, TensorSet};
 use super::write_error::WriteError;
 use super::{Checkpoint, Configs, Origin, Vocabulary};
 use crate::files;
+use crate::quantize::grid::GROUP;
 use crate::request::{Defaults, Precision};
 
 /// The header's key whose presence makes a safetensors file a native one.
@@ -20,6 +21,8 @@ pub const KEY: &str = "pochade";
 const VERSION: u32 = 1;
 /// Of files that hold factors of columns, which readers of version 1 would overlook.
 const VERSION_WITH_COLUMNS: u32 = 2;
+/// Of files that hold weights of four bits.
+const VERSION_WITH_FOUR_BITS: u32 = 3;
 
 /// What the header holds beside the tensors, as one JSON value.
 #[derive(Serialize, Deserialize)]
@@ -32,6 +35,9 @@ struct Header {
     /// How to read int8 weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
+    /// How to read weights of four bits, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    four_bits: Option<FourBits>,
     defaults: Defaults,
     configs: Configs,
     /// Absent for CLIP's own vocabulary, which every build carries.
@@ -57,19 +63,47 @@ impl Quantization {
     }
 }
 
+/// The four-bit format: of a weight in `shapes`, `X.weight` holds bytes, `[out][bytes of a row]`, each with two
+/// neighbors of a row in the original order, the first in its lower half, each 8 more than the integer it stands for;
+/// `X.weight_scale` holds one f16 for each group of 32 inputs of an output at one position of its kernel,
+/// `[out][groups][kernel]`. What it stands for is the product, times `X.weight_columns` as of int8.
+#[derive(Debug, Serialize, Deserialize)]
+struct FourBits {
+    #[serde(rename = "type")]
+    kind: String,
+    num_bits: u32,
+    symmetric: bool,
+    strategy: String,
+    group_size: usize,
+    /// Original shapes by name.
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl FourBits {
+    fn ours(shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        let (kind, strategy) = ("int".to_owned(), "group".to_owned());
+        Self { kind, num_bits: 4, symmetric: true, strategy, group_size: GROUP, shapes }
+    }
+
+    fn is_ours(&self) -> bool {
+        let Self { kind, num_bits, symmetric, strategy, group_size, .. } = self;
+        kind == "int" && *num_bits == 4 && *symmetric && strategy == "group" && *group_size == GROUP
+    }
+}
+
 /// Takes a file whose header holds [`KEY`] as a model.
 ///
 /// # Errors
 /// When the header is of a newer version or damaged.
-pub fn read(file: TensorFile) -> Result<Checkpoint> {
+pub fn read(mut file: TensorFile) -> Result<Checkpoint> {
     let text = file.metadata().get(KEY).context("its header is not one of pochade's")?;
     let version = serde_json::from_str::<serde_json::Value>(text)
         .ok()
         .and_then(|header| header.get("version")?.as_u64())
         .context("its pochade header is damaged")?;
     ensure!(
-        (u64::from(VERSION)..=u64::from(VERSION_WITH_COLUMNS)).contains(&version),
-        "it has format version {version}; this build reads {VERSION} and {VERSION_WITH_COLUMNS}"
+        (u64::from(VERSION)..=u64::from(VERSION_WITH_FOUR_BITS)).contains(&version),
+        "it has format version {version}; this build reads {VERSION} to {VERSION_WITH_FOUR_BITS}"
     );
     let header: Header = serde_json::from_str(text).context("its pochade header is damaged")?;
     if let Some(quantization) = &header.quantization {
@@ -77,6 +111,15 @@ pub fn read(file: TensorFile) -> Result<Checkpoint> {
             *quantization == Quantization::ours(),
             "its weights are quantized in a way this build does not read ({quantization:?})"
         );
+    }
+    if let Some(four_bits) = header.four_bits {
+        ensure!(
+            four_bits.is_ours(),
+            "its weights of four bits are quantized in a way this build does not read"
+        );
+        for (name, shape) in four_bits.shapes {
+            file.unpack(&name, shape)?;
+        }
     }
     let mut tensors = TensorSet::default();
     tensors.add(file, |name| Some(name.to_owned()))?;
@@ -111,8 +154,17 @@ pub fn write(
         return Err(WriteError::Model(anyhow!("the model '{name}' has no tensors that could be written")));
     }
     let columns = tensors.iter().any(|(name, _)| name.ends_with(COLUMNS));
+    let shapes =
+        tensors.iter().filter_map(|(name, tensor)| Some((name.clone(), tensor.four_bit_shape()?.to_vec())));
+    let shapes: BTreeMap<_, _> = shapes.collect();
+    let four_bits = (!shapes.is_empty()).then(|| FourBits::ours(shapes));
     let header = Header {
-        version: if columns { VERSION_WITH_COLUMNS } else { VERSION },
+        version: match (&four_bits, columns) {
+            (Some(_), _) => VERSION_WITH_FOUR_BITS,
+            (None, true) => VERSION_WITH_COLUMNS,
+            (None, false) => VERSION,
+        },
+        four_bits,
         name: checkpoint.name.clone(),
         precision: Some(storage.precision()),
         quantization: (storage.precision() == Precision::Int8).then(Quantization::ours),

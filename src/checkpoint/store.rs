@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
@@ -17,7 +18,9 @@ use super::entry::LONGEST;
 use super::tensors::{COLUMNS, SCALE, TensorSet};
 use super::write_error::WriteError;
 use crate::files;
-use crate::quantize::{self, Balance, Policy, QuantizedWeight, Weight};
+use crate::quantize::grid::GROUP;
+use crate::quantize::grouped::{self, packed_len};
+use crate::quantize::{self, Balance, Bits, GroupedWeight, Policy, QuantizedWeight, Weight};
 use crate::request::Precision;
 
 /// In which type floats are written.
@@ -31,7 +34,7 @@ pub enum FloatType {
 #[derive(Debug, Clone, Copy)]
 pub enum Storage<'a> {
     Float(FloatType),
-    /// int8 with a scale per output channel where the policy says so, else f16.
+    /// int8 with a scale per output channel, or four bits with one per group, where the policy says so, else f16.
     Int8(&'a Policy),
     /// The same with columns' factors where the balance has some.
     Balanced(&'a Policy, &'a Balance),
@@ -60,9 +63,9 @@ impl Storage<'_> {
         }
     }
 
-    /// Whether a tensor is written as int8 values and scales.
-    fn rounds(self, name: &str, shape: &[usize]) -> bool {
-        self.policy().is_some_and(|policy| policy.stores_int8(name, shape))
+    /// How many bits a tensor is written with.
+    fn bits(self, name: &str, shape: &[usize]) -> Bits {
+        self.policy().map_or(Bits::Sixteen, |policy| policy.stored_bits(name, shape))
     }
 
     /// The factors of the columns of a tensor that is rounded.
@@ -84,7 +87,15 @@ impl Storage<'_> {
             let count: usize = shape.iter().product();
             let stored = || tensors.view(&format!("{name}{COLUMNS}")).map_or(0, |columns| columns.len());
             let columns = self.columns(name).map_or_else(stored, <[f32]>::len);
-            if self.rounds(name, shape) { count + 4 * (shape[0] + columns) } else { float * count }
+            match self.bits(name, shape) {
+                Bits::Sixteen => float * count,
+                Bits::Eight => count + 4 * (shape[0] + columns),
+                Bits::Four => {
+                    let Groups { outputs, inputs, taps } = Groups::of(shape);
+                    let scales = inputs.div_ceil(GROUP) * taps;
+                    outputs * (packed_len(inputs * taps) + 2 * scales) + 4 * columns
+                }
+            }
         };
         names.map(|name| of(name) as u64).sum()
     }
@@ -108,6 +119,32 @@ pub fn check_space(folder: &Path, bytes: u64) -> Result<(), WriteError> {
     )))
 }
 
+/// The rows of groups in a weight of some shape.
+#[derive(Clone, Copy)]
+struct Groups {
+    outputs: usize,
+    inputs: usize,
+    taps: usize,
+}
+
+impl Groups {
+    fn of(shape: &[usize]) -> Self {
+        let side = |at: usize| shape.get(at).copied().unwrap_or(1);
+        Self { outputs: side(0), inputs: side(1), taps: shape.iter().skip(2).product() }
+    }
+
+    /// Of the scales of a weight of `shape`.
+    fn scales_shape(self, shape: &[usize]) -> Vec<usize> {
+        let kernel = shape.iter().skip(2).copied();
+        [self.outputs, self.inputs.div_ceil(GROUP)].into_iter().chain(kernel).collect()
+    }
+
+    /// Values of a row.
+    fn row(self) -> usize {
+        self.inputs * self.taps
+    }
+}
+
 /// A tensor that is converted when it is written.
 pub struct Pending<'a> {
     tensors: &'a TensorSet,
@@ -123,10 +160,20 @@ enum Form {
         scales: Vec<f32>,
         columns: Option<Vec<f32>>,
     },
-    /// The scales or the columns' factors of an int8 tensor.
+    /// Multiples of these scales, one for each group, and of these factors, one for each input.
+    Int4 {
+        groups: Groups,
+        scales: Arc<[f16]>,
+        columns: Option<Vec<f32>>,
+    },
+    /// The scales of int8 values or the columns' factors.
     Factors(Vec<f32>),
+    /// The scales of four-bit values.
+    GroupScales(Arc<[f16]>),
     /// int8 already.
     Rounded,
+    /// Of four bits already.
+    RoundedInt4(Groups),
 }
 
 /// What is to be written for tensors that come in pairs of canonical name and name in the file. Reads them all
@@ -150,30 +197,59 @@ pub fn plan<'a>(
             return Err(WriteError::Stopped);
         }
         let shape = tensors.view(name)?.shape.to_vec();
-        let pending = |form: Form, shape: Vec<usize>| Pending { tensors, name, shape, form };
         let weight = tensors.weight(name, &shape)?;
-        if storage.rounds(name, &shape) {
-            let (form, scales, columns) = match weight {
-                Weight::Int8(QuantizedWeight { scales, columns, .. }) => (Form::Rounded, scales, columns),
-                Weight::Float(mut values) => {
-                    let columns = storage.columns(name).map(<[f32]>::to_vec);
-                    let scales = divided(&mut values, columns.as_deref())
-                        .and_then(|()| quantize::scales(&values, shape[0]))
-                        .with_context(|| format!("tensor '{name}'"))?;
-                    (Form::Int8 { scales: scales.clone(), columns: columns.clone() }, scales, columns)
-                }
-            };
-            for (suffix, factors) in [(SCALE, Some(scales)), (COLUMNS, columns)] {
-                let Some(factors) = factors else { continue };
-                let count = factors.len();
-                planned.push((format!("{written}{suffix}"), pending(Form::Factors(factors), vec![count])));
+        let bits = storage.bits(name, &shape);
+        let pending = |form: Form, shape: Vec<usize>| Pending { tensors, name, shape, form };
+        let mut part = |suffix: &str, form: Form, shape: Vec<usize>| {
+            planned.push((format!("{written}{suffix}"), pending(form, shape)));
+        };
+        let said = || format!("tensor '{name}'");
+        let (form, columns) = match (weight, bits) {
+            (weight, Bits::Sixteen) => {
+                let floats = storage.floats();
+                check(&weight.into_f32(), floats).with_context(said)?;
+                (Form::Floats(floats), None)
             }
-            planned.push((written, pending(form, shape)));
-        } else {
-            let floats = storage.floats();
-            check(&weight.into_f32(), floats).with_context(|| format!("tensor '{name}'"))?;
-            planned.push((written, pending(Form::Floats(floats), shape)));
+            // What has lost bits can't get them back.
+            (Weight::Int4(GroupedWeight { scales, columns, .. }), _) => {
+                let groups = Groups::of(&shape);
+                let scales = scales.into_iter().map(f16::from_f32).collect();
+                part(SCALE, Form::GroupScales(scales), groups.scales_shape(&shape));
+                (Form::RoundedInt4(groups), columns)
+            }
+            (Weight::Int8(QuantizedWeight { scales, columns, .. }), Bits::Eight) => {
+                part(SCALE, Form::Factors(scales), vec![shape[0]]);
+                (Form::Rounded, columns)
+            }
+            (Weight::Float(mut values), Bits::Eight) => {
+                let columns = storage.columns(name).map(<[f32]>::to_vec);
+                let scales = divided(&mut values, columns.as_deref())
+                    .and_then(|()| quantize::scales(&values, shape[0]))
+                    .with_context(said)?;
+                part(SCALE, Form::Factors(scales.clone()), vec![shape[0]]);
+                (Form::Int8 { scales, columns: columns.clone() }, columns)
+            }
+            (weight, Bits::Four) => {
+                let columns = match &weight {
+                    Weight::Int8(QuantizedWeight { columns: Some(columns), .. }) => Some(columns.clone()),
+                    _ => storage.columns(name).map(<[f32]>::to_vec),
+                };
+                let groups @ Groups { inputs, taps, .. } = Groups::of(&shape);
+                let mut values = weight.into_f32();
+                let scales = divided(&mut values, columns.as_deref())
+                    .and_then(|()| check(&values, FloatType::F16))
+                    .and_then(|()| GroupedWeight::scales(&values, inputs, taps))
+                    .with_context(said)?;
+                let scales: Arc<[f16]> = scales.into_iter().map(f16::from_f32).collect();
+                part(SCALE, Form::GroupScales(scales.clone()), groups.scales_shape(&shape));
+                (Form::Int4 { groups, scales, columns: columns.clone() }, columns)
+            }
+        };
+        if let Some(columns) = columns {
+            let count = columns.len();
+            part(COLUMNS, Form::Factors(columns), vec![count]);
         }
+        part("", form, shape);
     }
     Ok(planned)
 }
@@ -232,7 +308,7 @@ fn header(tensors: &[(String, Pending<'_>)], metadata: HashMap<String, String>) 
     let infos = tensors.iter().map(|(name, tensor)| {
         let start = end;
         end += tensor.len();
-        let (dtype, shape) = (tensor.dtype(), tensor.shape.clone());
+        let (dtype, shape) = (tensor.dtype(), tensor.written_shape());
         (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let header =
@@ -258,17 +334,33 @@ impl Pending<'_> {
         &self.shape
     }
 
+    /// The tensor's own shape, if it is written in four bits, as bytes.
+    pub fn four_bit_shape(&self) -> Option<&[usize]> {
+        matches!(self.form, Form::Int4 { .. } | Form::RoundedInt4(_)).then_some(&self.shape)
+    }
+
+    /// As the file's header has it.
+    fn written_shape(&self) -> Vec<usize> {
+        match self.form {
+            Form::Int4 { groups, .. } | Form::RoundedInt4(groups) => {
+                vec![groups.outputs, packed_len(groups.row())]
+            }
+            _ => self.shape.clone(),
+        }
+    }
+
     fn dtype(&self) -> Dtype {
         match self.form {
             Form::Floats(FloatType::F32) | Form::Factors(_) => Dtype::F32,
-            Form::Floats(FloatType::F16) => Dtype::F16,
+            Form::Floats(FloatType::F16) | Form::GroupScales(_) => Dtype::F16,
             Form::Int8 { .. } | Form::Rounded => Dtype::I8,
+            Form::Int4 { .. } | Form::RoundedInt4(_) => Dtype::U8,
         }
     }
 
     /// Bytes in the file.
     fn len(&self) -> usize {
-        self.count() * self.dtype().bitsize() / 8
+        self.written_shape().iter().product::<usize>() * self.dtype().bitsize() / 8
     }
 
     fn values(&self) -> Result<Vec<f32>> {
@@ -289,12 +381,25 @@ impl Pending<'_> {
                 let values = self.values()?;
                 let mut halves = vec![f16::ZERO; values.len()];
                 halves.convert_from_f32_slice(&values);
-                halves.iter().flat_map(|value| value.to_le_bytes()).collect()
+                f16_bytes(&halves)
             }
+            Form::GroupScales(scales) => f16_bytes(scales),
             Form::Rounded => {
                 let weight = self.tensors.weight(self.name, self.tensors.view(self.name)?.shape)?;
                 let Weight::Int8(weight) = weight else { bail!("tensor '{}' is no longer int8", self.name) };
                 weight.values.into_iter().map(i8::cast_unsigned).collect()
+            }
+            Form::RoundedInt4(groups) => {
+                let weight = self.tensors.weight(self.name, self.tensors.view(self.name)?.shape)?;
+                let Weight::Int4(weight) = weight else { bail!("tensor '{}' has other bits", self.name) };
+                grouped::pack(&weight.values, groups.row())
+            }
+            Form::Int4 { groups, scales, columns } => {
+                let mut values = self.values()?;
+                divided(&mut values, columns.as_deref())?;
+                let scales = scales.iter().map(|scale| scale.to_f32()).collect();
+                let weight = GroupedWeight::with_scales(&values, groups.inputs, groups.taps, scales);
+                grouped::pack(&weight.values, groups.row())
             }
             Form::Int8 { scales, columns } => {
                 let mut values = self.values()?;
@@ -304,6 +409,10 @@ impl Pending<'_> {
             }
         }))
     }
+}
+
+fn f16_bytes(values: &[f16]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {

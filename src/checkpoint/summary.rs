@@ -26,7 +26,7 @@ pub struct ComponentSummary {
     pub class: String,
     pub tensors: usize,
     pub parameters: usize,
-    /// Bytes of the tensors where they are stored.
+    /// Bytes of the tensors where they are stored, with their scales.
     pub bytes: usize,
     /// What the tensors are stored as, in alphabetical order.
     pub types: Vec<String>,
@@ -51,11 +51,11 @@ pub fn of(checkpoint: &Checkpoint) -> Summary {
         };
         let mut types = BTreeSet::new();
         let tensors = &checkpoint.tensors;
-        let views = tensors.parameters().filter(|name| Component::of(name) == Some(component));
-        for view in views.filter_map(|name| tensors.view(name).ok()) {
+        for name in tensors.parameters().filter(|name| Component::of(name) == Some(component)) {
+            let Ok(view) = tensors.view(name) else { continue };
             summary.tensors += 1;
             summary.parameters += view.len();
-            summary.bytes += view.stored_len();
+            summary.bytes += view.stored_len() + tensors.parts_len(name);
             types.insert(view.type_name());
         }
         summary.types = types.into_iter().collect();

@@ -1,4 +1,4 @@
-//! A model's tensors by name, float or int8, from as many files as it has; what the names mean is decided elsewhere.
+//! A model's tensors by name, float or quantized, from as many files as it has; what the names mean is decided elsewhere.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
-use safetensors::Dtype;
 
 use super::file::{BLOCK, TensorFile, TensorView};
 use super::random::RandomTensors;
-use crate::quantize::{Balance, Matrix, Origin, Policy, QuantizedWeight, Tensors, Weight};
+use crate::quantize::grid::GROUP;
+use crate::quantize::{Balance, GroupedWeight, Matrix, Origin, Policy, QuantizedWeight, Tensors, Weight};
 
 /// What is laid over weights as they are read, e.g. adapters that add to them.
 pub trait Overlay: Send + Sync {
@@ -31,7 +31,7 @@ pub struct TensorSet {
     files: Vec<Arc<TensorFile>>,
     index: BTreeMap<String, (usize, String)>,
     quantized: bool,
-    /// Components that came from elsewhere, by prefix, and whether int8 tensors were there.
+    /// Components that came from elsewhere, by prefix, and whether quantized tensors were there.
     taken: BTreeMap<String, bool>,
     /// Answers for what no file holds, in a model that is only there to be measured.
     random: Option<Arc<RandomTensors>>,
@@ -59,7 +59,7 @@ impl TensorSet {
         let number = self.files.len();
         for stored in file.names() {
             let Some(name) = canonical(stored) else { continue };
-            self.quantized |= file.dtype(stored) == Some(Dtype::I8);
+            self.quantized |= file.is_rounded(stored);
             if self.index.insert(name.clone(), (number, stored.to_owned())).is_some() {
                 bail!("tensor '{name}' occurs twice");
             }
@@ -102,18 +102,25 @@ impl TensorSet {
         from.next().is_some_and(|(name, _)| name.starts_with(start))
     }
 
-    /// Whether some tensors are int8.
+    /// Whether some tensors are of eight or four bits.
     pub fn is_quantized(&self) -> bool {
         self.quantized || self.taken.values().any(|quantized| *quantized)
     }
 
     /// What the weight called `name` comes from.
     pub fn origin(&self, name: &str) -> Origin {
-        let int8 = self.view(name).is_ok_and(|view| view.dtype == Dtype::I8);
-        match (int8, self.taken.get(prefix(name)).copied().unwrap_or(self.quantized)) {
-            (true, _) => Origin::Int8,
-            (false, true) => Origin::Kept,
-            (false, false) => Origin::Float,
+        match self.view(name) {
+            Ok(view) if view.is_int8() => Origin::Int8,
+            // What is added to weights of four bits makes them bytes.
+            Ok(view) if view.is_int4() => {
+                if self.is_changed(name) {
+                    Origin::Int8
+                } else {
+                    Origin::Int4
+                }
+            }
+            _ if self.taken.get(prefix(name)).copied().unwrap_or(self.quantized) => Origin::Kept,
+            _ => Origin::Float,
         }
     }
 
@@ -142,14 +149,27 @@ impl TensorSet {
         }
     }
 
-    /// The names of all tensors but the scales and columns' factors of int8 ones.
+    /// The names of all tensors but the scales and columns' factors of others.
     pub fn parameters(&self) -> impl Iterator<Item = &str> + Clone {
         self.index.keys().map(String::as_str).filter(|name| !self.is_part(name))
     }
 
     fn is_part(&self, name: &str) -> bool {
         let weight = name.strip_suffix(SCALE).or_else(|| name.strip_suffix(COLUMNS));
-        weight.and_then(|weight| self.view(weight).ok()).is_some_and(|weight| weight.dtype == Dtype::I8)
+        weight
+            .and_then(|weight| self.view(weight).ok())
+            .is_some_and(|weight| weight.is_int8() || weight.is_int4())
+    }
+
+    /// Bytes of the scales and columns' factors of the tensor called `name`.
+    pub(super) fn parts_len(&self, name: &str) -> usize {
+        let parts = [SCALE, COLUMNS].map(|suffix| format!("{name}{suffix}"));
+        parts
+            .iter()
+            .filter(|part| self.is_part(part))
+            .filter_map(|part| self.view(part).ok())
+            .map(|part| part.stored_len())
+            .sum()
     }
 
     /// The factors that equalize what `policy` has computed in int8; see [`Balance`].
@@ -165,7 +185,7 @@ impl TensorSet {
     ///
     /// # Errors
     /// When the tensor is missing, has another shape, or holds neither finite floats nor int8 values with one
-    /// scale for each output.
+    /// scale for each output, nor four-bit values with one for each group.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let stored = self.stored(name, shape)?;
         self.overlays.iter().try_fold(stored, |weight, overlay| overlay.apply(name, shape, weight))
@@ -176,7 +196,7 @@ impl TensorSet {
             return Ok(Weight::Float(random.values(name, shape)));
         }
         let view = self.view_of(name, shape)?;
-        read(name, &view, self.int8(name, &view)?)
+        read(name, &view, self.factors(name, &view)?)
     }
 
     /// # Errors
@@ -191,25 +211,35 @@ impl TensorSet {
         Ok(view)
     }
 
-    /// What the values of the tensor are multiplied with if they are int8.
-    fn int8(&self, name: &str, view: &TensorView<'_>) -> Result<Option<Int8<'_>>> {
-        if view.dtype != Dtype::I8 {
+    /// What the values of the tensor are multiplied with if they are integers.
+    fn factors(&self, name: &str, view: &TensorView<'_>) -> Result<Option<Factors<'_>>> {
+        if !view.is_int8() && !view.is_int4() {
             return Ok(None);
         }
-        Ok(Some(Int8 { scales: self.scales(name, view.shape)?, columns: self.columns(name)? }))
-    }
-
-    /// The scales of an int8 tensor of `shape`, one for each output.
-    fn scales(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        let outputs = *shape.first().with_context(|| format!("int8 tensor '{name}' is a single value"))?;
+        let outputs =
+            *view.shape.first().with_context(|| format!("int8 tensor '{name}' is a single value"))?;
+        let (mut expected, mut kind) = (vec![outputs], "int8");
+        if let (true, &[_, inputs, ref kernel @ ..]) = (view.is_int4(), view.shape) {
+            expected.push(inputs.div_ceil(GROUP));
+            expected.extend(kernel);
+            kind = "four-bit";
+        }
         let scale_name = format!("{name}{SCALE}");
-        let scales = self.view(&scale_name).with_context(|| format!("tensor '{name}' holds int8 values"))?;
+        let scales =
+            self.view(&scale_name).with_context(|| format!("tensor '{name}' holds {kind} values"))?;
         ensure!(
-            without_trailing_ones(scales.shape) == without_trailing_ones(&[outputs]),
-            "tensor '{scale_name}' has shape {:?} where [{outputs}] is expected",
+            without_trailing_ones(scales.shape) == without_trailing_ones(&expected),
+            "tensor '{scale_name}' has shape {:?} where {expected:?} is expected",
             scales.shape
         );
-        Ok(scales)
+        let inner = view.shape.get(1..).unwrap_or_default();
+        let inputs = inner.first().copied().unwrap_or(1);
+        Ok(Some(Factors {
+            scales,
+            columns: self.columns(name)?,
+            inputs,
+            taps: inner.iter().skip(1).product(),
+        }))
     }
 
     /// The values of some rows of a matrix in f32, checked as by [`Self::weight`]; no others are
@@ -229,7 +259,7 @@ impl TensorSet {
             let values = self.f32(name, &shape)?;
             return Ok(rows.iter().flat_map(|row| &values[row * shape[1]..][..shape[1]]).copied().collect());
         }
-        let factors = self.int8(name, &view)?;
+        let factors = self.factors(name, &view)?;
         let mut values = Vec::with_capacity(rows.len() * shape[1]);
         for &row in rows {
             let factors = factors.as_ref().map(|factors| factors.of_row(row));
@@ -281,24 +311,26 @@ impl Tensors for TensorSet {
     }
 }
 
-/// What int8 values are multiplied with.
-struct Int8<'a> {
-    /// One for each row.
+/// What integers are multiplied with.
+struct Factors<'a> {
+    /// One for each row, or each group of a row.
     scales: TensorView<'a>,
     /// One for each column.
     columns: Option<Vec<f32>>,
+    inputs: usize,
+    taps: usize,
 }
 
-impl Int8<'_> {
+impl Factors<'_> {
     fn of_row(&self, row: usize) -> Self {
-        Self { scales: self.scales.row(row), columns: self.columns.clone() }
+        Self { scales: self.scales.row(row), columns: self.columns.clone(), ..*self }
     }
 }
 
-/// The values of the tensor called `name`, or of a part of it, with the factors of those that are int8.
-fn read(name: &str, view: &TensorView<'_>, factors: Option<Int8<'_>>) -> Result<Weight> {
+/// The values of the tensor called `name`, or of a part of it, with the factors of those that are integers.
+fn read(name: &str, view: &TensorView<'_>, factors: Option<Factors<'_>>) -> Result<Weight> {
     if let Some(factors) = factors {
-        return int8(name, view, factors).map(Weight::Int8);
+        return rounded(name, view, factors);
     }
     let values = view.to_f32().with_context(|| format!("tensor '{name}'"))?;
     // Without a way out of the loop it runs on vectors.
@@ -307,18 +339,28 @@ fn read(name: &str, view: &TensorView<'_>, factors: Option<Int8<'_>>) -> Result<
     Ok(Weight::Float(values))
 }
 
-fn int8(name: &str, view: &TensorView<'_>, Int8 { scales, columns }: Int8<'_>) -> Result<QuantizedWeight> {
+fn rounded(name: &str, view: &TensorView<'_>, factors: Factors<'_>) -> Result<Weight> {
+    let Factors { scales, columns, inputs, taps } = factors;
     let scales = scales.to_f32().with_context(|| format!("tensor '{name}{SCALE}'"))?;
+    if view.is_int4() {
+        ensure!(
+            scales.iter().all(|scale| *scale != 0.0 && scale.abs() <= LARGEST_GROUP_SCALE),
+            "tensor '{name}{SCALE}' holds scales that are zero, NaN or beyond {LARGEST_GROUP_SCALE:e}, which no \
+             trained model has"
+        );
+        let values = view.to_i4().with_context(|| format!("tensor '{name}'"))?;
+        return Ok(Weight::Int4(GroupedWeight { inputs, taps, values, scales, columns }));
+    }
     ensure!(
         scales.iter().all(|scale| (0.0..=LARGEST_SCALE).contains(scale)),
         "tensor '{name}{SCALE}' holds scales that are negative, NaN or beyond {LARGEST_SCALE:e}, which no trained \
          model has"
     );
     let values = view.to_i8().with_context(|| format!("tensor '{name}'"))?;
-    Ok(QuantizedWeight { values, scales, columns })
+    Ok(Weight::Int8(QuantizedWeight { values, scales, columns }))
 }
 
-/// Appended to an int8 tensor's name for that of its scales.
+/// Appended to a quantized tensor's name for that of its scales.
 pub(super) const SCALE: &str = "_scale";
 
 /// The same for that of the factors of its columns.
@@ -329,6 +371,9 @@ const LARGEST_FACTOR: f32 = 1e7;
 
 /// The largest scale of an int8 tensor: its weights then are as large as f16 can hold.
 const LARGEST_SCALE: f32 = 516.0;
+
+/// The same of four bits, where the largest weight is seven or eight steps.
+const LARGEST_GROUP_SCALE: f32 = 9358.0;
 
 /// What stands before a name's first dot.
 fn prefix(name: &str) -> &str {

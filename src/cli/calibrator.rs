@@ -76,7 +76,7 @@ impl Calibrator {
         })?;
         let learned = watched("learning, part", self.printer, |on_progress| {
             let memory = self.statistics as usize;
-            calibration::learn(checkpoint, policy, balance, &|layer| layer.grid, &runs, memory, on_progress)
+            calibration::learn(checkpoint, policy, balance, &runs, memory, on_progress)
         })?;
         Ok(checkpoint.merged(learned))
     }

@@ -8,6 +8,7 @@ use super::exit::{Exit, Failure, OrExit};
 use super::printer::Printer;
 use crate::checkpoint::{Checkpoint, Replaceable};
 use crate::pipeline::{Adapted, Observer};
+use crate::quantize::Rule;
 use crate::request::{Lora, SIZE_STEP};
 
 /// The largest size of a report that names none: a quarter of the work at 512 pixels.
@@ -153,6 +154,13 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "PATTERN")]
     pub keep: Vec<String>,
 
+    /// Give the weights of these layers 4 bits, or 8 as the others, or 16, e.g. 'conv3x3=4,text_encoder.*=4'
+    ///
+    /// Patterns are those of --keep, or conv3x3, the UNet's 3x3 convolutions. The last one that matches counts; layers
+    /// that are too sensitive stay f16. Weights of four bits have a scale for each 32 inputs.
+    #[arg(long, value_name = "PATTERN=BITS", value_delimiter = ',', value_parser = parse_rule)]
+    pub bits: Vec<Rule>,
+
     /// How weights are rounded
     #[arg(long, value_enum, default_value_t = Method::Nearest)]
     pub method: Method,
@@ -236,6 +244,10 @@ pub enum Method {
     Nearest,
     /// So that errors cancel in what layers compute of inputs as they occur (GPTQ): slow, and nearer to the floats
     Gptq,
+}
+
+fn parse_rule(text: &str) -> Result<Rule, String> {
+    text.parse().map_err(|error: anyhow::Error| error.to_string())
 }
 
 fn parse_pixels(text: &str) -> Result<usize, String> {

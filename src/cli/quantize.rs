@@ -1,4 +1,4 @@
-//! `pochade quantize`: a model as a native int8 file, how near that comes to the floats, and what each layer costs.
+//! `pochade quantize`: a model as a native file of eight or four bits, how near that comes to the floats, and what each layer costs.
 
 use std::fmt::Write;
 
@@ -44,7 +44,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     if let Some(name) = &args.name {
         checkpoint.describe(name.clone(), checkpoint.defaults());
     }
-    let policy = Policy::keeping(&args.keep);
+    let policy = Policy::new(args.bits.clone()).and_keeping(&args.keep);
     policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
     let settings = settings(args, &checkpoint.defaults());
     let measured = args.compare || args.report.is_some();

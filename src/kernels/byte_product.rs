@@ -30,6 +30,8 @@ pub(super) unsafe trait ByteProduct: Token {
     const TILES: &'static [Tile];
     /// Whether products of two neighbours are summed in 16 bits: their weights must not exceed 128 together.
     const MAY_SATURATE: bool;
+    /// Inputs whose weights of all columns lie together, each column's in the same places as of any others.
+    const LINE: usize = Self::ROWS.group;
 
     fn simd(self) -> Self::Simd;
 
@@ -49,6 +51,14 @@ pub(super) unsafe trait ByteProduct: Token {
         }
         if !rest.is_empty() {
             panel[(whole * width + column) * group..][..rest.len()].copy_from_slice(rest);
+        }
+    }
+
+    /// Writes to each place of a line of weights what belongs to its column.
+    #[inline(always)]
+    fn spread(of_columns: &[i16], line: &mut [i16]) {
+        for (places, of_column) in line.chunks_exact_mut(Self::LINE).zip(of_columns) {
+            places.fill(*of_column);
         }
     }
 

@@ -24,6 +24,7 @@ mod interleave;
 mod isa;
 mod math;
 mod micro_kernel;
+mod nibbles;
 mod norm;
 mod parallel;
 mod quantized_rows;
@@ -45,6 +46,7 @@ pub use gemm_i8::PackedI8;
 #[cfg(target_os = "linux")]
 pub use heap::Heap;
 pub use isa::{Isa, NoSuchKernel, VARIABLE};
+pub use nibbles::{GROUP, Grouped};
 pub use norm::{ChannelMoments, GroupNorm, LayerNorm};
 pub use quantized_rows::QuantizedRows;
 pub use rows::{Activation, RowsMut, quantize_rows};

@@ -95,8 +95,8 @@ impl ConvShape {
         matches!(self.packing(false).form, Form::Winograd { .. }) && isa.multiplies_words_fast()
     }
 
-    /// Whether weights that are int8 in their file stay so, whatever they are multiplied in.
-    pub fn keeps_int8(&self) -> bool {
+    /// Whether weights that are rounded in their file stay so, whatever they are multiplied in.
+    pub fn keeps_rounded(&self) -> bool {
         self.large_maps && self.reads_floats_in_int8()
     }
 
@@ -154,7 +154,7 @@ impl Conv2d {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
         let backend = params.backend();
-        let weight = match backend.multiplies_words() && shape.keeps_int8() {
+        let weight = match backend.multiplies_words() && shape.keeps_rounded() {
             true => params.weight_as_stored("weight", &dims)?,
             false => params.weight("weight", &dims)?,
         };

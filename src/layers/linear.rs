@@ -56,7 +56,7 @@ impl Linear {
                 bias.append(&mut part.floats("bias", &[outputs])?);
             }
         }
-        let stacked = weight::stack(weights);
+        let stacked = weight::stack(weights)?;
         let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words: false };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {

@@ -224,23 +224,23 @@ impl<'a> Params<'a> {
         let int8 = self.computes_int8(name);
         let weight = match (self.balance, stored) {
             (Some(balance), stored) => balance.weight(&path, stored, outputs, int8),
-            (None, Weight::Int8(weight)) if int8 && weight.columns.is_none() => Ok(Weight::Int8(weight)),
+            (None, stored) if int8 && is_plain(&stored) => Ok(stored),
             (None, stored) if int8 => QuantizedWeight::round(&stored.into_f32(), outputs).map(Weight::Int8),
             (None, stored) => Ok(Weight::Float(stored.into_f32())),
         };
         weight.with_context(|| format!("tensor '{path}'"))
     }
 
-    /// The same, but for int8 weights that are not equalized, which stay as they are stored.
+    /// The same, but for rounded weights that are not equalized, which stay as they are stored.
     ///
     /// # Errors
     /// As [`Self::weight`].
     pub(super) fn weight_as_stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        match self.tensors.weight(&self.path(&name), shape)? {
-            Weight::Int8(weight) if self.balance.is_none() && weight.columns.is_none() => {
-                Ok(Weight::Int8(weight))
-            }
-            stored => self.prepared(name, stored, shape[0]),
+        let stored = self.tensors.weight(&self.path(&name), shape)?;
+        if self.balance.is_none() && is_plain(&stored) {
+            Ok(stored)
+        } else {
+            self.prepared(name, stored, shape[0])
         }
     }
 
@@ -262,5 +262,14 @@ impl<'a> Params<'a> {
     /// The full name of the part or tensor called `name`.
     pub fn path(&self, name: &impl Display) -> String {
         format!("{}.{name}", self.prefix)
+    }
+}
+
+/// Whether weights are rounded, without factors of their columns.
+fn is_plain(weight: &Weight) -> bool {
+    match weight {
+        Weight::Float(_) => false,
+        Weight::Int8(weight) => weight.columns.is_none(),
+        Weight::Int4(weight) => weight.columns.is_none(),
     }
 }

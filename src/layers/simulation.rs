@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::weight::{self, Packed, Packing};
 use super::{Backend, Input, host};
 use crate::kernels::{self, Isa, QuantizedRows};
-use crate::quantize::{Energy, Origin, Policy, QuantizedWeight, Weight};
+use crate::quantize::{Bits, Energy, GroupedWeight, Origin, Policy, QuantizedWeight, Weight};
 
 /// Which layers pretend to be int8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,7 +77,7 @@ pub struct Trial {
     simulation: Arc<Simulation>,
     number: usize,
     /// `[out, in, taps]`
-    weight: QuantizedWeight,
+    weight: Weight,
     packing: Packing,
 }
 
@@ -96,9 +96,15 @@ impl Trial {
         if !tensors.iter().all(|name| simulation.policy.computes_int8(name, Origin::Float)) {
             return Ok(None);
         }
-        let weight = QuantizedWeight::round(values, packing.outputs)?;
+        let Packing { outputs, inputs, taps, .. } = packing;
+        let parts = tensors.iter().zip(values.chunks(values.len() / tensors.len()));
+        let parts = parts.map(|(name, values)| match simulation.policy.bits(name) {
+            Bits::Four => GroupedWeight::round(values, inputs, taps, None).map(Weight::Int4),
+            _ => QuantizedWeight::round(values, outputs / tensors.len()).map(Weight::Int8),
+        });
+        let weight = weight::stack(parts.collect::<Result<_>>()?)?;
         let mut weights = Energy::default();
-        weights.add(values, &weight.dequantize());
+        weights.add(values, &weight.clone().into_f32());
         let mut state = simulation.state();
         let number = state.candidates.len();
         state.candidates.push(Candidate { tensors, weights, inputs: Energy::default() });
@@ -132,7 +138,7 @@ impl Trial {
             return Ok(None);
         }
         // The same algorithm as without rounding, so that nothing else makes a difference.
-        let packed = weight::pack(Weight::Float(self.weight.dequantize()), self.packing, isa);
+        let packed = weight::pack(Weight::Float(self.weight.clone().into_f32()), self.packing, isa);
         Ok(Some((Tensor::from_vec(rows, input.shape(), input.device())?, packed)))
     }
 }

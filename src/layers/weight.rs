@@ -1,27 +1,54 @@
 //! A layer's weights between file and kernel: stacked, reordered and packed for the precision they run in.
 
+use anyhow::Result;
 use rayon::prelude::*;
 
-use crate::kernels::{Isa, PackedF32, PackedI8, Winograd, WinogradWords};
-use crate::quantize::{QuantizedWeight, Weight};
+use crate::kernels::{GROUP, Grouped, Isa, PackedF32, PackedI8, Winograd, WinogradWords};
+use crate::quantize::{GroupedWeight, QuantizedWeight, Weight};
 
-/// Weights of several layers, one after the other; int8 only if all of them are.
-pub fn stack(mut parts: Vec<Weight>) -> Weight {
+/// Weights of several layers, one after the other: floats if one of them is, of four bits only if all of them are.
+///
+/// # Errors
+/// When weights of four bits are too large to become bytes.
+pub fn stack(mut parts: Vec<Weight>) -> Result<Weight> {
     if parts.len() == 1 {
-        return parts.remove(0);
+        return Ok(parts.remove(0));
     }
     if parts.iter().any(|part| matches!(part, Weight::Float(_))) {
-        return Weight::Float(parts.into_iter().map(Weight::into_f32).collect::<Vec<_>>().concat());
+        return Ok(Weight::Float(parts.into_iter().map(Weight::into_f32).collect::<Vec<_>>().concat()));
+    }
+    if let Some(all) = parts.iter().map(grouped).collect::<Option<Vec<_>>>()
+        && let Some(GroupedWeight { inputs, taps, .. }) = all.first()
+    {
+        let values = all.iter().map(|part| &part.values[..]).collect::<Vec<_>>().concat();
+        let scales = all.iter().map(|part| &part.scales[..]).collect::<Vec<_>>().concat();
+        return Ok(Weight::Int4(GroupedWeight {
+            inputs: *inputs,
+            taps: *taps,
+            values,
+            scales,
+            columns: None,
+        }));
     }
     let (mut values, mut scales) = (Vec::new(), Vec::new());
     for part in parts {
-        if let Weight::Int8(part) = part {
-            assert!(part.columns.is_none(), "columns' factors are applied before weights are stacked");
-            values.push(part.values);
-            scales.push(part.scales);
-        }
+        let part = match part {
+            Weight::Int8(part) => part,
+            Weight::Int4(part) => part.to_bytes()?,
+            Weight::Float(_) => continue,
+        };
+        assert!(part.columns.is_none(), "columns' factors are applied before weights are stacked");
+        values.push(part.values);
+        scales.push(part.scales);
     }
-    Weight::Int8(QuantizedWeight { values: values.concat(), scales: scales.concat(), columns: None })
+    Ok(Weight::Int8(QuantizedWeight { values: values.concat(), scales: scales.concat(), columns: None }))
+}
+
+fn grouped(part: &Weight) -> Option<&GroupedWeight> {
+    match part {
+        Weight::Int4(part) => Some(part),
+        _ => None,
+    }
 }
 
 /// What a kernel makes of a layer's weights, `[out, in, taps]` in a file.
@@ -84,6 +111,24 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
                 }
             }
         }
+        Weight::Int4(GroupedWeight { values, scales, columns, .. }) => {
+            assert!(columns.is_none(), "columns' factors are applied before weights are packed");
+            if in_words && matches!(form, Form::Winograd { .. }) {
+                let weight = Grouped { values: &values, scales: &scales };
+                return Packed::WinogradWords(WinogradWords::of_grouped(weight, outputs, inputs, isa));
+            }
+            let groups = inputs.div_ceil(GROUP);
+            let weight = Grouped {
+                values: &taps_before_inputs(values, inputs, taps),
+                scales: &taps_before_inputs(scales, groups, taps),
+            };
+            Packed::I8(match form {
+                Form::Gated => PackedI8::pack_gated_grouped(weight, outputs / 2, inputs, isa),
+                Form::Plain | Form::Winograd { .. } => {
+                    PackedI8::pack_grouped(weight, outputs, taps, inputs, isa)
+                }
+            })
+        }
     }
 }
 
@@ -116,13 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_is_int8_only_if_every_part_is() {
+    fn a_stack_has_the_most_bits_of_its_parts() {
         let int8 = || Weight::Int8(QuantizedWeight { values: vec![1, -2], scales: vec![0.5], columns: None });
-        let Weight::Int8(both) = stack(vec![int8(), int8()]) else { panic!("two int8 parts") };
+        let int4 = || {
+            let (values, scales) = (vec![7, -2], vec![0.5]);
+            Weight::Int4(GroupedWeight { inputs: 2, taps: 1, values, scales, columns: None })
+        };
+        let Weight::Int8(both) = stack(vec![int8(), int8()]).unwrap() else { panic!("two int8 parts") };
         assert_eq!((both.values, both.scales), (vec![1, -2, 1, -2], vec![0.5, 0.5]));
-        let Weight::Float(mixed) = stack(vec![int8(), Weight::Float(vec![3.0, 4.0])]) else {
+        let Weight::Float(mixed) = stack(vec![int8(), Weight::Float(vec![3.0, 4.0])]).unwrap() else {
             panic!("a float part")
         };
         assert_eq!(mixed, [0.5, -1.0, 3.0, 4.0]);
+        let Weight::Int4(both) = stack(vec![int4(), int4()]).unwrap() else {
+            panic!("two parts of four bits")
+        };
+        assert_eq!((both.values, both.scales), (vec![7, -2, 7, -2], vec![0.5, 0.5]));
+        let Weight::Int8(mixed) = stack(vec![int4(), int8()]).unwrap() else { panic!("an int8 part") };
+        assert_eq!((mixed.values, mixed.scales), (vec![127, -36, 1, -2], vec![3.5 / 127.0, 0.5]));
+        assert_eq!(
+            stack(vec![int4(), Weight::Float(vec![3.0])]).unwrap(),
+            Weight::Float(vec![3.5, -1.0, 3.0])
+        );
     }
 }

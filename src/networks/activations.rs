@@ -9,21 +9,46 @@ use std::ops::Range;
 use super::graph::{Conv, Extent, Graph, Operation, Prompts, Read, Skip, Through, Value, Weights};
 use super::strips::Strips;
 use super::strips::plan::{self, Pass, Plan};
+use crate::quantize::grid::GROUP;
 
-/// Bytes of a network's weights, given which layers multiply in int8; everything else is float.
-pub fn weight_bytes(graph: &Graph, int8: &dyn Fn(&str) -> bool) -> u64 {
+/// How a layer's weights are held: the largest of its parts is what they are stacked as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Held {
+    /// With a scale for each group.
+    Int4,
+    Int8,
+    Float,
+}
+
+impl Held {
+    /// As all of the layers of `names` together are held.
+    fn together(names: &[&str], held: &dyn Fn(&str) -> Self) -> Self {
+        names.iter().map(|name| held(name)).max().unwrap_or(Self::Float)
+    }
+
+    fn bytes(self, count: u64) -> u64 {
+        match self {
+            Self::Int4 => count / 2 + 2 * count.div_ceil(GROUP as u64),
+            Self::Int8 => count,
+            Self::Float => FLOAT * count,
+        }
+    }
+}
+
+/// Bytes of a network's weights, given how each layer's are held.
+pub fn weight_bytes(graph: &Graph, held: &dyn Fn(&str) -> Held) -> u64 {
     let bytes = |weights: Weights<'_>| {
-        let width = if weights.names.iter().all(|name| int8(name)) { 1 } else { FLOAT };
-        width * weights.multiplied as u64 + FLOAT * weights.added as u64
+        Held::together(&weights.names, held).bytes(weights.multiplied as u64) + FLOAT * weights.added as u64
     };
     graph.weights().map(bytes).sum()
 }
 
-/// Bytes that reading the largest layer takes, given which layers are int8 in their file and when they run: its
-/// weights twice, as they come and as a kernel has them; floats that become int8 or are equalized, once more.
-pub fn reading_bytes(graph: &Graph, int8: &dyn Fn(&str) -> bool) -> u64 {
+/// Bytes that reading the largest layer takes, given as what layers that are rounded both in their file and when they
+/// run are held: its weights twice, as they come and as a kernel has them, those of four bits as bytes in between;
+/// floats that become int8 or are equalized, three times.
+pub fn reading_bytes(graph: &Graph, held: &dyn Fn(&str) -> Held) -> u64 {
     let bytes = |weights: Weights<'_>| {
-        let times = if weights.names.iter().all(|name| int8(name)) { 2 } else { 3 * FLOAT };
+        let times = if Held::together(&weights.names, held) == Held::Float { 3 * FLOAT } else { 2 };
         times * weights.multiplied as u64 + FLOAT * weights.added as u64
     };
     graph.weights().map(bytes).max().unwrap_or(0)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::tiling::{PeakBytes, Tile, decode_peak_bytes, encode_peak_bytes};
 use crate::checkpoint::Checkpoint;
-use crate::networks::activations::{Activations, reading_bytes, weight_bytes};
+use crate::networks::activations::{Activations, Held, reading_bytes, weight_bytes};
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
 use crate::networks::graph::{Conv, Extent, Graph, Operation, Prompts};
@@ -88,28 +88,38 @@ impl Footprint {
             .filter(|name| computes(&format!("unet.{name}.weight")))
             .map(str::to_owned)
             .collect();
-        let stored = |name: &str| tensors.origin(&format!("unet.{name}.weight")) == Origin::Int8;
+        let origin = |name: &str| tensors.origin(&format!("unet.{name}.weight"));
+        let held = |name: &str| match (int8.contains(name), origin(name)) {
+            (true, Origin::Int4) => Held::Int4,
+            (true, _) => Held::Int8,
+            (false, _) => Held::Float,
+        };
         let autoencoder = |graph: &Graph| {
-            let keeps_int8 = |name: &str| {
+            let held = |name: &str| {
                 let convolutions = graph.operations().iter().filter_map(|operation| match operation {
                     Operation::Conv(conv) => Some(conv),
                     _ => None,
                 });
-                let stays = |conv: &Conv| conv.name == name && conv.shape.keeps_int8();
-                precision == Precision::Int8
-                    && tensors.origin(&format!("vae.{name}.weight")) == Origin::Int8
-                    && convolutions.into_iter().any(stays)
+                let stays = |conv: &Conv| conv.name == name && conv.shape.keeps_rounded();
+                let stays = precision == Precision::Int8 && convolutions.into_iter().any(stays);
+                match (stays, tensors.origin(&format!("vae.{name}.weight"))) {
+                    (true, Origin::Int4) => Held::Int4,
+                    (true, Origin::Int8) => Held::Int8,
+                    _ => Held::Float,
+                }
             };
-            weight_bytes(graph, &keeps_int8)
+            weight_bytes(graph, &held)
         };
         let text_graph = clip::describe(text);
         Self {
             tokens: text.vocab_size as u64,
             positions: text.max_position_embeddings,
-            text_encoder: weight_bytes(&text_graph, &|_| false),
-            unet: weight_bytes(&graph, &|name| int8.contains(name)),
-            text_encoder_layer: reading_bytes(&text_graph, &|_| false),
-            unet_layer: reading_bytes(&graph, &|name| int8.contains(name) && stored(name)),
+            text_encoder: weight_bytes(&text_graph, &|_| Held::Float),
+            unet: weight_bytes(&graph, &held),
+            text_encoder_layer: reading_bytes(&text_graph, &|_| Held::Float),
+            unet_layer: reading_bytes(&graph, &|name| {
+                if origin(name).is_rounded() { held(name) } else { Held::Float }
+            }),
             streamed: false,
             decoder: autoencoder(&describe_decoder(&vae)),
             encoder: autoencoder(&describe_encoder(&vae)),

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::equalize::{Channels, Matrix, factors, weights_sizes};
 use super::pairs::{Giver, PAIRS, PROMPT, Pair, blocks, layer_name};
-use super::{Origin, Policy, QuantizedWeight, Weight, divide_columns};
+use super::{GroupedWeight, Origin, Policy, QuantizedWeight, Weight, divide_columns};
 
 /// A model's tensors as equalization sees them.
 pub trait Tensors {
@@ -22,7 +22,7 @@ pub trait Tensors {
     /// When the tensor is missing or unusable.
     fn matrix(&self, name: &str) -> Result<Matrix>;
 
-    /// The columns' factors of an int8 weight that has some.
+    /// The columns' factors of a rounded weight that has some.
     ///
     /// # Errors
     /// When they are unusable.
@@ -43,7 +43,7 @@ pub struct Balance {
 }
 
 impl Balance {
-    /// The factors for whatever `policy` has computed in int8 of `tensors`: those that int8 weights have been rounded
+    /// The factors for whatever `policy` has computed in int8 of `tensors`: those that rounded weights have been rounded
     /// with, and for floats those that make channels alike.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Balance {
         self.inputs.get(name).map(|factors| &**factors)
     }
 
-    /// The weight called `name`, `[outputs, ..]`, with its factors applied, as int8 if `int8` says so.
+    /// The weight called `name`, `[outputs, ..]`, with its factors applied, for int8 products if `int8` says so.
     ///
     /// # Errors
     /// When values are infinite or NaN, or not as many as there are factors.
@@ -92,26 +92,34 @@ impl Balance {
         let (rows, columns) = (self.rows.get(name), self.columns(name));
         let mut weight = match stored {
             Weight::Int8(weight) if int8 && weight.columns.as_deref() == columns => {
-                QuantizedWeight { columns: None, ..weight }
+                Weight::Int8(QuantizedWeight { columns: None, ..weight })
+            }
+            Weight::Int4(weight) if int8 && weight.columns.as_deref() == columns => {
+                Weight::Int4(GroupedWeight { columns: None, ..weight })
             }
             stored => {
                 let mut values = stored.into_f32();
                 if let Some(columns) = columns {
                     divide_columns(&mut values, columns)?;
                 }
-                if !int8 {
-                    if let Some(rows) = rows {
-                        multiply_rows(&mut values, rows)?;
-                    }
-                    return Ok(Weight::Float(values));
+                if int8 {
+                    Weight::Int8(QuantizedWeight::round(&values, outputs)?)
+                } else {
+                    Weight::Float(values)
                 }
-                QuantizedWeight::round(&values, outputs)?
             }
         };
         if let Some(rows) = rows {
-            multiply_rows(&mut weight.scales, rows)?;
+            multiply_rows(
+                match &mut weight {
+                    Weight::Float(values) => values,
+                    Weight::Int8(weight) => &mut weight.scales,
+                    Weight::Int4(weight) => &mut weight.scales,
+                },
+                rows,
+            )?;
         }
-        Ok(Weight::Int8(weight))
+        Ok(weight)
     }
 
     /// The vector called `name` with its factors applied.
@@ -162,8 +170,8 @@ impl Block<'_> {
         self.tensors.origin(name).is_some()
     }
 
-    fn is_int8(&self, name: &str) -> bool {
-        self.tensors.origin(name) == Some(Origin::Int8)
+    fn is_rounded(&self, name: &str) -> bool {
+        self.tensors.origin(name).is_some_and(Origin::is_rounded)
     }
 
     /// The factors of a pair, unless there are no such layers or none of them is computed in int8.
@@ -182,7 +190,7 @@ impl Block<'_> {
             return Ok(None);
         }
         // What has been rounded was rounded with factors of its own, which cost nothing more.
-        if let Some(rounded) = readers.iter().find(|reader| self.is_int8(reader)) {
+        if let Some(rounded) = readers.iter().find(|reader| self.is_rounded(reader)) {
             return self.tensors.columns(rounded);
         }
         let matrices = readers.iter().map(|reader| self.tensors.matrix(reader));

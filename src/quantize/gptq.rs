@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::cholesky::{self, BLOCK};
-use super::grid::{Grid, LARGEST_PAIR, Row, nearest};
+use super::grid::{Grid, LARGEST_PAIR, Row};
 use super::moments::{Finished, Part};
 use crate::kernels::Isa;
 
@@ -19,6 +19,7 @@ const DAMPING: f64 = 0.01;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gridded {
     pub grid: Grid,
+    pub inputs: usize,
     pub taps: usize,
     /// `[rows][inputs][taps]`
     pub values: Vec<i8>,
@@ -29,38 +30,36 @@ pub struct Gridded {
 impl Gridded {
     /// Each of `weights`, `[rows][inputs][taps]`, to the nearest value of the grid.
     pub fn nearest(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Self {
-        let columns = squares.len();
         let scales = scales(grid, weights, squares, taps);
+        Self::with_scales(grid, weights, squares.len() / taps, taps, scales)
+    }
+
+    /// The same where scales have been chosen.
+    pub fn with_scales(grid: Grid, weights: &[f32], inputs: usize, taps: usize, scales: Vec<f32>) -> Self {
+        let columns = inputs * taps;
         let mut values = vec![0; weights.len()];
         let rows = values.par_chunks_exact_mut(columns).zip(weights.par_chunks_exact(columns));
-        let of_row = scales.len() / (weights.len() / columns);
-        rows.zip(scales.par_chunks_exact(of_row)).for_each(|((values, weights), scales)| {
-            for (at, &weight) in weights.iter().enumerate() {
-                let rounded = nearest(weight, scales[grid.scale_of(at, taps)], grid.limit());
-                // The first of a pair is decided before the second.
-                let value = within_pair(grid, rounded, at, columns / taps, taps, |at| values[at]);
-                values[at] = value as i8;
-            }
-        });
-        Self { grid, taps, values, scales }
+        rows.zip(scales.par_chunks_exact(grid.scales(inputs, taps))).for_each(
+            |((values, weights), scales)| {
+                for (at, &weight) in weights.iter().enumerate() {
+                    let rounded = grid.nearest(weight, scales[grid.scale_of(at, taps)]);
+                    // The first of a pair is decided before the second.
+                    let value = within_pair(grid, rounded, at, inputs, taps, |at| values[at]);
+                    values[at] = value as i8;
+                }
+            },
+        );
+        Self { grid, inputs, taps, values, scales }
     }
 
     /// The weights these stand for.
-    pub fn dequantize(&self, columns: usize) -> Vec<f32> {
-        let Self { grid, taps, .. } = *self;
-        let of_row = grid.scales(columns / taps, taps);
-        let mut weights = vec![0.0; self.values.len()];
-        let rows = weights.par_chunks_exact_mut(columns).zip(self.values.par_chunks_exact(columns));
-        rows.zip(self.scales.par_chunks_exact(of_row)).for_each(|((weights, values), scales)| {
-            for (at, (weight, value)) in weights.iter_mut().zip(values).enumerate() {
-                *weight = f32::from(*value) * scales[grid.scale_of(at, taps)];
-            }
-        });
-        weights
+    pub fn dequantize(&self) -> Vec<f32> {
+        self.grid.dequantize(&self.values, &self.scales, self.inputs * self.taps, self.taps)
     }
 }
 
-fn scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Vec<f32> {
+/// Of the rows of `weights`, `[rows][inputs][taps]`.
+pub(super) fn scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Vec<f32> {
     let rows = weights.par_chunks_exact(squares.len());
     rows.flat_map_iter(|weights| grid.fit(Row { weights, squares, taps })).collect()
 }
@@ -126,7 +125,7 @@ impl Cancellation {
         for part in &self.parts {
             self.round_part(part, grid, weights, &scales, &mut values);
         }
-        Ok(Gridded { grid, taps: self.taps, values, scales })
+        Ok(Gridded { grid, inputs: self.inputs, taps: self.taps, values, scales })
     }
 
     fn round_part(&self, part: &Triangle, grid: Grid, weights: &[f32], scales: &[f32], values: &mut [i8]) {
@@ -148,7 +147,7 @@ impl Cancellation {
                         let (outputs, output) = outputs.split_at_mut(place - start);
                         let scale = scales[grid.scale_of(at, self.taps)];
                         let wanted = weights[at] + output[0] / line[place - start];
-                        let value = nearest(wanted, scale, grid.limit());
+                        let value = grid.nearest(wanted, scale);
                         let value = within_pair(grid, value, at, self.inputs, self.taps, |at| values[at]);
                         values[at] = value as i8;
                         let error = weights[at] - value * scale;
@@ -329,15 +328,14 @@ mod tests {
                 let plain = Gridded::nearest(grid, &weights, &cancellation.squares, taps);
                 let learned = cancellation.round(grid, &weights).unwrap();
                 assert_eq!(plain.scales, learned.scales);
-                let error = |gridded: &Gridded| {
-                    output_error(&inputs, &weights, &gridded.dequantize(columns), columns)
-                };
+                let error =
+                    |gridded: &Gridded| output_error(&inputs, &weights, &gridded.dequantize(), columns);
                 let (plain_error, learned_error) = (error(&plain), error(&learned));
                 let gain = 10.0 * (plain_error / learned_error).log10();
                 assert!(gain > if columns > 100 { 5.0 } else { 0.5 }, "{grid:?} {columns}: {gain} dB");
                 // What is said of the cost is true, but for the damping.
                 let errors = |gridded: &Gridded| -> Vec<f32> {
-                    weights.iter().zip(gridded.dequantize(columns)).map(|(a, b)| a - b).collect()
+                    weights.iter().zip(gridded.dequantize()).map(|(a, b)| a - b).collect()
                 };
                 let cost = cost(&cancellation, &errors(&plain));
                 assert!((cost / plain_error - 1.0).abs() < 0.05, "{cost} {plain_error}");
@@ -384,7 +382,7 @@ mod tests {
         assert_eq!(rounded(&[]), plain);
         assert_eq!(rounded(&[0.0; 40]), plain);
         // All columns the same: only their sum matters.
-        let learned = rounded(&[1.0; 400]).dequantize(4);
+        let learned = rounded(&[1.0; 400]).dequantize();
         for (row, learned) in weights.chunks(4).zip(learned.chunks(4)) {
             let error = row.iter().sum::<f32>() - learned.iter().sum::<f32>();
             assert!(error.abs() < 0.01, "{error}");

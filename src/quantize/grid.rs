@@ -1,10 +1,11 @@
 //! The grids that weights are rounded to: which values a weight may take, and how scales are chosen; rounding is elsewhere.
 
 use half::f16;
+use rayon::prelude::*;
 
 /// Inputs of a group that shares a scale at four bits. A group is of neighboring inputs of one output, at one tap of
 /// its kernel; the last may have fewer.
-pub const GROUP: usize = 32;
+pub use crate::kernels::GROUP;
 
 /// How a weight may be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +15,9 @@ pub enum Grid {
     /// The same where two neighboring inputs of one sign make 128 at most, so that kernels that add two products of
     /// bytes in 16 bits take them as they are.
     PairedBytes,
-    /// From -7 to 7 times a scale for each [`GROUP`], which is an f16.
+    /// From -8 to 7 times a scale for each [`GROUP`], which is an f16 and may be negative, so that the largest weight of
+    /// a group can take the step that one side has more. On a trained model's weights this is 1.0 dB nearer than from
+    /// -7 to 7, at the same size; a zero point for each group, for 3 % more, would bring another 0.2 dB.
     Nibbles,
 }
 
@@ -31,12 +34,31 @@ pub struct Row<'a> {
 }
 
 impl Grid {
-    /// The largest magnitude.
-    pub fn limit(self) -> f32 {
+    /// The least and the largest value.
+    fn limits(self) -> (f32, f32) {
         match self {
-            Self::Bytes | Self::PairedBytes => 127.0,
-            Self::Nibbles => 7.0,
+            Self::Bytes | Self::PairedBytes => (-127.0, 127.0),
+            Self::Nibbles => (-8.0, 7.0),
         }
+    }
+
+    /// The value nearest to `weight` in steps of `scale`, ties to even.
+    pub fn nearest(self, weight: f32, scale: f32) -> f32 {
+        let (least, largest) = self.limits();
+        if scale == 0.0 { 0.0 } else { (weight / scale).round_ties_even().clamp(least, largest) }
+    }
+
+    /// Writes `values`, rows of `columns` at `taps`, times their scales, `[rows][scales of a row]`.
+    pub fn dequantize(self, values: &[i8], scales: &[f32], columns: usize, taps: usize) -> Vec<f32> {
+        let mut weights = vec![0.0; values.len()];
+        let of_row = self.scales(columns / taps, taps);
+        let rows = weights.par_chunks_exact_mut(columns).zip(values.par_chunks_exact(columns));
+        rows.zip(scales.par_chunks_exact(of_row)).for_each(|((weights, values), scales)| {
+            for (at, (weight, value)) in weights.iter_mut().zip(values).enumerate() {
+                *weight = f32::from(*value) * scales[self.scale_of(at, taps)];
+            }
+        });
+        weights
     }
 
     /// How many scales a row of `inputs` times `taps` weights has.
@@ -68,7 +90,7 @@ impl Grid {
     /// The scales of a row that lose least to rounding and to the limits, each weight for itself.
     pub fn fit(self, row: Row<'_>) -> Vec<f32> {
         match self {
-            Self::Bytes => vec![largest(row.weights.iter()) / self.limit()],
+            Self::Bytes => vec![largest(row.weights.iter()) / self.limits().1],
             Self::PairedBytes => vec![fit_pairs(row)],
             Self::Nibbles => fit_groups(row),
         }
@@ -82,7 +104,7 @@ fn largest<'a>(weights: impl Iterator<Item = &'a f32>) -> f32 {
 /// A larger scale makes all errors larger, a smaller one cuts more pairs: the best of some.
 fn fit_pairs(row: Row<'_>) -> f32 {
     let Row { weights, squares, taps } = row;
-    let least = largest(weights.iter()) / Grid::PairedBytes.limit();
+    let least = largest(weights.iter()) / Grid::PairedBytes.limits().1;
     let inputs = weights.len() / taps;
     let first = |at: &usize| (at / taps).is_multiple_of(2);
     let pairs: Vec<(f32, f32)> = (0..weights.len())
@@ -112,32 +134,57 @@ const STEPS: usize = 24;
 
 fn fit_groups(row: Row<'_>) -> Vec<f32> {
     let Row { weights, squares, taps } = row;
-    let limit = Grid::Nibbles.limit();
-    let count = Grid::Nibbles.scales(weights.len() / taps, taps);
-    let mut members = vec![Vec::with_capacity(GROUP); count];
-    for (at, member) in weights.iter().copied().zip(squares.iter().copied()).enumerate() {
-        members[Grid::Nibbles.scale_of(at, taps)].push(member);
+    let mut members = vec![Members::default(); Grid::Nibbles.scales(weights.len() / taps, taps)];
+    for (at, (weight, square)) in weights.iter().zip(squares).enumerate() {
+        let members = &mut members[Grid::Nibbles.scale_of(at, taps)];
+        members.weights[members.count] = *weight;
+        members.squares[members.count] = *square;
+        members.count += 1;
     }
-    let fit = |members: &Vec<(f32, f32)>| {
-        let widest = largest(members.iter().map(|(weight, _)| weight)) / limit;
-        let cost = |scale: f32| -> f32 {
-            let error = |(weight, square): &(f32, f32)| {
-                (weight - scale * nearest(*weight, scale, limit)).powi(2) * square
-            };
-            members.iter().map(error).sum()
-        };
-        // What is cut at the ends is made good by finer steps between them.
-        let candidates = (0..=STEPS).map(|step| as_f16(widest * (1.0 - 0.45 * step as f32 / STEPS as f32)));
-        let best = candidates.map(|scale| (cost(scale), scale)).min_by(|a, b| a.0.total_cmp(&b.0));
-        best.map_or(0.0, |(_, scale)| scale)
-    };
-    members.iter().map(fit).collect()
+    members.iter().map(Members::fit).collect()
 }
 
-/// The nearest number of whole steps, ties to even.
-pub fn nearest(weight: f32, scale: f32, limit: f32) -> f32 {
-    if scale > 0.0 { (weight / scale).round_ties_even().clamp(-limit, limit) } else { 0.0 }
+/// The weights of a group and how much each counts, then zeros.
+#[derive(Clone, Default)]
+struct Members {
+    weights: [f32; GROUP],
+    squares: [f32; GROUP],
+    count: usize,
 }
+
+impl Members {
+    /// Scales that are tried of each sign, a 32nd apart: one is for the largest weight to be the eighth step.
+    const STEPS: usize = 14;
+
+    /// What is cut at the ends is made good by finer steps between them. Never zero: a group of zeros has any scale.
+    fn fit(&self) -> f32 {
+        let widest = largest(self.weights.iter()) / Grid::Nibbles.limits().1;
+        let magnitudes = (0..=Self::STEPS).map(|step| widest * (1.0 - step as f32 / 32.0));
+        let candidates = magnitudes.flat_map(|scale| [as_f16(scale), as_f16(-scale)]);
+        let usable = candidates.filter(|scale| *scale != 0.0 && scale.is_finite());
+        let best = usable.map(|scale| (self.cost(scale), scale)).min_by(|a, b| a.0.total_cmp(&b.0));
+        best.map_or(LEAST_SCALE, |(_, scale)| scale)
+    }
+
+    fn cost(&self, scale: f32) -> f32 {
+        // A loop without branches and calls, which runs on vectors: adding 1.5 * 2^23 leaves no bits for a fraction.
+        const MAGIC: f32 = 12_582_912.0;
+        let (inverse, (least, largest)) = (scale.recip(), Grid::Nibbles.limits());
+        let mut sums = [0.0; 8];
+        let (weights, squares) = (self.weights.as_chunks::<8>().0, self.squares.as_chunks::<8>().0);
+        for (weights, squares) in weights.iter().zip(squares) {
+            for (at, sum) in sums.iter_mut().enumerate() {
+                let steps = (weights[at] * inverse).clamp(least, largest);
+                let error = weights[at] - scale * (steps + MAGIC - MAGIC);
+                *sum += error * error * squares[at];
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+/// The smallest number of full precision that an f16 holds.
+const LEAST_SCALE: f32 = 6.103_515_6e-5;
 
 fn as_f16(scale: f32) -> f32 {
     f16::from_f32(scale).to_f32()
@@ -189,6 +236,9 @@ mod tests {
         // A single large weight is worth its reach.
         let [_, _, nibbles] = row(&[7.0, 0.0, 1.0, -2.0]);
         assert_eq!(nibbles, 1.0);
-        assert_eq!(row(&[0.0; 4]), [0.0; 3]);
+        // With the sign that gives the largest weight the further step.
+        assert_eq!(row(&[8.0, 0.0, 1.0, -3.0])[2], -1.0);
+        assert_eq!(row(&[-8.0, 0.0, 1.0, 3.0])[2], 1.0);
+        assert_eq!(row(&[0.0; 4]), [0.0, 0.0, LEAST_SCALE]);
     }
 }

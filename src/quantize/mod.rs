@@ -1,10 +1,11 @@
-//! int8 weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
+//! Quantized weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
 
 mod balance;
 mod cholesky;
 mod equalize;
 mod gptq;
 pub mod grid;
+pub mod grouped;
 mod moments;
 mod pairs;
 mod policy;
@@ -13,8 +14,9 @@ mod rounding;
 pub use balance::{Balance, Tensors};
 pub use equalize::Matrix;
 pub use gptq::{Cancellation, Gridded};
+pub use grouped::GroupedWeight;
 pub use moments::{Finished, Moments};
-pub use policy::{Origin, Policy, Treatment};
+pub use policy::{Bits, Origin, Policy, Rule, Treatment};
 pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
 
 /// Weights as they are stored, or as they are to be computed with.
@@ -22,6 +24,7 @@ pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, s
 pub enum Weight {
     Float(Vec<f32>),
     Int8(QuantizedWeight),
+    Int4(GroupedWeight),
 }
 
 impl Weight {
@@ -30,6 +33,7 @@ impl Weight {
         match self {
             Self::Float(values) => values,
             Self::Int8(weight) => weight.dequantize(),
+            Self::Int4(weight) => weight.dequantize(),
         }
     }
 }

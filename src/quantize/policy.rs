@@ -1,8 +1,10 @@
-//! Which weights become int8, by their canonical names, and which of those are also computed in int8.
+//! How many bits weights get, by their canonical names, and which of them are also computed in int8.
 
-use anyhow::{Result, bail};
+use std::str::FromStr;
 
-/// What becomes of a tensor in an int8 model.
+use anyhow::{Context, Error, Result, bail};
+
+/// What becomes of a tensor in a quantized model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
     /// Stays float.
@@ -21,35 +23,123 @@ pub enum Origin {
     /// Floats of a model whose other weights are int8: kept for a reason.
     Kept,
     Int8,
+    Int4,
+}
+
+impl Origin {
+    /// Whether the weight is no float in its file.
+    pub fn is_rounded(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+}
+
+/// How many bits a weight gets in a quantized file, beside its scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bits {
+    Four,
+    Eight,
+    /// A float.
+    Sixteen,
+}
+
+/// Layers, and how many bits their weights get.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    pattern: String,
+    bits: Bits,
+}
+
+impl FromStr for Rule {
+    type Err = Error;
+
+    /// Of `PATTERN=BITS`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (pattern, bits) =
+            text.rsplit_once('=').context("expected PATTERN=BITS, e.g. 'unet.mid_block.*=4'")?;
+        let bits = match bits {
+            "4" => Bits::Four,
+            "8" => Bits::Eight,
+            "16" => Bits::Sixteen,
+            _ => bail!("weights have 4, 8 or 16 bits, not '{bits}'"),
+        };
+        Ok(Self { pattern: pattern.to_owned(), bits })
+    }
+}
+
+impl Rule {
+    /// The UNet's 3x3 convolutions, as a pattern: most of its weights, and those that bear four bits best.
+    const CONV3X3: &str = "conv3x3";
+
+    /// Whether the rule is about the weight `name` or its layer.
+    fn names(&self, name: &str) -> bool {
+        if self.pattern == Self::CONV3X3 {
+            return is_conv3x3(name);
+        }
+        let Some(layer) = name.strip_suffix(".weight") else { return false };
+        matches_wildcard(&self.pattern, name) || matches_wildcard(&self.pattern, layer)
+    }
+}
+
+fn is_conv3x3(name: &str) -> bool {
+    let layer = name.strip_prefix("unet.").and_then(|name| name.strip_suffix(".weight"));
+    let last = layer.and_then(|layer| layer.rsplit('.').next());
+    last.is_some_and(|last| matches!(last, "conv" | "conv1" | "conv2" | "conv_in" | "conv_out"))
 }
 
 /// The default treatment of every tensor and the user's exceptions to it.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
-    keep: Vec<String>,
+    /// The last one that names a layer counts.
+    rules: Vec<Rule>,
 }
 
 impl Policy {
-    /// Layers whose names match one of `keep` stay float. A `*` in a pattern stands for any characters, dots
-    /// included; everything else stands for itself. A pattern names a weight or the layer it belongs to.
+    /// Layers that a rule names get as many bits as the last such rule says, but for those that are always floats. A
+    /// `*` in a pattern stands for any characters, dots included; everything else stands for itself, but for `conv3x3`.
+    /// A pattern names a weight or the layer it belongs to.
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { rules }
+    }
+
+    /// Layers whose names match one of `keep` stay float.
     pub fn keeping(keep: &[String]) -> Self {
-        Self { keep: keep.to_vec() }
+        Self::default().and_keeping(keep)
+    }
+
+    /// The same where, whatever rules say, layers whose names match one of `keep` stay float.
+    #[must_use]
+    pub fn and_keeping(mut self, keep: &[String]) -> Self {
+        self.rules.extend(keep.iter().map(|pattern| Rule { pattern: pattern.clone(), bits: Bits::Sixteen }));
+        self
     }
 
     /// # Errors
-    /// Names the first pattern that none of `names` matches.
+    /// Names the first pattern that none of `names` matches, or none that could be rounded.
     pub fn check<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
-        for pattern in &self.keep {
-            if !names.clone().any(|name| keeps(pattern, name)) {
+        for rule in &self.rules {
+            let pattern = &rule.pattern;
+            let mut matching = names.clone().filter(|name| rule.names(name)).peekable();
+            if matching.peek().is_none() {
                 bail!("no layer matches '{pattern}' (e.g. unet.conv_in, unet.mid_block.*, *.to_v)");
+            }
+            if rule.bits != Bits::Sixteen && matching.all(|name| treatment(name) == Treatment::Float) {
+                bail!("all layers that match '{pattern}' are too sensitive to be rounded, and stay f16");
             }
         }
         Ok(())
     }
 
-    /// Whether the tensor called `name` is written as int8: a vector has no outputs to scale one by one.
-    pub fn stores_int8(&self, name: &str, shape: &[usize]) -> bool {
-        shape.len() >= 2 && self.treatment(name) != Treatment::Float
+    /// How many bits the tensor called `name` is written with: a vector has no outputs to scale one by one.
+    pub fn stored_bits(&self, name: &str, shape: &[usize]) -> Bits {
+        if shape.len() >= 2 { self.bits(name) } else { Bits::Sixteen }
+    }
+
+    /// How many bits the weight called `name` is rounded to.
+    pub fn bits(&self, name: &str) -> Bits {
+        if treatment(name) == Treatment::Float {
+            return Bits::Sixteen;
+        }
+        self.rules.iter().rfind(|rule| rule.names(name)).map_or(Bits::Eight, |rule| rule.bits)
     }
 
     /// Whether the weight called `name`, which comes from `origin`, is multiplied in int8 where anything is. Loading,
@@ -60,11 +150,7 @@ impl Policy {
 
     /// The treatment of the tensor called `name`.
     pub fn treatment(&self, name: &str) -> Treatment {
-        match treatment(name) {
-            Treatment::Float => Treatment::Float,
-            _ if self.keep.iter().any(|pattern| keeps(pattern, name)) => Treatment::Float,
-            treatment => treatment,
-        }
+        if self.bits(name) == Bits::Sixteen { Treatment::Float } else { treatment(name) }
     }
 }
 
@@ -119,12 +205,6 @@ fn vae(layer: &str) -> Treatment {
 fn is_norm(layer: &str) -> bool {
     let last = layer.rsplit('.').next().unwrap_or(layer);
     last.contains("norm")
-}
-
-/// Whether `pattern` names the weight `name` or its layer.
-fn keeps(pattern: &str, name: &str) -> bool {
-    let Some(layer) = name.strip_suffix(".weight") else { return false };
-    matches_wildcard(pattern, name) || matches_wildcard(pattern, layer)
 }
 
 /// Whether `text` is `pattern` with each `*` replaced by any characters.
@@ -194,6 +274,39 @@ mod tests {
         assert!(policy.check(names.into_iter()).is_ok());
         let unmatched = Policy::keeping(&["*.bias".to_owned()]).check(names.into_iter());
         assert!(unmatched.unwrap_err().to_string().contains("no layer matches '*.bias'"));
+    }
+
+    #[test]
+    fn rules_give_bits() {
+        let rules = ["conv3x3=4", "text_encoder.*=4", "*.conv2=8", "unet.conv_in=4", "*.conv_shortcut=16"];
+        let policy = Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
+        for (name, bits) in [
+            ("unet.down_blocks.0.resnets.0.conv1.weight", Bits::Four),
+            ("unet.down_blocks.0.resnets.0.conv2.weight", Bits::Eight),
+            ("unet.down_blocks.0.downsamplers.0.conv.weight", Bits::Four),
+            ("unet.down_blocks.1.resnets.0.conv_shortcut.weight", Bits::Sixteen),
+            ("unet.down_blocks.0.attentions.0.proj_out.weight", Bits::Eight),
+            ("unet.conv_in.weight", Bits::Sixteen),
+            ("vae.decoder.up_blocks.2.resnets.0.conv1.weight", Bits::Eight),
+            ("text_encoder.encoder.layers.0.mlp.fc1.weight", Bits::Four),
+            ("text_encoder.encoder.layers.0.layer_norm1.weight", Bits::Sixteen),
+        ] {
+            assert_eq!(policy.bits(name), bits, "{name}");
+            assert_eq!(policy.stored_bits(name, &[3]), Bits::Sixteen);
+        }
+        let kept = policy.and_keeping(&["unet.*".to_owned()]);
+        assert_eq!(kept.bits("unet.down_blocks.0.resnets.0.conv1.weight"), Bits::Sixteen);
+        for (rule, expected) in [("*.conv1", "PATTERN=BITS"), ("*.conv1=3", "4, 8 or 16 bits, not '3'")] {
+            let error = rule.parse::<Rule>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let check = |rule: &str| {
+            let names = ["unet.conv_in.weight", "unet.mid_block.resnets.0.conv1.weight"];
+            Policy::new(vec![rule.parse().unwrap()]).check(names.into_iter())
+        };
+        assert!(check("conv3x3=4").is_ok() && check("unet.conv_in=16").is_ok());
+        assert!(check("unet.conv_in=4").unwrap_err().to_string().contains("too sensitive"));
+        assert!(check("vae.*=4").unwrap_err().to_string().contains("no layer matches 'vae.*'"));
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn output(unet: &Unet, recording: &Recording) -> Result<Vec<f32>> {
 pub fn check(checkpoint: &Checkpoint) -> Result<()> {
     ensure!(
         !checkpoint.tensors().is_quantized(),
-        "the model is int8 already: what that lost can't be measured without its float weights"
+        "the model is quantized already: what that lost can't be measured without its float weights"
     );
     Ok(())
 }

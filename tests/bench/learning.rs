@@ -7,11 +7,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use pochade::calibration::{self, Runs};
-use pochade::checkpoint::{Checkpoint, Overlay};
+use pochade::checkpoint::{Checkpoint, Storage};
 use pochade::kernels::Isa;
-use pochade::layers::Calibrated;
 use pochade::quantize::grid::Grid;
-use pochade::quantize::{Cancellation, Gridded, Moments, Policy, Weight};
+use pochade::quantize::{Cancellation, Moments, Policy};
 use pochade::request::Request;
 use pochade::sensitivity::Recording;
 use tempfile::TempDir;
@@ -49,56 +48,47 @@ fn eight_bits_learned() {
     let policy = Policy::default();
     let nearest = compare(&recording, "nearest", &source);
     let balance = source.tensors().balance(&policy).unwrap();
-    let grid = |layer: &Calibrated| layer.grid;
-    let learned =
-        calibration::learn(&source, &policy, &balance, &grid, &runs, 1 << 30, &mut |_, _| {}).unwrap();
+    let learned = calibration::learn(&source, &policy, &balance, &runs, 1 << 30, &mut |_, _| {}).unwrap();
     compare(&recording, "gptq", &source.merged(learned.clone().without_corrections()));
     let corrected = compare(&recording, "gptq, biases corrected", &source.merged(learned));
     assert!(corrected > nearest + 0.3);
 }
 
-/// Rounds 3x3 convolutions, or all that int8 computes, to the nearest at four bits.
-struct Nearest {
-    all: bool,
-}
-
-impl Overlay for Nearest {
-    fn changes(&self, name: &str) -> bool {
-        name.starts_with("unet.") && Policy::default().computes_int8(name, pochade::quantize::Origin::Float)
-    }
-
-    fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> anyhow::Result<Weight> {
-        let taps: usize = shape.iter().skip(2).product();
-        if !self.changes(name) || (taps == 1 && !self.all) {
-            return Ok(stored);
-        }
-        let values = stored.into_f32();
-        let columns = values.len() / shape[0];
-        let squares = vec![1.0; columns];
-        Ok(Weight::Float(Gridded::nearest(Grid::Nibbles, &values, &squares, taps).dequantize(columns)))
-    }
-}
-
-/// Four-bit weights are floats here that lie on the grid: they lose a little more to the int8 kernels.
+/// Files of eight and four bits, by either method.
 #[test]
 #[ignore = "takes minutes"]
 fn four_bits_learned() {
     let folder = TempDir::new().unwrap();
+    let path = folder.path().join("rounded.safetensors");
     let (source, runs) = source(&folder);
     let recording = record(&source, 8, 0);
-    let policy = Policy::default();
-    let balance = source.tensors().balance(&policy).unwrap();
-    let learn = |all: bool| {
-        let grid = |layer: &Calibrated| if all || layer.taps == 9 { Grid::Nibbles } else { layer.grid };
-        let learned = calibration::learn(&source, &policy, &balance, &grid, &runs, 1 << 30, &mut |_, _| {});
-        source.merged(learned.unwrap())
+    let rounded = |rules: &[&str], learns: bool| {
+        let policy = Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
+        let balance = source.tensors().balance(&policy).unwrap();
+        let mut model = source.clone();
+        if learns {
+            let learned = calibration::learn(&source, &policy, &balance, &runs, 1 << 30, &mut |_, _| {});
+            model = source.merged(learned.unwrap());
+        }
+        model.write_native(&path, Storage::Balanced(&policy, &balance)).unwrap();
+        let megabytes = path.metadata().unwrap().len() as f64 / 1e6;
+        let method = if learns { "gptq" } else { "nearest" };
+        let name = format!("{} {method} {megabytes:.2} MB", rules.join(","));
+        compare(&recording, &name, &Checkpoint::open(&path).unwrap())
     };
-    compare(&recording, "W8, nearest", &source);
-    compare(&recording, "3x3 W4, rest W8, nearest", &source.merged(Nearest { all: false }));
-    let learned = compare(&recording, "3x3 W4, rest W8, gptq", &learn(false));
-    compare(&recording, "all W4, nearest", &source.merged(Nearest { all: true }));
-    compare(&recording, "all W4, gptq", &learn(true));
-    assert!(learned > 25.0);
+    for rules in [
+        &[][..],
+        &["conv3x3=4"],
+        &["conv3x3=4", "text_encoder.*=4"],
+        &["conv3x3=4", "text_encoder.*=4", "vae.*=4"],
+        &["unet.*=4"],
+        &["*=4"],
+    ] {
+        for learns in [false, true] {
+            let found = rounded(rules, learns);
+            assert!(rules != ["conv3x3=4"] || !learns || found > 25.0, "{found}");
+        }
+    }
 }
 
 /// Seconds that one of Stable Diffusion 1.5's largest 3x3 convolutions takes: 1280 to 1280 channels.

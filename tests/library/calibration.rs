@@ -19,8 +19,7 @@ fn runs(checkpoint: &Checkpoint, pixels: usize, count: u64) -> Runs {
 
 fn learn(checkpoint: &Checkpoint, balance: &Balance, runs: &Runs, memory: usize) -> Learned {
     let policy = Policy::default();
-    calibration::learn(checkpoint, &policy, balance, &|layer| layer.grid, runs, memory, &mut |_, _| {})
-        .unwrap()
+    calibration::learn(checkpoint, &policy, balance, runs, memory, &mut |_, _| {}).unwrap()
 }
 
 #[test]

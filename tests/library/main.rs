@@ -13,6 +13,7 @@ mod damaged_models;
 mod equalization;
 mod fidelity;
 mod formats;
+mod four_bits;
 mod hostile;
 mod less_work;
 mod lora;

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage, TensorFile, TensorSet};
 use pochade::layers::Backend;
 use pochade::prompt::Tokenizer;
-use pochade::quantize::{Policy, QuantizedWeight, Treatment, Weight, sqnr};
+use pochade::quantize::{Bits, Policy, QuantizedWeight, Treatment, Weight, sqnr};
 use pochade::request::{Draft, Precision};
 use pochade::sensitivity::{self, Recording, Settings};
 use safetensors::Dtype;
@@ -134,7 +134,7 @@ fn int8_files_hold_the_weights_within_half_a_step() {
         let view = quantized.tensors().view(name).unwrap();
         assert_eq!(view.shape, shape, "{name}");
         let found = quantized.tensors().f32(name, shape).unwrap();
-        if !Policy::default().stores_int8(name, shape) {
+        if Policy::default().stored_bits(name, shape) == Bits::Sixteen {
             assert_eq!(view.dtype, Dtype::F16, "{name}");
             assert_eq!(found, expected, "{name}");
             assert!(!quantized.tensors().contains(&format!("{name}_scale")), "{name}");
@@ -463,7 +463,7 @@ fn the_report_lists_every_int8_layer_worst_first() {
 
     let quantized = Checkpoint::open(&quantized(&checkpoint, &folder, &[])).unwrap();
     let error = sensitivity::study(&quantized, &policy, &recording, &mut |_, _| {}).unwrap_err();
-    assert!(error.to_string().contains("int8 already"), "{error}");
+    assert!(error.to_string().contains("quantized already"), "{error}");
     let error = Recording::new(&quantized, report.settings, &mut |_, _| {}).err().unwrap();
-    assert!(error.to_string().contains("int8 already"), "{error}");
+    assert!(error.to_string().contains("quantized already"), "{error}");
 }

@@ -83,6 +83,42 @@ fn a_lora_becomes_part_of_what_is_written() {
 }
 
 #[test]
+fn layers_get_the_bits_that_are_asked_for() {
+    let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
+    let pocket = pocket(&folder);
+    let quantize = |args: &[&str]| sandbox.run(&[&["quantize", &pocket], args].concat());
+    quantize(&["eight.safetensors"]).done();
+    quantize(&["mixed.safetensors", "--bits", "conv3x3=4,*.to_v=16", "--bits", "text_encoder.*=4"]).done();
+    quantize(&["four.safetensors", "--bits", "*=4", "--keep", "unet.mid_block.*"]).done();
+    let bytes = |name: &str| fs::metadata(sandbox.join(name)).unwrap().len();
+    assert!(bytes("four.safetensors") < bytes("mixed.safetensors"));
+    assert!(bytes("mixed.safetensors") < bytes("eight.safetensors"));
+    let shown = sandbox.run(&["info", "mixed.safetensors"]);
+    let types = |component: &str| {
+        let line = shown.done().lines().find(|line| line.starts_with(component)).unwrap();
+        line.rsplit(" MB, ").next().unwrap().to_owned()
+    };
+    assert_eq!(
+        (types("unet"), types("text_encoder"), types("vae")),
+        ("F16 I4 I8".into(), "F16 I4".into(), "F16 I8".into())
+    );
+    let picture = sandbox.run(&["-q", "-m", "mixed.safetensors", "x", "-s", "1", "--steps", "1"]);
+    assert_eq!(picture.done(), "x-1.png\n");
+    sandbox.run(&["convert", "mixed.safetensors", "folder", "--format", "diffusers"]).done();
+    let picture = sandbox.run(&["-q", "-m", "folder", "x", "-s", "2", "--steps", "1"]);
+    assert_eq!(picture.done(), "x-2.png\n");
+    for (rule, part) in [
+        ("conv3x3", "PATTERN=BITS"),
+        ("conv3x3=5", "4, 8 or 16 bits"),
+        ("unet.conv_in=4", "too sensitive"),
+        ("unet.middle.*=4", "'unet.middle.*'"),
+    ] {
+        quantize(&["new.safetensors", "--bits", rule]).refused(2, &[part]);
+        assert!(!sandbox.join("new.safetensors").exists());
+    }
+}
+
+#[test]
 fn a_report_is_a_table_and_json() {
     let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
     let report = ["--report", "report.json", "--report-steps", "1", "--report-prompt", "a dog"];
@@ -155,7 +191,7 @@ fn rounding_is_learned_from_a_list() {
         refused.refused(2, &["--method gptq"]);
     }
     let again = ["quantize", "learned.safetensors", "new.safetensors", "--method", "gptq"];
-    sandbox.run(&again).refused(3, &["int8 already"]);
+    sandbox.run(&again).refused(3, &["quantized already"]);
     assert!(!sandbox.join("new.safetensors").exists());
 }
 
@@ -179,6 +215,6 @@ fn mistakes_are_refused_before_anything_is_written() {
 
     quantize(&["int8.safetensors"]).done();
     let again = ["quantize", "int8.safetensors", "new.safetensors", "--report", "r.json"];
-    sandbox.run(&again).refused(3, &["int8 already"]);
+    sandbox.run(&again).refused(3, &["quantized already"]);
     assert_eq!(sandbox.files(), ["int8.safetensors", "there.safetensors"]);
 }

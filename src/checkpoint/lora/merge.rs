@@ -62,8 +62,8 @@ impl Overlay for Merge {
         self.layers.contains_key(name)
     }
 
-    /// The weights of the layer called `name` with everything added that belongs to it; int8 weights come back
-    /// as int8 with new scales and the same factors of their columns.
+    /// The weights of the layer called `name` with everything added that belongs to it; rounded weights come back
+    /// as int8 with new scales and the same factors of their columns: in four bits little would be left of an addition.
     ///
     /// # Errors
     /// When a factor can't be read any more or the sum is not finite.
@@ -72,6 +72,7 @@ impl Overlay for Merge {
         let columns = match &stored {
             Weight::Float(_) => None,
             Weight::Int8(weight) => Some(weight.columns.clone()),
+            Weight::Int4(weight) => Some(weight.columns.clone()),
         };
         let mut values = stored.into_f32();
         for (number, stem) in additions {

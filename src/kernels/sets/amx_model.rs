@@ -35,6 +35,7 @@ unsafe impl ByteProduct for AmxModel {
     type Sums = [i32; LANES];
     const ROWS: RowLayout = RowLayout { group: 64, together: 1, signed: false };
     const MAY_SATURATE: bool = false;
+    const LINE: usize = 4;
 
     tiles! { 16 x 2 at 100, 16 x 1 at 110 }
 

@@ -76,6 +76,7 @@ unsafe impl ByteProduct for DotProd {
     type Sums = int32x4_t;
     const ROWS: RowLayout = RowLayout { group: 4 * QUAD, together: 1, signed: true };
     const MAY_SATURATE: bool = false;
+    const LINE: usize = QUAD;
 
     // With a group of each row in a register, 24 accumulators leave two of 32 for weights.
     tiles! { 6 x 4 at 100, 8 x 2 at 104, 8 x 1 at 150 }

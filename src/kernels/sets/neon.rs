@@ -340,6 +340,15 @@ unsafe impl ByteProduct for Neon {
     }
 
     #[inline(always)]
+    fn spread(of_columns: &[i16], line: &mut [i16]) {
+        for (halves, of_columns) in line.chunks_exact_mut(16).zip(of_columns.chunks_exact(4)) {
+            for (place, to) in halves.iter_mut().enumerate() {
+                *to = of_columns[place % 8 / 2];
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn accumulate<const MR: usize, const NV: usize>(
         self,
         rows: [*const u8; MR],

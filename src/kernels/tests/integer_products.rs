@@ -3,7 +3,7 @@
 use super::comparison::assert_close;
 use super::plain::{Random, geglu, im2col, on_threads, product};
 use crate::kernels::{
-    Conv2d, Epilogue, Gather, Isa, PackedF32, PackedI8, Padding, QuantizedRows, quantize_rows,
+    Conv2d, Epilogue, GROUP, Gather, Grouped, Isa, PackedF32, PackedI8, Padding, QuantizedRows, quantize_rows,
 };
 
 fn weights(random: &mut Random, count: usize) -> Vec<i8> {
@@ -193,6 +193,112 @@ fn gated_layers_are_products_then_geglu() {
         let mut fused = vec![f32::NAN; rows * out];
         PackedI8::pack_gated(&weight, &scales, out, depth, isa).apply(&input, &gather, &epilogue, &mut fused);
         assert_eq!(separate, fused, "{isa}");
+    }
+}
+
+/// Four-bit weights `[out][taps][depth]` with their scales, groups of an output of very different ones, some negative.
+fn nibbles(random: &mut Random, out: usize, taps: usize, depth: usize) -> (Vec<i8>, Vec<f32>) {
+    let values = (0..out * taps * depth).map(|_| (random.bits() % 16) as i8 - 8).collect();
+    let scales = random.floats(out * taps * depth.div_ceil(GROUP)).iter().map(|s| 0.1 * (s + 0.1)).collect();
+    (values, scales)
+}
+
+/// The bytes that stand for them, each output with a scale of its own, by the definition.
+fn as_bytes(values: &[i8], scales: &[f32], taps: usize, depth: usize, isa: Isa) -> Vec<f32> {
+    let groups = depth.div_ceil(GROUP);
+    let scale = |at: usize| scales[at / depth * groups + at % depth / GROUP];
+    let filters = (0..values.len()).step_by(taps * depth);
+    let rounded = filters.flat_map(|first| {
+        let filter = first..first + taps * depth;
+        let largest = filter.clone().map(|at| {
+            let (value, next) =
+                (i32::from(values[at]), values.get(at + 1).map_or(0, |&next| i32::from(next)));
+            let is_pair =
+                (at % depth).is_multiple_of(2) && at % depth + 1 < depth && (value < 0) == (next < 0);
+            let sum = if is_pair && isa.properties().may_saturate { value + next } else { value };
+            value.abs().max(sum.abs()) as f32 * scale(at).abs()
+        });
+        let unit = largest.fold(0.0, f32::max) / 127.0;
+        filter.map(move |at| {
+            let factor = (scale(at) / unit * 256.0).round_ties_even();
+            let byte = (f32::from(values[at]) * factor / 256.0 + 0.5).floor();
+            assert!(
+                (byte * unit - f32::from(values[at]) * scale(at)).abs() < 0.52 * unit && byte.abs() <= 127.0
+            );
+            byte * unit
+        })
+    });
+    rounded.collect()
+}
+
+#[test]
+fn weights_of_four_bits_are_multiplied_as_bytes() {
+    let mut random = Random::new(36);
+    let mut sizes = vec![(1, 1, 1), (1, 70, 3), (77, 1, 9), (193, 65, 64), (6, 64, 513), (300, 40, 96)];
+    sizes.extend((0..20).map(|_| (random.size(1, 50), random.size(1, 140), random.size(1, 300))));
+    for (rows, out, depth) in sizes {
+        let values = random.floats(rows * depth);
+        let (weight, scales) = nibbles(&mut random, 2 * out, 1, depth);
+        for &isa in Isa::available() {
+            let input = quantize(isa, &values, depth);
+            let gather = Gather::identity(rows);
+            let floats = as_bytes(&weight, &scales, 1, depth, isa);
+            let expected = product(&dequantize(&input), &floats, depth);
+            let grouped = Grouped { values: &weight, scales: &scales };
+            let mut output = vec![f32::NAN; rows * 2 * out];
+            let packed = PackedI8::pack_grouped(grouped, 2 * out, 1, depth, isa);
+            packed.apply(&input, &gather, &Epilogue::default(), &mut output);
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {rows} x {depth} x {out}"));
+            let (separate, mut fused) = (geglu(isa, &output, out), vec![f32::NAN; rows * out]);
+            let packed = PackedI8::pack_gated_grouped(grouped, out, depth, isa);
+            packed.apply(&input, &gather, &Epilogue::default(), &mut fused);
+            assert_eq!(separate, fused, "{isa} {rows} x {depth} x {out}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_take_weights_of_four_bits() {
+    let mut random = Random::new(37);
+    let same = Conv2d {
+        batch: 2,
+        height: 7,
+        width: 5,
+        kernel: 3,
+        stride: 2,
+        padding: Padding::all(1),
+        enlarged: None,
+    };
+    for (depth, out) in [(3, 3), (40, 17), (64, 70), (130, 33)] {
+        let input = random.floats(same.batch * same.height * same.width * depth);
+        let (weight, scales) = nibbles(&mut random, out, 9, depth);
+        for &isa in Isa::available() {
+            let input = quantize(isa, &input, depth);
+            let floats = as_bytes(&weight, &scales, 9, depth, isa);
+            let expected = product(&im2col(&same, &dequantize(&input), depth), &floats, 9 * depth);
+            let packed =
+                PackedI8::pack_grouped(Grouped { values: &weight, scales: &scales }, out, 9, depth, isa);
+            let mut output = vec![f32::NAN; expected.len()];
+            packed.apply(&input, &Gather::conv2d(&same), &Epilogue::default(), &mut output);
+            assert_close(&output, &expected, 2e-6, format_args!("{isa} {depth} -> {out}"));
+        }
+    }
+}
+
+#[test]
+fn pairs_of_four_bit_weights_at_their_limits_do_not_saturate() {
+    let (rows, out, depth) = (5, 9, 64);
+    for (value, scale) in [(-8, 1.0), (7, 1.0), (-8, -1.0)] {
+        for &isa in Isa::available() {
+            let input = quantize(isa, &vec![255.0; rows * depth], depth);
+            let grouped = Grouped { values: &vec![value; out * depth], scales: &vec![scale; out * 2] };
+            let mut output = vec![f32::NAN; rows * out];
+            let packed = PackedI8::pack_grouped(grouped, out, 1, depth, isa);
+            packed.apply(&input, &Gather::identity(rows), &Epilogue::default(), &mut output);
+            let expected = f32::from(value) * scale * 255.0 * depth as f32;
+            let near = |y: f32| (y / expected - 1.0).abs() < 0.01;
+            assert!(output.iter().all(|&y| near(y)), "{isa} {value} {scale}: {} {expected}", output[0]);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::comparison::assert_close;
 use super::plain::{Random, im2col, on_threads, product, signal_to_error};
-use crate::kernels::{Conv2d, Epilogue, Isa, Padding, Winograd, WinogradWords};
+use crate::kernels::{Conv2d, Epilogue, GROUP, Grouped, Isa, Padding, Winograd, WinogradWords};
 
 /// A convolution of `batch` images of `height` x `width`, enlarged first if `enlarged`.
 fn conv2d(batch: usize, height: usize, width: usize, enlarged: Option<(usize, usize)>) -> Conv2d {
@@ -117,6 +117,39 @@ fn words_are_50_db_above_their_error() {
                 assert!(found > 50.0, "{isa} {conv:?} {depth} -> {out}: {found:.1} dB");
                 assert_eq!(output, on_threads(2, run), "{isa} {conv:?} {depth} -> {out}");
             }
+        }
+    }
+}
+
+#[test]
+fn weights_of_four_bits_are_words() {
+    let mut random = Random::new(44);
+    for (conv, depth, out) in [
+        (conv2d(1, 1, 1, None), 1usize, 1),
+        (conv2d(2, 4, 4, None), 16, 64),
+        (conv2d(1, 9, 6, None), 33, 70),
+        (conv2d(1, 3, 5, Some((6, 10))), 20, 130),
+        (conv2d(1, 12, 12, None), 401, 40),
+        (conv2d(2, 20, 20, None), 340, 9),
+    ] {
+        let groups = depth.div_ceil(GROUP);
+        let input = random.floats(conv.batch * conv.height * conv.width * depth);
+        let values: Vec<i8> = (0..out * depth * 9).map(|_| (random.bits() % 16) as i8 - 8).collect();
+        // Groups of very different scales, some negative.
+        let scales: Vec<f32> = random.floats(out * groups * 9).iter().map(|s| 0.1 * (s + 0.1)).collect();
+        let scale = |at: usize| scales[(at / (9 * depth) * groups + at / 9 % depth / GROUP) * 9 + at % 9];
+        let whole: Vec<f32> = values.iter().enumerate().map(|(at, &v)| f32::from(v) * scale(at)).collect();
+        let taps_first: Vec<f32> = (0..whole.len())
+            .map(|at| whole[at / (9 * depth) * 9 * depth + at % depth * 9 + at / depth % 9])
+            .collect();
+        let expected = product(&im2col(&conv, &input, depth), &taps_first, 9 * depth);
+        for &isa in Isa::available() {
+            let layer =
+                WinogradWords::of_grouped(Grouped { values: &values, scales: &scales }, out, depth, isa);
+            let mut output = vec![f32::NAN; expected.len()];
+            layer.apply(&input, &conv, &Epilogue::default(), &mut output);
+            let found = signal_to_error(&output, &expected);
+            assert!(found > 50.0, "{isa} {conv:?} {depth} -> {out}: {found:.1} dB");
         }
     }
 }

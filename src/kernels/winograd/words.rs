@@ -1,7 +1,7 @@
 //! Winograd's algorithm by products of 16-bit integers: twice as fast as in f32, and more exact than int8 directly.
 //!
 //! Components are rounded with a scale for each tile, or output channel, and block of input channels; weights rest
-//! as they come, int8 or float, and are transformed panel by panel at each call. The 36 components' rounding errors
+//! as they come, float or of eight or four bits, and are transformed panel by panel at each call. The 36 components' rounding errors
 //! grow on their way to the output, but 12 bits leave results 50 dB above them, where int8 inputs and weights, taken
 //! directly, leave 36 to 38.
 
@@ -17,6 +17,7 @@ use super::super::gather::Conv2d;
 use super::super::interleave::Interleave;
 use super::super::isa::Isa;
 use super::super::micro_kernel;
+use super::super::nibbles::{self, GROUP, Grouped, Nibbles};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{MAX_LANES, Simd};
 use super::super::tile::TileKernel;
@@ -51,6 +52,8 @@ enum Weights {
     F32(Vec<f32>),
     /// With one scale per output.
     I8(Vec<i8>, Vec<f32>),
+    /// The same in lines of one input, which become words.
+    Nibbles(Nibbles, Vec<f32>),
 }
 
 /// How input channels are cut into blocks, and these into groups of two vectors: a pair is of two channels that have
@@ -105,6 +108,51 @@ impl WinogradWords {
         assert_eq!(scales.len(), out, "one scale for each of {out} columns");
         let panels = Self::panels(isa, out);
         Self { isa, panels, depth, weights: Weights::I8(at_rest(weight, &panels, depth), scales) }
+    }
+
+    /// Takes weights of four bits, `[out][depth][3 * 3]` with scales `[out][groups of depth][3 * 3]`.
+    ///
+    /// # Panics
+    /// If a size is zero or a slice has another length.
+    pub fn of_grouped(weight: Grouped<'_>, out: usize, depth: usize, isa: Isa) -> Self {
+        assert!(depth > 0);
+        let panels = Self::panels(isa, out);
+        let (filter, filter_scales) = (depth * 9, depth.div_ceil(GROUP) * 9);
+        assert_eq!(weight.values.len(), out * filter, "weights of {out} x {depth} x 3 x 3");
+        assert_eq!(weight.scales.len(), out * filter_scales, "scales of {out} x {depth} x 3 x 3");
+        let filters =
+            weight.values.par_chunks_exact(filter).zip(weight.scales.par_chunks_exact(filter_scales));
+        let largest = filters.map(|(values, scales)| {
+            let groups = values.chunks(GROUP * 9).zip(scales.as_chunks::<9>().0);
+            let taps = groups
+                .flat_map(|(values, scales)| values.as_chunks::<9>().0.iter().map(move |v| (v, scales)));
+            let weights = taps.flat_map(|(values, scales)| values.iter().zip(scales));
+            weights.map(|(&value, scale)| (f32::from(value) * scale).abs()).fold(0.0, f32::max)
+        });
+        let largest: Vec<f32> = largest.collect();
+        let width = panels.width;
+        let line = 9 * width;
+        let (values_len, factors_len) = (depth * nibbles::line_bytes(line), filter_scales * width);
+        let mut values = AlignedBuf::zeros(panels.count() * values_len);
+        let mut factors = AlignedBuf::zeros(panels.count() * factors_len);
+        let panels_values = values.as_mut_slice().par_chunks_exact_mut(values_len);
+        let packed = panels_values.zip(factors.as_mut_slice().par_chunks_exact_mut(factors_len));
+        packed.enumerate().for_each_init(Vec::new, |placed, (panel, (values, factors))| {
+            let columns = panels.columns(panel);
+            placed.clear();
+            placed.resize(depth * line, 0);
+            place(&weight.values[columns.start * filter..], filter, columns.len(), placed, width);
+            let lines = placed.chunks_exact(line).zip(values.chunks_exact_mut(nibbles::line_bytes(line)));
+            lines.for_each(|(line, to)| nibbles::pack_line(line, to));
+            for (column, o) in columns.enumerate() {
+                let scales = &weight.scales[o * filter_scales..][..filter_scales];
+                for (factor, &scale) in factors[column..].iter_mut().step_by(width).zip(scales) {
+                    *factor = nibbles::factor(scale, nibbles::unit(largest[o]));
+                }
+            }
+        });
+        let scales = largest.into_iter().map(nibbles::word_unit).collect();
+        Self { isa, panels, depth, weights: Weights::Nibbles(Nibbles { values, factors }, scales) }
     }
 
     fn panels(isa: Isa, out: usize) -> Panels {
@@ -184,7 +232,12 @@ impl WinogradWords {
                 let sums_len = OUTPUT_SIDE * OUTPUT_SIDE * width;
                 with_scratch(results_len + scales_len + sums_len, 0, |scratch| {
                     let weights_len = COMPONENTS * blocking.step * width;
-                    scratch.words.reserve_len(weights_len);
+                    let unpacked_len = match self.weights {
+                        Weights::Nibbles(..) => blocking.step * 9 * width,
+                        _ => 0,
+                    };
+                    scratch.words.reserve_len(weights_len + unpacked_len);
+                    let (weights, unpacked) = scratch.words.as_mut_slice().split_at_mut(weights_len);
                     let (results, rest) = scratch.floats.as_mut_slice().split_at_mut(results_len);
                     let (weight_scales, rest) = rest.split_at_mut(scales_len);
                     self.isa.run_words(Multiply {
@@ -197,7 +250,8 @@ impl WinogradWords {
                         rows,
                         whole,
                         panel,
-                        weights: &mut scratch.words.as_mut_slice()[..weights_len],
+                        weights,
+                        unpacked: &mut unpacked[..unpacked_len],
                         weight_scales,
                         results,
                         sums: &mut rest[..sums_len],
@@ -234,8 +288,6 @@ fn tiles_per_block(tiles: usize, blocking: Blocking) -> usize {
 
 /// `weight`, `[out][depth][3 * 3]`, as [`Weights`] lie.
 fn at_rest<T: Interleave>(weight: &[T], panels: &Panels, depth: usize) -> Vec<T> {
-    /// As many as stay in the L1 cache while one column after the other is written.
-    const PLACES: usize = 128;
     assert!(depth > 0);
     let filter = depth * 9;
     assert_eq!(weight.len(), panels.out * filter, "weights of {} x {depth} x 3 x 3", panels.out);
@@ -243,17 +295,18 @@ fn at_rest<T: Interleave>(weight: &[T], panels: &Panels, depth: usize) -> Vec<T>
     let mut placed = vec![T::default(); panels.count() * filter * width];
     placed.par_chunks_exact_mut(filter * width).enumerate().for_each(|(panel, to)| {
         let columns = panels.columns(panel);
-        for (block, to) in to.chunks_mut(PLACES * width).enumerate() {
-            T::interleave(
-                &weight[columns.start * filter + block * PLACES..],
-                filter,
-                columns.len(),
-                to,
-                width,
-            );
-        }
+        place(&weight[columns.start * filter..], filter, columns.len(), to, width);
     });
     placed
+}
+
+/// Some filters of `weight` as the first columns of a panel.
+fn place<T: Interleave>(weight: &[T], filter: usize, columns: usize, to: &mut [T], width: usize) {
+    /// As many as stay in the L1 cache while one column after the other is written.
+    const PLACES: usize = 128;
+    for (block, to) in to.chunks_mut(PLACES * width).enumerate() {
+        T::interleave(&weight[block * PLACES..], filter, columns, to, width);
+    }
 }
 
 /// One tile of inputs to its components.
@@ -372,6 +425,8 @@ struct Multiply<'a> {
     panel: usize,
     /// `[component][blocking.step / 2][panel width][2]` in the order of the inputs' pairs, of unspecified contents like all that follows.
     weights: &'a mut [i16],
+    /// `[blocking.step][3 * 3][panel width]` as they were before that, if they aren't at rest so.
+    unpacked: &'a mut [i16],
     /// `[component][panel width]`.
     weight_scales: &'a mut [f32],
     /// `[component][whole][panel width]`, with gaps between components.
@@ -393,10 +448,21 @@ impl WordKernel for Multiply<'_> {
 impl<P: WordProduct> TileKernel<P> for Multiply<'_> {
     #[inline(always)]
     fn run<const MR: usize, const NV: usize>(mut self, words: P) {
+        let layer = self.layer;
+        let (panel, depth) = (self.panel * self.blocking.depth, 9 * layer.panels.width);
         for block in 0..self.blocking.count {
-            match &self.layer.weights {
-                Weights::F32(weights) => self.transform_weights(words, block, weights),
-                Weights::I8(weights, _) => self.transform_weights(words, block, weights),
+            let (first, len) = self.blocking.block(block);
+            let known = first..(first + len).min(self.blocking.depth);
+            let places = (panel + known.start) * depth..(panel + known.end) * depth;
+            match &layer.weights {
+                Weights::F32(weights) => self.transform_weights(words, block, &weights[places]),
+                Weights::I8(weights, _) => self.transform_weights(words, block, &weights[places]),
+                Weights::Nibbles(nibbles, _) => {
+                    let unpacked = std::mem::take(&mut self.unpacked);
+                    self.unpack(nibbles, known.clone(), &mut unpacked[..known.len() * depth]);
+                    self.transform_weights(words, block, &unpacked[..known.len() * depth]);
+                    self.unpacked = unpacked;
+                }
             }
             self.multiply::<P, MR, NV>(words, block);
         }
@@ -428,7 +494,20 @@ fn weight_components<S: Simd, T: Copy + Into<f32>>(
 }
 
 impl Multiply<'_> {
-    /// The weights of the panel for one block of input channels.
+    /// The panel's weights of some input channels.
+    #[inline(always)]
+    fn unpack(&self, nibbles: &Nibbles, channels: Range<usize>, to: &mut [i16]) {
+        let line = 9 * self.layer.panels.width;
+        let Blocking { depth, .. } = self.blocking;
+        let values = &nibbles.values.as_slice()[self.panel * depth * nibbles::line_bytes(line)..];
+        let factors = &nibbles.factors.as_slice()[self.panel * depth.div_ceil(GROUP) * line..];
+        for (channel, to) in channels.zip(to.chunks_exact_mut(line)) {
+            let values = &values[channel * nibbles::line_bytes(line)..][..nibbles::line_bytes(line)];
+            nibbles::unpack_line(values, &factors[channel / GROUP * line..][..line], to, nibbles::word);
+        }
+    }
+
+    /// The weights of the panel for one block of input channels, `[channels][3 * 3][panel width]`.
     #[inline(always)]
     fn transform_weights<P: WordProduct, T: Copy + Into<f32>>(
         &mut self,
@@ -438,11 +517,10 @@ impl Multiply<'_> {
     ) {
         let simd = words.simd();
         let lanes = P::Simd::LANES;
-        let Blocking { depth, step, limit, .. } = self.blocking;
+        let Blocking { step, limit, .. } = self.blocking;
         let width = self.layer.panels.width;
-        let (first, len) = self.blocking.block(block);
-        let known = len.min(depth - first);
-        let weights = &weights[(self.panel * depth + first) * 9 * width..][..known * 9 * width];
+        let (_, len) = self.blocking.block(block);
+        let known = weights.len() / (9 * width);
         let component_len = step * width;
         for vector in (0..width).step_by(lanes) {
             let mut greatest = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
@@ -538,9 +616,9 @@ impl Multiply<'_> {
         let width = self.layer.panels.width;
         let columns = self.layer.panels.columns(self.panel);
         let stride = self.whole * width + COMPONENT_GAP;
-        // Weights at rest in int8 have been transformed without their scales.
+        // Integers have been transformed without their scales.
         let mut scales = vec![1.0; width];
-        if let Weights::I8(_, all) = &self.layer.weights {
+        if let Weights::I8(_, all) | Weights::Nibbles(_, all) = &self.layer.weights {
             scales[..columns.len()].copy_from_slice(&all[columns.clone()]);
         }
         for row in 0..self.rows {
