@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use pochade::kernels::{
     Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, Padding,
-    QuantizedRows, Winograd, quantize_rows,
+    QuantizedRows, Winograd, WinogradWords, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
@@ -344,8 +344,13 @@ fn winograd() {
     let isa = Isa::chosen().unwrap();
     let mut yardstick = Yardstick::new();
     println!("\n{isa}; GMAC/s count the plain convolution's multiplications");
-    println!("{:34} {:>8} {:>8} {:>8} {:>7}", "GMAC/s", "winograd", "indirect", "R", "ratio");
+    println!(
+        "{:34} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "GMAC/s", "winograd", "words", "of int8", "indirect", "R"
+    );
     for (side, upsample, depth, out) in [
+        (16, 1, 1280, 1280),
+        (64, 1, 320, 320),
         (64, 1, 512, 512),
         (128, 1, 512, 512),
         (128, 2, 512, 512),
@@ -367,20 +372,27 @@ fn winograd() {
         let plain = PackedF32::pack(&weight, out, 9, depth, isa);
         let mut output = vec![0.0; gather.out_rows() * out];
         let mut other = output.clone();
+        let int8: Vec<i8> = weight.iter().map(|w| (w * 127.0) as i8).collect();
+        let words = WinogradWords::of_f32(&weight, out, depth, isa);
+        let words_of_int8 = WinogradWords::of_i8(&int8, vec![1.0 / 127.0; out], out, depth, isa);
         let layer = Winograd::new(weight, out, depth, isa);
-        let [ours, indirect, yard] = medians([
+        let (mut third, mut fourth) = (output.clone(), output.clone());
+        let [ours, words, words_of_int8, indirect, yard] = medians([
             &mut || layer.apply(&input, &conv, &epilogue, &mut output),
+            &mut || words.apply(&input, &conv, &epilogue, &mut third),
+            &mut || words_of_int8.apply(&input, &conv, &epilogue, &mut fourth),
             &mut || plain.apply(&input, &gather, &epilogue, &mut other),
             &mut || yardstick.run(),
         ]);
         let gmac = (gather.out_rows() * 9 * depth * out) as f64 / 1e9;
         let name = format!("{side}x{side} x {upsample}, {depth} -> {out}");
         println!(
-            "{name:34} {:8.1} {:8.1} {:8.1} {:7.2}",
+            "{name:34} {:8.1} {:8.1} {:8.1} {:8.1} {:8.1}",
             gmac / ours,
+            gmac / words,
+            gmac / words_of_int8,
             gmac / indirect,
-            Yardstick::GMACS / yard,
-            indirect / ours
+            Yardstick::GMACS / yard
         );
     }
 }
