@@ -40,6 +40,8 @@ pub struct Operation {
     pub gmac: f64,
     /// 10^9 multiply-accumulates per second; none where there are no products.
     pub gmacs: Option<f64>,
+    /// The same if its products were as fast as the processor makes them, going by the yardstick.
+    pub best_gmacs: Option<f64>,
 }
 
 /// Everything measured in one run. Rates are 10^9 multiply-accumulates per second.
@@ -75,20 +77,22 @@ impl Part {
     /// The median of `samples`, of which there is at least one, each of which multiplies `macs`.
     pub(super) fn new(samples: &[Sample], macs: &Macs, f32_gmacs: f64) -> Self {
         let Sample { seconds, reading } = median(samples, |sample| sample.seconds);
-        let operation = |kind, own: f64, macs: u64| {
+        let operation = |kind, own: f64, macs: u64, gain: Option<f64>| {
             let gmac = macs as f64 / 1e9;
             let gmacs = (macs > 0).then(|| gmac / own);
-            Operation { kind, seconds: own, share: own / seconds, gmac, gmacs }
+            let best_gmacs = gain.map(|gain| gain * f32_gmacs);
+            Operation { kind, seconds: own, share: own / seconds, gmac, gmacs, best_gmacs }
         };
         let mut operations = Vec::new();
         let (mut other, mut other_macs) = (seconds, macs.total());
         for (kind, name) in ROWS {
-            let own = reading.of(kind).time.as_secs_f64();
-            operations.push(operation(name, own, macs.of(kind)));
+            let spent = reading.of(kind);
+            let own = spent.time.as_secs_f64();
+            operations.push(operation(name, own, macs.of(kind), spent.gain()));
             other -= own;
             other_macs -= macs.of(kind);
         }
-        operations.push(operation("rest", other, other_macs));
+        operations.push(operation("rest", other, other_macs, None));
         let gmac = macs.total() as f64 / 1e9;
         Self { seconds, gmac, cost: seconds * f32_gmacs / gmac, operations }
     }

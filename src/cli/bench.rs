@@ -118,13 +118,14 @@ fn tables(report: &Report) -> String {
 
 /// One row for each kind of operation there is, under the names of the columns, and their sum.
 fn operations(name: &str, part: &Part) -> Vec<Vec<String>> {
-    let mut rows = vec![[name, "seconds", "share", "GMAC", "GMAC/s"].map(str::to_owned).to_vec()];
+    let mut rows = vec![[name, "seconds", "share", "GMAC", "GMAC/s", "at best"].map(str::to_owned).to_vec()];
     let all = Operation {
         kind: "all",
         seconds: part.seconds,
         share: 1.0,
         gmac: part.gmac,
         gmacs: Some(part.gmacs()),
+        best_gmacs: None,
     };
     let found = part.operations.iter().filter(|operation| operation.seconds > 0.0);
     for operation in found.chain([&all]) {
@@ -135,6 +136,7 @@ fn operations(name: &str, part: &Part) -> Vec<Vec<String>> {
         ];
         if let Some(gmacs) = operation.gmacs {
             row.extend([format!("{:.2}", operation.gmac), format!("{gmacs:.1}")]);
+            row.extend(operation.best_gmacs.map(|best| format!("{best:.0}")));
         }
         rows.push(row);
     }

@@ -32,6 +32,8 @@ pub(super) unsafe trait ByteProduct: Token {
     const MAY_SATURATE: bool;
     /// Inputs whose weights of all columns lie together, each column's in the same places as of any others.
     const LINE: usize = Self::ROWS.group;
+    /// Products in the time of one of f32, at the most.
+    const RATE: f64;
 
     fn simd(self) -> Self::Simd;
 
@@ -104,6 +106,8 @@ pub(super) unsafe trait Dot: WordProduct {
     const GROUP: usize;
     /// See [`ByteProduct::MAY_SATURATE`].
     const MAY_SATURATE: bool;
+    /// See [`ByteProduct::RATE`].
+    const RATE: f64;
 
     fn zero(self) -> Self::Sums;
 
@@ -138,6 +142,7 @@ unsafe impl<D: Dot> ByteProduct for D {
     const ROWS: RowLayout = RowLayout { group: D::GROUP, together: 1, signed: false };
     const TILES: &'static [Tile] = D::Simd::TILES;
     const MAY_SATURATE: bool = D::MAY_SATURATE;
+    const RATE: f64 = <D as Dot>::RATE;
 
     #[inline(always)]
     fn simd(self) -> D::Simd {

@@ -73,7 +73,17 @@ impl Isa {
 
     /// Whether products of 16-bit integers take half the time of f32's.
     pub fn multiplies_words_fast(self) -> bool {
-        self.properties().fast_words
+        self.word_rate() >= 2.0
+    }
+
+    /// Products of 16-bit integers in the time of one of f32, at the most.
+    pub fn word_rate(self) -> f64 {
+        self.properties().word_rate
+    }
+
+    /// Products of bytes in the time of one of f32, at the most.
+    pub fn byte_rate(self) -> f64 {
+        self.properties().byte_rate
     }
 
     /// Runs `kernel` compiled for this set.

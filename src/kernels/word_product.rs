@@ -14,8 +14,8 @@ pub(super) unsafe trait WordProduct: Token {
     type I: Copy;
     /// One pair of i16 that meets every lane.
     type Pair: Copy;
-    /// Whether a vector of pairs takes no longer to multiply than one of f32, which is half as many products.
-    const TWICE_AS_FAST: bool;
+    /// Products in the time of one of f32, at the most.
+    const RATE: f64;
 
     fn simd(self) -> Self::Simd;
 

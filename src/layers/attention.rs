@@ -51,7 +51,11 @@ impl Attention {
     fn run(&self, kind: Kind, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (batch, rows, channels) = query.dims3()?;
         let macs = 2 * batch * rows * key.dim(1)? * channels;
-        meter::record(kind, macs, || match self.kernels {
+        let gain = match self.kernels {
+            Some(isa) if self.in_words && !self.causal => isa.word_rate(),
+            _ => 1.0,
+        };
+        meter::record(kind, macs, gain, || match self.kernels {
             Some(isa) => self.by_kernels(isa, query, key, value),
             None if self.causal => causal_by_candle(query, key, value, self.heads),
             #[cfg(feature = "cuda")]

@@ -193,7 +193,12 @@ impl Conv2d {
     /// The same with `fused` around it.
     pub fn forward_fused<'a>(&self, input: impl Into<Input<'a>>, fused: Fused<'_>) -> Result<Tensor> {
         let input = input.into();
-        meter::record(self.shape.kind(), self.macs(&input.dims(), fused), || match &self.weights {
+        let gain = match &self.weights {
+            Weights::Kernels(product) => product.gain(),
+            _ => 1.0,
+        };
+        let macs = self.macs(&input.dims(), fused);
+        meter::record(self.shape.kind(), macs, gain, || match &self.weights {
             Weights::Kernels(product) => self.run_kernels(product, input, fused),
             Weights::Candle { weight, bias } => {
                 self.run_candle(weight, bias.as_ref(), &input.to_tensor()?, fused)

@@ -76,7 +76,7 @@ impl Input<'_> {
     fn metered<R>(&self, work: impl FnOnce() -> R) -> R {
         match self {
             Self::Plain(_) => work(),
-            _ => meter::record(Kind::Norm, 0, work),
+            _ => meter::record(Kind::Norm, 0, 1.0, work),
         }
     }
 

@@ -99,7 +99,11 @@ impl Linear {
     fn apply(&self, input: Input<'_>, residual: Option<&Tensor>) -> Result<Tensor> {
         let macs = input.dims().iter().product::<usize>() * self.packing.outputs;
         let gated = self.packing.form == Form::Gated;
-        meter::record(Kind::Linear, macs, || match &self.weights {
+        let gain = match &self.weights {
+            Weights::Kernels(product) => product.gain(),
+            Weights::Candle { .. } => 1.0,
+        };
+        meter::record(Kind::Linear, macs, gain, || match &self.weights {
             Weights::Kernels(product) => {
                 let mut shape = input.dims();
                 shape.pop().context("a linear layer takes rows")?;

@@ -51,6 +51,15 @@ pub struct Spent {
     pub time: Duration,
     /// Multiply-accumulates by definition of the operation, however few the kernel gets by with.
     pub macs: u64,
+    /// Multiply-accumulates in f32 that would take as long as the kernel's own, if these went as fast as they can.
+    pub at_best: f64,
+}
+
+impl Spent {
+    /// How many times the rate of f32 products could be reached; none where there are no products.
+    pub fn gain(&self) -> Option<f64> {
+        (self.macs > 0).then(|| self.macs as f64 / self.at_best)
+    }
 }
 
 /// What each kind took since the last [`Meter::take`].
@@ -68,6 +77,7 @@ impl Reading {
         for (spent, more) in self.0.iter_mut().zip(&other.0) {
             spent.time += more.time;
             spent.macs += more.macs;
+            spent.at_best += more.at_best;
         }
         self
     }
@@ -113,10 +123,11 @@ impl Drop for Meter {
     }
 }
 
-/// Does `work` and, while a [`Meter`] lives, books its time and `macs` multiply-accumulates as `kind`.
+/// Does `work` and, while a [`Meter`] lives, books its time and `macs` multiply-accumulates as `kind`; these could be
+/// `gain` times as fast as products in f32.
 ///
 /// Time that a call within `work` books is not booked again.
-pub(crate) fn record<R>(kind: Kind, macs: usize, work: impl FnOnce() -> R) -> R {
+pub(crate) fn record<R>(kind: Kind, macs: usize, gain: f64, work: impl FnOnce() -> R) -> R {
     let Some(around) = with_recorder(|recorder| std::mem::take(&mut recorder.within)) else {
         return work();
     };
@@ -127,6 +138,7 @@ pub(crate) fn record<R>(kind: Kind, macs: usize, work: impl FnOnce() -> R) -> R 
         let spent = &mut recorder.reading.0[kind as usize];
         spent.time += time.saturating_sub(recorder.within);
         spent.macs += macs as u64;
+        spent.at_best += macs as f64 / gain;
         recorder.within = around + time;
     });
     result
@@ -148,16 +160,18 @@ mod tests {
 
     #[test]
     fn only_a_living_meter_records() {
-        record(Kind::Linear, 1, || ());
+        record(Kind::Linear, 1, 1.0, || ());
         let meter = Meter::start();
-        record(Kind::Linear, 2, || ());
-        record(Kind::Linear, 3, pause);
+        record(Kind::Linear, 2, 1.0, || ());
+        record(Kind::Linear, 3, 4.0, pause);
         let reading = meter.take();
         assert_eq!(reading.of(Kind::Linear).macs, 5);
+        assert_eq!(reading.of(Kind::Linear).gain(), Some(5.0 / 2.75));
+        assert_eq!(reading.of(Kind::Norm).gain(), None);
         assert!(reading.of(Kind::Linear).time >= PAUSE);
         assert_eq!(meter.take().macs().total(), 0);
         drop(meter);
-        record(Kind::Linear, 7, || ());
+        record(Kind::Linear, 7, 1.0, || ());
         assert_eq!(Meter::start().take().macs().total(), 0);
     }
 
@@ -165,9 +179,9 @@ mod tests {
     fn time_within_is_counted_once() {
         let meter = Meter::start();
         let start = Instant::now();
-        record(Kind::Conv3x3, 1, || {
-            record(Kind::Norm, 0, pause);
-            record(Kind::Linear, 0, || record(Kind::Norm, 0, pause));
+        record(Kind::Conv3x3, 1, 1.0, || {
+            record(Kind::Norm, 0, 1.0, pause);
+            record(Kind::Linear, 0, 1.0, || record(Kind::Norm, 0, 1.0, pause));
         });
         let all = start.elapsed();
         let reading = meter.take();

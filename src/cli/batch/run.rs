@@ -22,7 +22,7 @@ use crate::request::Passes;
 
 /// Prompts encoded at a time: the text encoder's loading is shared by so many, and so many embeddings (a quarter
 /// of a megabyte each for SD 1.5) are in memory.
-const WINDOW: usize = 64;
+const WINDOW: usize = 32;
 
 pub struct Run<'a> {
     pub args: &'a BatchArgs,

@@ -36,6 +36,7 @@ unsafe impl ByteProduct for AmxModel {
     const ROWS: RowLayout = RowLayout { group: 64, together: 1, signed: false };
     const MAY_SATURATE: bool = false;
     const LINE: usize = 4;
+    const RATE: f64 = 1.0;
 
     tiles! { 16 x 2 at 100, 16 x 1 at 110 }
 

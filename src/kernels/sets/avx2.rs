@@ -65,7 +65,7 @@ macro_rules! words {
             type Simd = $simd;
             type I = __m256i;
             type Pair = __m256i;
-            const TWICE_AS_FAST: bool = true;
+            const RATE: f64 = 2.0;
 
             #[inline(always)]
             fn simd($self) -> $simd {
@@ -175,6 +175,7 @@ macro_rules! bytes {
 // SAFETY: loads are of four activations and of 32 weights.
 unsafe impl Dot for Avx2 {
     const MAY_SATURATE: bool = true;
+    const RATE: f64 = 2.0;
 
     bytes!();
 
@@ -191,6 +192,7 @@ unsafe impl Dot for Avx2 {
 // SAFETY: loads are of four activations and of 32 weights.
 unsafe impl Dot for AvxVnni {
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 4.0;
 
     bytes!();
 

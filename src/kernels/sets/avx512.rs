@@ -59,7 +59,7 @@ macro_rules! words {
             type Simd = $simd;
             type I = __m512i;
             type Pair = __m512i;
-            const TWICE_AS_FAST: bool = true;
+            const RATE: f64 = 2.0;
 
             #[inline(always)]
             fn simd($self) -> $simd {
@@ -170,6 +170,7 @@ macro_rules! bytes {
 // SAFETY: loads are of four activations and of 64 weights.
 unsafe impl Dot for Avx512 {
     const MAY_SATURATE: bool = true;
+    const RATE: f64 = 2.0;
 
     bytes!();
 
@@ -186,6 +187,7 @@ unsafe impl Dot for Avx512 {
 // SAFETY: loads are of four activations and of 64 weights.
 unsafe impl Dot for Avx512Vnni {
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 4.0;
 
     bytes!();
 

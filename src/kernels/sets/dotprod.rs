@@ -77,6 +77,7 @@ unsafe impl ByteProduct for DotProd {
     const ROWS: RowLayout = RowLayout { group: 4 * QUAD, together: 1, signed: true };
     const MAY_SATURATE: bool = false;
     const LINE: usize = QUAD;
+    const RATE: f64 = 4.0;
 
     // With a group of each row in a register, 24 accumulators leave two of 32 for weights.
     tiles! { 6 x 4 at 100, 8 x 2 at 104, 8 x 1 at 150 }

@@ -98,6 +98,7 @@ unsafe impl ByteProduct for I8mm {
     type Sums = int32x4_t;
     const ROWS: RowLayout = RowLayout { group: 8, together: 2, signed: false };
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 8.0;
 
     tiles!(for 32 registers);
 

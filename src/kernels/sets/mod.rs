@@ -131,8 +131,10 @@ pub(super) struct Properties {
     pub rows: RowLayout,
     /// See [`ByteProduct::MAY_SATURATE`].
     pub may_saturate: bool,
-    /// See [`WordProduct::TWICE_AS_FAST`].
-    pub fast_words: bool,
+    /// See [`ByteProduct::RATE`].
+    pub byte_rate: f64,
+    /// See [`WordProduct::RATE`].
+    pub word_rate: f64,
 }
 
 impl Properties {
@@ -145,7 +147,8 @@ impl Properties {
             byte_tiling: Tiling { lanes, tiles: B::TILES },
             rows: B::ROWS,
             may_saturate: B::MAY_SATURATE,
-            fast_words: B::Words::TWICE_AS_FAST,
+            byte_rate: B::RATE,
+            word_rate: B::Words::RATE,
         }
     }
 }

@@ -171,7 +171,7 @@ unsafe impl WordProduct for Neon {
     type Simd = Self;
     type I = int32x4_t;
     type Pair = int16x4_t;
-    const TWICE_AS_FAST: bool = false;
+    const RATE: f64 = 1.0;
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -316,6 +316,7 @@ unsafe impl ByteProduct for Neon {
     type Sums = int32x4_t;
     const ROWS: RowLayout = RowLayout { group: 4, together: 1, signed: true };
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 4.0 / 3.0;
 
     // 16 accumulators of 32 registers: products on their way to them need some, too.
     tiles! { 4 x 4 at 100, 8 x 2 at 106, 8 x 1 at 125 }

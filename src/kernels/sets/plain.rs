@@ -26,7 +26,7 @@ unsafe impl<S: Simd> WordProduct for Plain<S> {
     type Simd = S;
     type I = [i32; MAX_LANES];
     type Pair = [i32; 2];
-    const TWICE_AS_FAST: bool = false;
+    const RATE: f64 = 1.0;
 
     #[inline(always)]
     fn simd(self) -> S {
@@ -107,6 +107,7 @@ unsafe impl<S: Simd> Dot for Plain<S> {
     type Sums = [i32; MAX_LANES];
     const GROUP: usize = 4;
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 1.0;
 
     #[inline(always)]
     fn zero(self) -> Self::Sums {

@@ -39,6 +39,7 @@ unsafe impl ByteProduct for SmmlaModel {
     type Sums = [i32; 4];
     const ROWS: RowLayout = RowLayout { group: 8, together: 2, signed: false };
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 1.0;
 
     tiles! { 4 x 2 at 100, 2 x 1 at 120 }
 

@@ -52,7 +52,7 @@ unsafe impl WordProduct for Sse2 {
     type Simd = Self;
     type I = __m128i;
     type Pair = __m128i;
-    const TWICE_AS_FAST: bool = true;
+    const RATE: f64 = 2.0;
 
     #[inline(always)]
     fn simd(self) -> Self {
@@ -124,6 +124,7 @@ unsafe impl Dot for Sse2 {
     type Sums = [__m128i; 2];
     const GROUP: usize = 4;
     const MAY_SATURATE: bool = false;
+    const RATE: f64 = 2.0;
 
     #[inline(always)]
     fn zero(self) -> Self::Sums {

@@ -160,6 +160,10 @@ impl WinogradWords {
         Panels::narrow(isa.properties().tiling, out, PANEL_VECTORS)
     }
 
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
     pub fn depth(&self) -> usize {
         self.depth
     }
