@@ -289,6 +289,11 @@ pub struct KlConfig {
     pub mid_block_add_attention: bool,
     #[serde(default = "default_silu")]
     act_fn: String,
+    /// None in configs that leave them to the default.
+    #[serde(default)]
+    down_block_types: Vec<String>,
+    #[serde(default)]
+    up_block_types: Vec<String>,
 }
 
 fn default_scaling() -> f64 {
@@ -301,6 +306,19 @@ impl KlConfig {
         let parsed: Self = parse(config, "vae")?;
         check_channels("vae", &parsed.channels, parsed.norm_num_groups)?;
         ensure!(parsed.act_fn == "silu", "the vae config has act_fn '{}', only silu is known", parsed.act_fn);
+        for (types, known) in
+            [(&parsed.down_block_types, "DownEncoderBlock2D"), (&parsed.up_block_types, "UpDecoderBlock2D")]
+        {
+            if let Some(other) = types.iter().find(|kind| *kind != known) {
+                bail!("the vae config has a block '{other}', only {known} is known");
+            }
+            ensure!(
+                types.is_empty() || types.len() == parsed.channels.len(),
+                "the vae config has {} blocks '{known}' for {} levels",
+                types.len(),
+                parsed.channels.len()
+            );
+        }
         ensure!(
             (1..=MAX_LAYERS).contains(&parsed.layers_per_block),
             "the vae config has layers_per_block {}",

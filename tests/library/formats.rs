@@ -162,6 +162,13 @@ fn configs_that_can_not_be_followed_are_refused() {
         ("vae/config.json", "_class_name", json!("VQModel"), "VQModel"),
         ("vae/config.json", "scaling_factor", json!(0.0), "scaling_factor"),
         ("vae/config.json", "norm_num_groups", json!(0), "0 groups"),
+        (
+            "vae/config.json",
+            "down_block_types",
+            json!(vec!["AttnDownEncoderBlock2D"; 4]),
+            "'AttnDownEncoderBlock2D'",
+        ),
+        ("vae/config.json", "up_block_types", json!(["UpDecoderBlock2D"]), "1 blocks"),
         ("text_encoder/config.json", "hidden_act", json!("gelu_new"), "gelu_new"),
         ("text_encoder/config.json", "layer_norm_eps", json!(0.0), "layer_norm_eps"),
         ("text_encoder/config.json", "num_attention_heads", json!(7), "7 heads"),
