@@ -231,7 +231,7 @@ mod tests {
         let Verdict::TooLarge(message, _) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
         assert!(message.contains(&format!(", and {} are available", readable(peak - 1))), "{message}");
         // What a larger picture takes follows its size.
-        let large = Request { width: 1024, height: 1024, ..request.clone() };
+        let large = Request { width: 256, height: 256, ..request.clone() };
         let less = f32.peak(&large, Series::One) - 1;
         let verdict = super::judge(&f32, Some(&int8), &large, Series::One, false, less);
         let Verdict::TooLarge(_, hint) = verdict else { panic!("{verdict:?}") };

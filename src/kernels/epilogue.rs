@@ -19,19 +19,19 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Checks the operands against an output of `rows` rows.
+    /// Checks the operands against an output of `rows` rows, which has `output` values.
     ///
     /// # Panics
     /// If any has the wrong size.
-    pub(super) fn validate(&self, rows: usize, panels: &Panels, output: &[f32]) {
+    pub(super) fn validate(&self, rows: usize, panels: &Panels, output: usize) {
         let out = panels.out;
-        assert_eq!(output.len(), rows * out, "an output of {rows} x {out}");
+        assert_eq!(output, rows * out, "an output of {rows} x {out}");
         if let Some(bias) = self.bias {
             let columns = panels.weight_columns();
             assert_eq!(bias.len(), columns, "one bias for each of {columns} columns");
         }
         if let Some(residual) = self.residual {
-            assert_eq!(residual.len(), output.len(), "a residual of the output's size");
+            assert_eq!(residual.len(), output, "a residual of the output's size");
         }
         let plain = self.residual.is_none() && !self.relu;
         assert!(plain || !panels.gated, "a gated product takes nothing but a bias");

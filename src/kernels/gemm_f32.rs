@@ -11,7 +11,8 @@ use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
 use super::micro_kernel;
-use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::output::{Output, Written};
+use super::parallel::{for_each_index, with_scratch};
 use super::simd::{Kernel, Simd};
 use super::tile::TileKernel;
 
@@ -91,13 +92,19 @@ impl PackedF32 {
     ///
     /// # Panics
     /// If a size does not fit the others.
-    pub fn apply(&self, input: &[f32], gather: &Gather, epilogue: &Epilogue<'_>, output: &mut [f32]) {
+    pub fn apply<'a>(
+        &self,
+        input: &[f32],
+        gather: &Gather,
+        epilogue: &Epilogue<'_>,
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into().into_disjoint();
         assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
         assert_eq!(input.len(), gather.in_rows() * self.depth, "an input of {} rows", gather.in_rows());
         let rows = gather.out_rows();
-        epilogue.validate(rows, &self.panels, output);
-        let destination =
-            Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale: None };
+        epilogue.validate(rows, &self.panels, output.len());
+        let destination = Destination { epilogue, output: output.shared(), panels: self.panels, scale: None };
         let blocks = Blocks::new(rows, &self.panels);
         let panels_first = size_of_val(self.weights.as_slice()) > size_of_val(input);
         for_each_index(blocks.count(), |index| {
@@ -119,6 +126,8 @@ impl PackedF32 {
                 });
             });
         });
+        // SAFETY: blocks cover all rows and columns.
+        unsafe { Written::all_of(output) }
     }
 }
 

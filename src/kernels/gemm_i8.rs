@@ -13,7 +13,8 @@ use super::gather::{Gather, PAD};
 use super::isa::Isa;
 use super::micro_kernel;
 use super::nibbles::{self, GROUP, Grouped, Nibbles};
-use super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::output::{Output, Written};
+use super::parallel::{for_each_index, with_scratch};
 use super::quantized_rows::QuantizedRows;
 use super::simd::Simd;
 use super::tile::TileKernel;
@@ -185,14 +186,21 @@ impl PackedI8 {
     ///
     /// # Panics
     /// If a size does not fit the others, or `input` was written for a set that lays rows out differently.
-    pub fn apply(&self, input: &QuantizedRows, gather: &Gather, epilogue: &Epilogue<'_>, output: &mut [f32]) {
+    pub fn apply<'a>(
+        &self,
+        input: &QuantizedRows,
+        gather: &Gather,
+        epilogue: &Epilogue<'_>,
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into().into_disjoint();
         assert_eq!(gather.taps(), self.taps, "a table with as many taps as the weights");
         assert_eq!((input.rows, input.depth), (gather.in_rows(), self.depth), "an input of the table's rows");
         assert_eq!(input.layout, self.isa.properties().rows, "rows laid out for {}", self.isa);
         let rows = gather.out_rows();
-        epilogue.validate(rows, &self.panels, output);
+        epilogue.validate(rows, &self.panels, output.len());
         let scale = Some(self.scales.as_slice());
-        let destination = Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale };
+        let destination = Destination { epilogue, output: output.shared(), panels: self.panels, scale };
         let blocks = Blocks::new(rows, &self.panels);
         let (weights_len, unpacked_len) = match &self.weights {
             Weights::Bytes(weights) => (weights.as_slice().len(), 0),
@@ -220,6 +228,8 @@ impl PackedI8 {
                 });
             });
         });
+        // SAFETY: blocks cover all rows and columns.
+        unsafe { Written::all_of(output) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::isa::Isa;
 use super::math;
+use super::output::Written;
 use super::parallel::{Disjoint, for_each_index};
 use super::rows::{RowOperation, RowsMut, for_each_row};
 use super::simd::{Kernel, Simd};
@@ -28,7 +29,13 @@ impl GroupNorm<'_> {
     ///
     /// # Panics
     /// If sizes do not divide or fit each other.
-    pub fn apply<'a>(&self, isa: Isa, input: &[f32], images: usize, output: impl Into<RowsMut<'a>>) {
+    pub fn apply<'a>(
+        &self,
+        isa: Isa,
+        input: &[f32],
+        images: usize,
+        output: impl Into<RowsMut<'a>>,
+    ) -> Written<'a> {
         let channels = self.weight.len();
         assert_eq!(self.bias.len(), channels, "as many biases as weights");
         assert!(self.groups > 0 && channels > 0 && channels.is_multiple_of(self.groups));
@@ -39,7 +46,7 @@ impl GroupNorm<'_> {
         );
         let affine = self.affine(isa, input, images, pixels);
         let operation = Affine { input, pixels, affine: &affine, silu: self.silu };
-        for_each_row(isa, images * pixels, channels, &operation, output.into());
+        for_each_row(isa, images * pixels, channels, &operation, output.into())
     }
 
     /// Normalises rows of one image, `[pixels, channels]`, by `moments` of all its rows.
@@ -52,13 +59,13 @@ impl GroupNorm<'_> {
         input: &[f32],
         moments: &ChannelMoments,
         output: impl Into<RowsMut<'a>>,
-    ) {
+    ) -> Written<'a> {
         let channels = self.weight.len();
         let pixels = input.len() / channels.max(1);
         assert!(channels > 0 && input.len() == pixels * channels, "whole rows of {channels} channels");
         let affine = moments.affine(self);
         let operation = Affine { input, pixels, affine: &affine, silu: self.silu };
-        for_each_row(isa, pixels, channels, &operation, output.into());
+        for_each_row(isa, pixels, channels, &operation, output.into())
     }
 
     /// For each image the centers, factors and offsets of its channels, `[images, 3, channels]`, which
@@ -304,11 +311,11 @@ impl LayerNorm<'_> {
     ///
     /// # Panics
     /// If sizes do not fit each other.
-    pub fn apply<'a>(&self, isa: Isa, input: &[f32], output: impl Into<RowsMut<'a>>) {
+    pub fn apply<'a>(&self, isa: Isa, input: &[f32], output: impl Into<RowsMut<'a>>) -> Written<'a> {
         let width = self.weight.len();
         assert_eq!(self.bias.len(), width, "as many biases as weights");
         assert!(width > 0 && input.len().is_multiple_of(width), "rows of {width}");
-        for_each_row(isa, input.len() / width, width, &LayerNormRows { norm: *self, input }, output.into());
+        for_each_row(isa, input.len() / width, width, &LayerNormRows { norm: *self, input }, output.into())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -23,6 +24,25 @@ unsafe impl<T: Send> Send for Disjoint<'_, T> {}
 impl<'a, T> Disjoint<'a, T> {
     pub fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// Over room for elements, none of which may be read before it has been written.
+    pub fn over_room(room: &'a mut [MaybeUninit<T>]) -> Self {
+        Self { start: room.as_mut_ptr().cast(), len: room.len(), slice: PhantomData }
+    }
+
+    /// The same for some of its time.
+    pub fn shared(&self) -> Disjoint<'_, T> {
+        Disjoint { start: self.start, len: self.len, slice: PhantomData }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it is that of `len` elements from `start`.
+    pub fn is(&self, start: *const T, len: usize) -> bool {
+        self.start.cast_const() == start && self.len == len
     }
 
     /// The elements of `range`.

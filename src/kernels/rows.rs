@@ -2,6 +2,7 @@
 
 use super::isa::Isa;
 use super::math;
+use super::output::{Output, Written};
 use super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::quantized_rows::{QuantizedRows, RowLayout, quantize_row};
 use super::simd::{Kernel, Simd};
@@ -14,19 +15,25 @@ const TASK_VALUES: usize = 16 * 1024;
 /// An operation takes `impl Into<RowsMut>`, so that `&mut [f32]` and `&mut QuantizedRows` both do; the
 /// latter becomes what fits, laid out for the operation's instruction set.
 pub enum RowsMut<'a> {
-    F32(&'a mut [f32]),
+    F32(Output<'a>),
     U8(&'a mut QuantizedRows),
+}
+
+impl<'a> From<Output<'a>> for RowsMut<'a> {
+    fn from(output: Output<'a>) -> Self {
+        Self::F32(output)
+    }
 }
 
 impl<'a> From<&'a mut [f32]> for RowsMut<'a> {
     fn from(values: &'a mut [f32]) -> Self {
-        Self::F32(values)
+        Self::F32(values.into())
     }
 }
 
 impl<'a> From<&'a mut Vec<f32>> for RowsMut<'a> {
     fn from(values: &'a mut Vec<f32>) -> Self {
-        Self::F32(values)
+        Self::F32(values.into())
     }
 }
 
@@ -38,7 +45,7 @@ impl<'a> From<&'a mut QuantizedRows> for RowsMut<'a> {
 
 /// Computes any one row of a matrix.
 pub(super) trait RowOperation: Sync {
-    /// Writes row `row`, all of `to`. Implementations must be `#[inline(always)]`.
+    /// Writes row `row`, all of `to`, which it does not read before. Implementations must be `#[inline(always)]`.
     fn row<S: Simd>(&self, simd: S, row: usize, to: &mut [f32]);
 }
 
@@ -46,13 +53,13 @@ pub(super) trait RowOperation: Sync {
 ///
 /// # Panics
 /// If an f32 output is not `rows * width` long.
-pub(super) fn for_each_row(
+pub(super) fn for_each_row<'a>(
     isa: Isa,
     rows: usize,
     width: usize,
     operation: &impl RowOperation,
-    output: RowsMut,
-) {
+    output: RowsMut<'a>,
+) -> Written<'a> {
     let layout = isa.properties().rows;
     let per_task = (TASK_VALUES / width.max(1)).max(1).next_multiple_of(layout.together);
     let tasks = rows.div_ceil(per_task);
@@ -60,13 +67,15 @@ pub(super) fn for_each_row(
     match output {
         RowsMut::F32(output) => {
             assert_eq!(output.len(), rows * width, "an output of {rows} x {width}");
-            let output = Disjoint::new(output);
+            let output = output.into_disjoint();
             for_each_index(tasks, |index| {
                 let (first, end) = task(index);
                 // SAFETY: each task has rows of its own.
                 let output = unsafe { output.part(first * width..end * width) };
                 isa.run(Float { first, width, operation, output });
             });
+            // SAFETY: an operation writes all of its row, and there is a task for each.
+            unsafe { Written::all_of(output) }
         }
         RowsMut::U8(output) => {
             output.resize(rows, width, layout);
@@ -89,6 +98,7 @@ pub(super) fn for_each_row(
                     isa.run(Quantized { first, layout, stride, operation, scratch, values, scales, zeros });
                 });
             });
+            Written::nothing()
         }
     }
 }
@@ -149,10 +159,15 @@ impl<O: RowOperation> Kernel for Quantized<'_, O> {
 ///
 /// # Panics
 /// If `input` is not whole rows.
-pub fn quantize_rows(isa: Isa, input: &[f32], depth: usize, output: &mut QuantizedRows) {
+pub fn quantize_rows<'a>(
+    isa: Isa,
+    input: &[f32],
+    depth: usize,
+    output: &'a mut QuantizedRows,
+) -> Written<'a> {
     let rows = input.len() / depth;
     assert_eq!(input.len(), rows * depth, "rows of {depth}");
-    for_each_row(isa, rows, depth, &Copied { input }, RowsMut::U8(output));
+    for_each_row(isa, rows, depth, &Copied { input }, RowsMut::U8(output))
 }
 
 /// A function of single values.
@@ -171,10 +186,16 @@ impl Activation {
     ///
     /// # Panics
     /// If `input` is not whole rows, or an f32 output is of another size.
-    pub fn apply<'a>(self, isa: Isa, input: &[f32], depth: usize, output: impl Into<RowsMut<'a>>) {
+    pub fn apply<'a>(
+        self,
+        isa: Isa,
+        input: &[f32],
+        depth: usize,
+        output: impl Into<RowsMut<'a>>,
+    ) -> Written<'a> {
         let rows = input.len() / depth;
         assert_eq!(input.len(), rows * depth, "rows of {depth}");
-        for_each_row(isa, rows, depth, &Activated { function: self, input }, output.into());
+        for_each_row(isa, rows, depth, &Activated { function: self, input }, output.into())
     }
 }
 

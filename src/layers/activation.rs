@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use candle_core::{D, Device, Tensor};
 
 use super::{Params, host};
-use crate::kernels::{Isa, RowsMut};
+use crate::kernels::{self, Isa, RowsMut, Written};
 
 pub use crate::kernels::Activation as Function;
 
@@ -21,8 +21,7 @@ impl Activation {
 
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         if self.kernels.is_some() {
-            let mut output = vec![0.0; input.elem_count()];
-            self.write(input, &mut output)?;
+            let output = kernels::collect(input.elem_count(), |output| self.write(input, output))?;
             return Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?);
         }
         Ok(match self.function {
@@ -33,13 +32,10 @@ impl Activation {
     }
 
     /// Writes the values in the form `output` takes.
-    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<()> {
+    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<Written<'a>> {
         let Some(isa) = self.kernels else { bail!("this activation was made for candle, not for kernels") };
         let depth = input.dim(D::Minus1)?;
-        host::with_values(input, |values| {
-            self.function.apply(isa, values, depth, output);
-            Ok(())
-        })
+        host::with_values(input, |values| Ok(self.function.apply(isa, values, depth, output)))
     }
 }
 

@@ -77,14 +77,15 @@ impl Attention {
                         v_stride: v.stride,
                         ..dense
                     };
-                    let mut output = vec![0.0; batch * q_len * channels];
-                    if self.causal {
-                        attention.apply_causal(isa, q.data, k.data, v.data, &mut output);
-                    } else if self.in_words {
-                        attention.apply_in_words(isa, q.data, k.data, v.data, &mut output);
-                    } else {
-                        attention.apply(isa, q.data, k.data, v.data, &mut output);
-                    }
+                    let output = kernels::collect(batch * q_len * channels, |output| {
+                        anyhow::Ok(if self.causal {
+                            attention.apply_causal(isa, q.data, k.data, v.data, output)
+                        } else if self.in_words {
+                            attention.apply_in_words(isa, q.data, k.data, v.data, output)
+                        } else {
+                            attention.apply(isa, q.data, k.data, v.data, output)
+                        })
+                    })?;
                     Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)
                 })
             })

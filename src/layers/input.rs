@@ -98,10 +98,9 @@ impl Input<'_> {
         let &depth = dims.last().context("a product takes rows")?;
         let mut rows = QuantizedRows::default();
         self.metered(|| match self {
-            Self::Plain(tensor) => host::with_values(tensor, |values| {
-                kernels::quantize_rows(isa, values, depth, &mut rows);
-                Ok(())
-            }),
+            Self::Plain(tensor) => {
+                host::with_values(tensor, |values| Ok(kernels::quantize_rows(isa, values, depth, &mut rows)))
+            }
             Self::Activation(activation, tensor) => activation.write(tensor, &mut rows),
             Self::GroupNorm(norm, tensor) => norm.write(tensor, false, &mut rows),
             Self::GroupNormSilu(norm, tensor) => norm.write(tensor, true, &mut rows),

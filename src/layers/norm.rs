@@ -6,7 +6,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::{Params, host};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::{self, ChannelMoments, Isa, RowsMut};
+use crate::kernels::{self, ChannelMoments, Isa, RowsMut, Written};
 
 /// Gain and offset of each channel, as the back end reads them.
 enum Affine {
@@ -54,8 +54,8 @@ impl GroupNorm {
     pub(super) fn forward_part(&self, rows: &Tensor, moments: &ChannelMoments) -> Result<Tensor> {
         match &self.affine {
             Affine::Kernels { .. } => {
-                let mut output = vec![0.0; rows.elem_count()];
-                self.write_part(rows, moments, &mut output)?;
+                let output =
+                    kernels::collect(rows.elem_count(), |output| self.write_part(rows, moments, output))?;
                 Ok(Tensor::from_vec(output, rows.dims(), &Device::Cpu)?)
             }
             Affine::Candle { gain, offset } => {
@@ -77,13 +77,10 @@ impl GroupNorm {
         rows: &Tensor,
         moments: &ChannelMoments,
         output: impl Into<RowsMut<'a>>,
-    ) -> Result<()> {
+    ) -> Result<Written<'a>> {
         let (isa, gain, offset) = self.affine.for_kernels()?;
         let norm = self.kernel(gain, offset, true);
-        host::with_values(rows, |values| {
-            norm.apply_measured(isa, values, moments, output);
-            Ok(())
-        })
+        host::with_values(rows, |values| Ok(norm.apply_measured(isa, values, moments, output)))
     }
 
     fn kernel<'a>(&self, weight: &'a [f32], bias: &'a [f32], silu: bool) -> kernels::GroupNorm<'a> {
@@ -93,8 +90,7 @@ impl GroupNorm {
     pub(super) fn forward(&self, input: &Tensor, silu: bool) -> Result<Tensor> {
         match &self.affine {
             Affine::Kernels { .. } => {
-                let mut output = vec![0.0; input.elem_count()];
-                self.write(input, silu, &mut output)?;
+                let output = kernels::collect(input.elem_count(), |output| self.write(input, silu, output))?;
                 Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
             }
             #[cfg(feature = "cuda")]
@@ -115,14 +111,16 @@ impl GroupNorm {
     }
 
     /// Writes the norm's rows in the form `output` takes.
-    pub(super) fn write<'a>(&self, input: &Tensor, silu: bool, output: impl Into<RowsMut<'a>>) -> Result<()> {
+    pub(super) fn write<'a>(
+        &self,
+        input: &Tensor,
+        silu: bool,
+        output: impl Into<RowsMut<'a>>,
+    ) -> Result<Written<'a>> {
         let (isa, gain, offset) = self.affine.for_kernels()?;
         let norm = self.kernel(gain, offset, silu);
         let images = input.dim(0)?;
-        host::with_values(input, |values| {
-            norm.apply(isa, values, images, output);
-            Ok(())
-        })
+        host::with_values(input, |values| Ok(norm.apply(isa, values, images, output)))
     }
 }
 
@@ -170,8 +168,7 @@ impl LayerNorm {
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match &self.affine {
             Affine::Kernels { .. } => {
-                let mut output = vec![0.0; input.elem_count()];
-                self.write(input, &mut output)?;
+                let output = kernels::collect(input.elem_count(), |output| self.write(input, output))?;
                 Ok(Tensor::from_vec(output, input.dims(), &Device::Cpu)?)
             }
             #[cfg(feature = "cuda")]
@@ -189,13 +186,10 @@ impl LayerNorm {
     }
 
     /// Writes the norm's rows in the form `output` takes.
-    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<()> {
+    pub(super) fn write<'a>(&self, input: &Tensor, output: impl Into<RowsMut<'a>>) -> Result<Written<'a>> {
         let (isa, weight, bias) = self.affine.for_kernels()?;
         let norm = kernels::LayerNorm { epsilon: self.eps as f32, weight, bias };
-        host::with_values(input, |values| {
-            norm.apply(isa, values, output);
-            Ok(())
-        })
+        host::with_values(input, |values| Ok(norm.apply(isa, values, output)))
     }
 }
 

@@ -107,38 +107,34 @@ impl Product {
             let epilogue =
                 Epilogue { bias: shifted.as_deref().or(self.bias.as_deref()), residual, relu: added.relu };
             let shape = shape.into();
-            let mut output = vec![0.0; shape.elem_count()];
-            match weights {
+            let output = kernels::collect(shape.elem_count(), |output| match weights {
                 Packed::F32(weights) => {
                     let input = input.to_tensor()?;
+                    check_depth(input.dims(), weights.depth())?;
                     host::with_values(&input, |rows| {
-                        check_depth(input.dims(), weights.depth())?;
-                        weights.apply(rows, &reads.gather(), &epilogue, &mut output);
-                        Ok(())
-                    })?;
+                        Ok(weights.apply(rows, &reads.gather(), &epilogue, output))
+                    })
                 }
                 Packed::I8(weights) => {
                     check_depth(&input.dims(), weights.depth())?;
                     let rows = input.to_quantized(weights.isa())?;
-                    weights.apply(&rows, &reads.gather(), &epilogue, &mut output);
+                    Ok(weights.apply(&rows, &reads.gather(), &epilogue, output))
                 }
                 Packed::Winograd(weights) => {
                     let input = input.to_tensor()?;
                     check_depth(input.dims(), weights.depth())?;
                     host::with_values(&input, |rows| {
-                        weights.apply(rows, reads.conv()?, &epilogue, &mut output);
-                        Ok(())
-                    })?;
+                        Ok(weights.apply(rows, reads.conv()?, &epilogue, output))
+                    })
                 }
                 Packed::WinogradWords(weights) => {
                     let input = input.to_tensor()?;
                     check_depth(input.dims(), weights.depth())?;
                     host::with_values(&input, |rows| {
-                        weights.apply(rows, reads.conv()?, &epilogue, &mut output);
-                        Ok(())
-                    })?;
+                        Ok(weights.apply(rows, reads.conv()?, &epilogue, output))
+                    })
                 }
-            }
+            })?;
             Ok(Tensor::from_vec(output, shape, &Device::Cpu)?)
         })
     }

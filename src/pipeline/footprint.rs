@@ -16,7 +16,7 @@ use crate::quantize::{Origin, Policy};
 use crate::request::{MAX_SIZE, Precision, Request, SIZE_STEP};
 
 /// The program itself and what the allocator keeps.
-const BASE: u64 = 33 << 20;
+const BASE: u64 = 34 << 20;
 
 /// A token in the tokenizer's tables: CLIP's 49,408 come to 10 MB.
 const TOKEN: u64 = 212;
@@ -286,12 +286,16 @@ mod tests {
         let (footprint, checkpoint) = sd15(Precision::Int8);
         let small = request(&checkpoint, 64);
         let peaks = [Series::One, Series::SamePrompt, Series::Prompts].map(|s| footprint.peak(&small, s));
-        assert!(peaks.is_sorted() && peaks[2] > peaks[1] + 300 * MB, "{peaks:?}");
+        assert!(peaks.is_sorted(), "{peaks:?}");
+        // But for the few maps of so small a picture, the text encoder is added.
+        assert!(peaks[2] > peaks[1] + footprint.text_encoder - 60 * MB, "{peaks:?}");
         let (footprint, _) = sd15(Precision::F32);
         let large = request(&checkpoint, 512);
         let unguided = Request { guidance_scale: 1.0, ..large.clone() };
         let saved = footprint.peak(&large, Series::One) - footprint.peak(&unguided, Series::One);
-        assert!((100 * MB..200 * MB).contains(&saved), "{saved}");
+        let passing = |request| footprint.denoise_bytes(request, 512, 512);
+        assert_eq!(saved, passing(&large) - passing(&unguided));
+        assert!(2 * saved >= passing(&large), "{saved}");
     }
 
     #[test]

@@ -181,7 +181,9 @@ fn f32_products() {
             rten.gemm(&mut other, GemmInputA::Unpacked(a), GemmInputB::Packed(&b), options).unwrap();
         };
         let [ours, theirs, yard] = medians([
-            &mut || packed.apply(&input, &gather, &epilogue, &mut output),
+            &mut || {
+                packed.apply(&input, &gather, &epilogue, &mut output);
+            },
             &mut rten_product,
             &mut || yardstick.run(),
         ]);
@@ -215,8 +217,12 @@ fn attention() {
         let v = floats(batch * kv_len * heads * head_dim);
         let (mut output, mut from_words) = (vec![0.0; q.len()], vec![0.0; q.len()]);
         let [ours, words, yard] = medians([
-            &mut || sizes.apply(isa, &q, &k, &v, &mut output),
-            &mut || sizes.apply_in_words(isa, &q, &k, &v, &mut from_words),
+            &mut || {
+                sizes.apply(isa, &q, &k, &v, &mut output);
+            },
+            &mut || {
+                sizes.apply_in_words(isa, &q, &k, &v, &mut from_words);
+            },
             &mut || yardstick.run(),
         ]);
         let gmac = (2 * batch * heads * head_dim * q_len * kv_len) as f64 / 1e9;
@@ -244,12 +250,24 @@ fn row_operations() {
             let name = format!("{name} {images} x {pixels} x {channels}");
             println!("{name:34} {:9.3} {:9.3} {:9.3}", float * 1e3, byte * 1e3, copied * 1e3);
         };
-        print("group norm, SiLU", &mut || group.apply(isa, &input, images, &mut output), &mut || {
-            group.apply(isa, &input, images, &mut quantized)
-        });
-        print("layer norm", &mut || layer.apply(isa, &input, &mut output), &mut || {
-            layer.apply(isa, &input, &mut quantized)
-        });
+        print(
+            "group norm, SiLU",
+            &mut || {
+                group.apply(isa, &input, images, &mut output);
+            },
+            &mut || {
+                group.apply(isa, &input, images, &mut quantized);
+            },
+        );
+        print(
+            "layer norm",
+            &mut || {
+                layer.apply(isa, &input, &mut output);
+            },
+            &mut || {
+                layer.apply(isa, &input, &mut quantized);
+            },
+        );
     }
 }
 
@@ -298,7 +316,9 @@ fn i8_products() {
             });
         };
         let [ours, theirs, yard] = medians([
-            &mut || packed.apply(&input, &gather, &epilogue, &mut output),
+            &mut || {
+                packed.apply(&input, &gather, &epilogue, &mut output);
+            },
             &mut rten_product,
             &mut || yardstick.run(),
         ]);
@@ -329,10 +349,14 @@ fn gated_products() {
         let plain = PackedI8::pack(&weight, &scales, 2 * out, 1, depth, isa);
         let gated = PackedI8::pack_gated(&weight, &scales, out, depth, isa);
         let (mut wide, mut narrow) = (vec![0.0; rows * 2 * out], vec![0.0; rows * out]);
-        let [ungated, gated] =
-            medians([&mut || plain.apply(&input, &gather, &epilogue, &mut wide), &mut || {
-                gated.apply(&input, &gather, &epilogue, &mut narrow)
-            }]);
+        let [ungated, gated] = medians([
+            &mut || {
+                plain.apply(&input, &gather, &epilogue, &mut wide);
+            },
+            &mut || {
+                gated.apply(&input, &gather, &epilogue, &mut narrow);
+            },
+        ]);
         let name = format!("{rows} x {depth} -> {out}");
         println!("{name:34} {:9.2} {:9.2} {:9.2}", ungated * 1e3, gated * 1e3, ungated / gated);
     }
@@ -378,10 +402,18 @@ fn winograd() {
         let layer = Winograd::new(weight, out, depth, isa);
         let (mut third, mut fourth) = (output.clone(), output.clone());
         let [ours, words, words_of_int8, indirect, yard] = medians([
-            &mut || layer.apply(&input, &conv, &epilogue, &mut output),
-            &mut || words.apply(&input, &conv, &epilogue, &mut third),
-            &mut || words_of_int8.apply(&input, &conv, &epilogue, &mut fourth),
-            &mut || plain.apply(&input, &gather, &epilogue, &mut other),
+            &mut || {
+                layer.apply(&input, &conv, &epilogue, &mut output);
+            },
+            &mut || {
+                words.apply(&input, &conv, &epilogue, &mut third);
+            },
+            &mut || {
+                words_of_int8.apply(&input, &conv, &epilogue, &mut fourth);
+            },
+            &mut || {
+                plain.apply(&input, &gather, &epilogue, &mut other);
+            },
             &mut || yardstick.run(),
         ]);
         let gmac = (gather.out_rows() * 9 * depth * out) as f64 / 1e9;

@@ -2,6 +2,7 @@
 
 use super::super::isa::Isa;
 use super::super::math;
+use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{Kernel, Simd};
 use super::Attention;
@@ -13,12 +14,20 @@ impl Attention {
     ///
     /// # Panics
     /// As [`Self::apply`]; if there are more or fewer keys than queries.
-    pub fn apply_causal(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+    pub fn apply_causal<'a>(
+        &self,
+        isa: Isa,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into();
         let Self { batch, heads, head_dim, q_len: len, kv_len, .. } = *self;
-        self.check(q, k, v, output);
+        self.check(q, k, v, &output);
         assert_eq!(len, kv_len, "as many keys as queries");
         let width = heads * head_dim;
-        let output = Disjoint::new(output);
+        let output = output.into_disjoint();
         for_each_index(batch * heads, |index| {
             let (item, column) = (index / heads, index % heads * head_dim);
             with_scratch(len, 0, |scratch| {
@@ -33,6 +42,8 @@ impl Attention {
                 });
             });
         });
+        // SAFETY: all queries of all heads, whose values lie side by side.
+        unsafe { Written::all_of(output) }
     }
 }
 

@@ -3,19 +3,27 @@
 use super::super::isa::Isa;
 use super::super::math;
 use super::super::micro_kernel;
-use super::super::parallel::{Disjoint, with_scratch};
+use super::super::output::{Output, Written};
+use super::super::parallel::with_scratch;
 use super::super::simd::{Kernel, Simd};
 use super::super::tile::TileKernel;
 use super::{Attention, KEY_BLOCK, Results};
 
 /// See [`Attention::apply`].
-pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+pub fn apply<'a>(
+    sizes: &Attention,
+    isa: Isa,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    output: Output<'a>,
+) -> Written<'a> {
     let Attention { head_dim, q_len, kv_len, .. } = *sizes;
     let (height, lanes) = isa.properties().attention_tile;
     let padded_dim = head_dim.next_multiple_of(height);
     let panel_state = lanes * (head_dim + padded_dim + 2);
     let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
-    let output = Disjoint::new(output);
+    let output = output.into_disjoint();
     sizes.for_each_part(lanes, panel_state * size_of::<f32>(), |part| {
         let column = part.head * head_dim;
         with_scratch(part.panels * panel_state + scores_len, 0, |scratch| {
@@ -32,6 +40,8 @@ pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], outpu
             });
         });
     });
+    // SAFETY: parts cover all queries of all heads, whose values lie side by side.
+    unsafe { Written::all_of(output) }
 }
 
 /// Some queries of one head over all its keys. The slices begin at the head's first value.

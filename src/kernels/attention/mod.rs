@@ -10,6 +10,7 @@ mod float;
 mod words;
 
 use super::isa::Isa;
+use super::output::{Output, Written};
 use super::parallel::{Disjoint, for_each_index};
 
 /// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
@@ -63,9 +64,17 @@ impl Attention {
     ///
     /// # Panics
     /// If a size is zero, a stride is smaller than its rows, or a slice is too short.
-    pub fn apply(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
-        self.check(q, k, v, output);
-        float::apply(self, isa, q, k, v, output);
+    pub fn apply<'a>(
+        &self,
+        isa: Isa,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into();
+        self.check(q, k, v, &output);
+        float::apply(self, isa, q, k, v, output)
     }
 
     /// The same by products of 16-bit integers, in about half the time where [`Isa::multiplies_words_fast`].
@@ -75,12 +84,20 @@ impl Attention {
     ///
     /// # Panics
     /// As [`Attention::apply`].
-    pub fn apply_in_words(&self, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
-        self.check(q, k, v, output);
-        words::apply(self, isa, q, k, v, output);
+    pub fn apply_in_words<'a>(
+        &self,
+        isa: Isa,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into();
+        self.check(q, k, v, &output);
+        words::apply(self, isa, q, k, v, output)
     }
 
-    fn check(&self, q: &[f32], k: &[f32], v: &[f32], output: &[f32]) {
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], output: &Output<'_>) {
         let Self { batch, heads, head_dim, q_len, kv_len, .. } = *self;
         assert!(batch > 0 && heads > 0 && head_dim > 0 && q_len > 0 && kv_len > 0, "a zero size in {self:?}");
         let width = heads * head_dim;

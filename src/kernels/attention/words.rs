@@ -11,6 +11,7 @@ use super::super::aligned::AlignedBuf;
 use super::super::isa::Isa;
 use super::super::math;
 use super::super::micro_kernel;
+use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{Kernel, Simd};
 use super::super::tile::TileKernel;
@@ -90,7 +91,14 @@ impl<'a> Head<'a> {
 }
 
 /// See [`Attention::apply_in_words`].
-pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], output: &mut [f32]) {
+pub fn apply<'a>(
+    sizes: &Attention,
+    isa: Isa,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    output: Output<'a>,
+) -> Written<'a> {
     let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;
     let (height, lanes) = isa.properties().attention_tile;
     let layout = Layout::new(sizes, height);
@@ -126,7 +134,7 @@ pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], outpu
 
     let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
     let (panel_words, panel_floats) = (layout.depth * lanes, (layout.padded_dim + 3) * lanes);
-    let output = Disjoint::new(output);
+    let output = output.into_disjoint();
     let panel_bytes = panel_words * size_of::<i16>() + panel_floats * size_of::<f32>();
     sizes.for_each_part(lanes, panel_bytes, |part| {
         let Part { item, head, first, queries, panels } = part;
@@ -157,6 +165,8 @@ pub fn apply(sizes: &Attention, isa: Isa, q: &[f32], k: &[f32], v: &[f32], outpu
             });
         });
     });
+    // SAFETY: parts cover all queries of all heads, whose values lie side by side.
+    unsafe { Written::all_of(output) }
 }
 
 /// Rows of f32 of which the first values are meant.

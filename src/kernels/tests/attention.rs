@@ -122,7 +122,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let sizes = Attention::dense(2, 2, 40, 500, 300);
     let (q, k, v) = (random.floats(2 * 500 * 80), random.floats(2 * 300 * 80), random.floats(2 * 300 * 80));
     let run = || {
-        let mut output = vec![0.0; q.len()];
+        let mut output = vec![f32::NAN; q.len()];
         sizes.apply(Isa::best(), &q, &k, &v, &mut output);
         output
     };
@@ -262,7 +262,7 @@ fn words_pass_on_what_is_not_finite() {
             let run = |place: usize| {
                 let [mut q, mut k, mut v] = [vec![0.5; q], vec![0.25; kv], vec![0.75; kv]];
                 [&mut q, &mut k, &mut v][place][6 * 65 + 2] = fault;
-                let mut output = vec![0.0; q.len()];
+                let mut output = vec![f32::NAN; q.len()];
                 sizes.apply_in_words(isa, &q, &k, &v, &mut output);
                 output
             };

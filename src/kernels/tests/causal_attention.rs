@@ -86,7 +86,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let sizes = Attention::dense(2, 3, 40, 77, 77);
     let [q, k, v] = std::array::from_fn(|_| random.floats(2 * 77 * 120));
     let run = || {
-        let mut output = vec![0.0; q.len()];
+        let mut output = vec![f32::NAN; q.len()];
         sizes.apply_causal(Isa::best(), &q, &k, &v, &mut output);
         output
     };

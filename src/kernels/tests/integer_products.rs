@@ -321,7 +321,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         let input = quantize(isa, &values, depth);
         let packed = PackedI8::pack(&weight, &vec![0.01; out], out, 9, depth, isa);
         let run = || {
-            let mut output = vec![0.0; 800 * out];
+            let mut output = vec![f32::NAN; 800 * out];
             packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
             output
         };
@@ -341,5 +341,5 @@ fn weights_of_minus_128_are_refused() {
 fn rows_of_another_layout_are_refused() {
     let input = quantize(Isa::named("scalar").unwrap(), &[1.0; 8], 8);
     let packed = PackedI8::pack(&[1; 8], &[1.0], 1, 1, 8, Isa::named("smmla").unwrap());
-    packed.apply(&input, &Gather::identity(1), &Epilogue::default(), &mut [0.0]);
+    packed.apply(&input, &Gather::identity(1), &Epilogue::default(), [0.0].as_mut_slice());
 }

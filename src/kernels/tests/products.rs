@@ -129,7 +129,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let input = random.floats(800 * depth);
     let packed = PackedF32::pack(&random.floats(out * 9 * depth), out, 9, depth, Isa::best());
     let run = || {
-        let mut output = vec![0.0; 800 * out];
+        let mut output = vec![f32::NAN; 800 * out];
         packed.apply(&input, &Gather::conv2d(&conv), &Epilogue::default(), &mut output);
         output
     };
@@ -141,5 +141,5 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
 #[should_panic(expected = "an input of")]
 fn a_short_input_is_refused() {
     let packed = PackedF32::pack(&[1.0; 8], 2, 1, 4, Isa::best());
-    packed.apply(&[0.0; 11], &Gather::identity(3), &Epilogue::default(), &mut [0.0; 6]);
+    packed.apply(&[0.0; 11], &Gather::identity(3), &Epilogue::default(), [0.0; 6].as_mut_slice());
 }

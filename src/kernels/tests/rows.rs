@@ -62,7 +62,7 @@ fn group_norm_follows_its_definition() {
 fn a_constant_image_normalises_to_the_bias() {
     let norm = GroupNorm { groups: 2, epsilon: 1e-5, weight: &[1.0; 6], bias: &[0.5; 6], silu: false };
     for &isa in Isa::available() {
-        let mut output = vec![0.0; 60];
+        let mut output = vec![f32::NAN; 60];
         norm.apply(isa, &[7.0; 60], 2, &mut output);
         assert!(output.iter().all(|y| (y - 0.5).abs() < 1e-4), "{isa}");
     }
@@ -160,7 +160,7 @@ fn fused_quantization_equals_quantizing_afterwards() {
             assert_eq!(fused.zeros, separate.zeros, "{isa}");
             assert!((0..fused.rows()).all(|row| fused.row(row).eq(separate.row(row))), "{isa}");
         };
-        let (mut float, mut fused) = (vec![0.0; input.len()], QuantizedRows::default());
+        let (mut float, mut fused) = (vec![f32::NAN; input.len()], QuantizedRows::default());
         norm.apply(isa, &input, images, &mut float);
         norm.apply(isa, &input, images, &mut fused);
         check(fused, float);
@@ -174,7 +174,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let (weight, bias) = (random.floats(64), random.floats(64));
     let norm = GroupNorm { groups: 32, epsilon: 1e-5, weight: &weight, bias: &bias, silu: true };
     let run = || {
-        let mut output = vec![0.0; input.len()];
+        let mut output = vec![f32::NAN; input.len()];
         norm.apply(Isa::best(), &input, 2, &mut output);
         output
     };

@@ -62,7 +62,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let input = random.floats(900 * 36);
     let layer = Winograd::new(random.floats(70 * 9 * 36), 70, 36, Isa::best());
     let run = || {
-        let mut output = vec![0.0; 3600 * 70];
+        let mut output = vec![f32::NAN; 3600 * 70];
         layer.apply(&input, &conv, &Epilogue::default(), &mut output);
         output
     };
@@ -183,7 +183,7 @@ fn words_pass_on_what_is_not_finite() {
             for pixel in 0..144 {
                 let mut input = vec![0.5; 144 * 7];
                 input[pixel * 7 + pixel % 7] = fault;
-                let mut output = vec![0.0; 144 * 5];
+                let mut output = vec![f32::NAN; 144 * 5];
                 layer.apply(&input, &conv, &Epilogue::default(), &mut output);
                 assert!(output[pixel * 5..][..5].iter().all(|y| y.is_nan()), "{isa} {fault} {pixel}");
             }

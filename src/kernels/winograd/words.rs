@@ -18,6 +18,7 @@ use super::super::interleave::Interleave;
 use super::super::isa::Isa;
 use super::super::micro_kernel;
 use super::super::nibbles::{self, GROUP, Grouped, Nibbles};
+use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::{MAX_LANES, Simd};
 use super::super::tile::TileKernel;
@@ -187,13 +188,19 @@ impl WinogradWords {
     /// # Panics
     /// If `conv` is anything but a 3x3 kernel, stride 1 and one pixel of padding all around, or a size is zero or does
     /// not fit the others.
-    pub fn apply(&self, input: &[f32], conv: &Conv2d, epilogue: &Epilogue<'_>, output: &mut [f32]) {
+    pub fn apply<'a>(
+        &self,
+        input: &[f32],
+        conv: &Conv2d,
+        epilogue: &Epilogue<'_>,
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into().into_disjoint();
         assert!(fits(conv), "not a convolution for Winograd's algorithm: {conv:?}");
         let (height, width) = conv.output_size();
         assert_eq!(input.len(), conv.batch * conv.height * conv.width * self.depth, "an input of {conv:?}");
-        epilogue.validate(conv.batch * height * width, &self.panels, output);
-        let destination =
-            Destination { epilogue, output: Disjoint::new(output), panels: self.panels, scale: None };
+        epilogue.validate(conv.batch * height * width, &self.panels, output.len());
+        let destination = Destination { epilogue, output: output.shared(), panels: self.panels, scale: None };
 
         let tiles = Tiles::new(conv);
         let blocking = Blocking::new(self.depth, self.isa);
@@ -265,6 +272,8 @@ impl WinogradWords {
             });
         }
         keep_words(words);
+        // SAFETY: tiles cover all pixels, panels all columns.
+        unsafe { Written::all_of(output) }
     }
 }
 
