@@ -230,10 +230,12 @@ mod tests {
         );
         let Verdict::TooLarge(message, _) = judge(peak - 1) else { panic!("{:?}", judge(peak - 1)) };
         assert!(message.contains(&format!(", and {} are available", readable(peak - 1))), "{message}");
-        // What a larger picture takes follows its size.
-        let large = Request { width: 256, height: 256, ..request.clone() };
-        let less = f32.peak(&large, Series::One) - 1;
-        let verdict = super::judge(&f32, Some(&int8), &large, Series::One, false, less);
+        // What a larger model's larger picture takes follows from size and precision.
+        let sd15 = Model::open(Checkpoint::synthetic_sd15(), &numerics).unwrap();
+        let (whole, bytes) = (sd15.footprint().unwrap(), sd15.footprint_in(Precision::Int8).unwrap());
+        let large = Request { width: 1024, height: 1024, ..request.clone() };
+        let less = whole.peak(&large, Series::One) - 1;
+        let verdict = super::judge(&whole, Some(&bytes), &large, Series::One, false, less);
         let Verdict::TooLarge(_, hint) = verdict else { panic!("{verdict:?}") };
         assert!(hint.starts_with("--size ") && hint.contains(" or --precision int8 would fit"), "{hint}");
         // The float weights alone take more.

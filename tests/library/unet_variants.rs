@@ -103,7 +103,13 @@ fn sizes_of_no_whole_latents_are_refused() {
     let path = sandbox.join("vae/config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     // A fifth level: 16 pixels for each latent.
-    config["block_out_channels"].as_array_mut().unwrap().push(64.into());
+    for (key, value) in [
+        ("block_out_channels", 64.into()),
+        ("down_block_types", "DownEncoderBlock2D".into()),
+        ("up_block_types", "UpDecoderBlock2D".into()),
+    ] {
+        config[key].as_array_mut().unwrap().push(value);
+    }
     fs::write(&path, config.to_string()).unwrap();
     let run = sandbox.run(&["-m", ".", "x", "--steps", "1", "--size", "72x64"]);
     run.refused(2, &["multiples of 16", "72x64"]);

@@ -64,8 +64,10 @@ fn megabytes(message: &str, what: &str) -> u64 {
 fn with_little_memory_weights_stay_in_their_file_and_pictures_the_same() {
     let sandbox = Sandbox::new();
     let draw = |name: &str, memory: &str| {
-        let flags =
-            ["x", "-m", "pocket", "-s", "1", "--steps", "2", "-o", name, "--json", "--memory", memory];
+        let flags = [
+            "x", "-m", "pocket", "-s", "1", "--steps", "2", "--size", "64x64", "-o", name, "--json",
+            "--memory", memory,
+        ];
         sandbox.run(&flags)
     };
     let refused = draw("none.png", "1MB");

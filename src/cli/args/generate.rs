@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 
 use super::compute::ComputeArgs;
-use super::parse_time;
 use super::picture::PictureArgs;
 use super::talk::TalkArgs;
+use super::time::parse_time;
 
 #[derive(Debug, Args)]
 pub struct GenerateArgs {

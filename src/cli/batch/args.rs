@@ -7,9 +7,9 @@ use clap::{Args, ValueHint};
 
 use super::shard::Shard;
 use crate::cli::args::compute::ComputeArgs;
-use crate::cli::args::parse_time;
 use crate::cli::args::picture::PictureArgs;
 use crate::cli::args::talk::TalkArgs;
+use crate::cli::args::time::parse_time;
 
 /// The file names of a list's pictures.
 pub const DEFAULT_NAME: &str = "{index:05}-{slug}.png";
