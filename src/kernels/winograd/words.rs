@@ -351,23 +351,17 @@ impl WordKernel for TransformInput<'_> {
             let mut greatest = [zero; COMPONENTS];
             // Stays zero, unless there is NaN or infinity in one of the components that all pixels go into.
             let mut poison = zero;
-            for (pair, components) in components.chunks_exact_mut(2 * COMPONENTS * lanes).enumerate() {
-                let channels = [0, 1].map(|half| {
-                    let start = (first + (2 * pair + half) * lanes).min(blocking.depth);
-                    start..(start + lanes).min(blocking.depth)
-                });
-                let halves = read_pixels(simd, &pixels, channels);
-                for (d, components) in halves.into_iter().zip(components.chunks_exact_mut(COMPONENTS * lanes))
-                {
-                    let v = transforms::input(simd, d);
-                    let places = components.chunks_exact_mut(lanes).zip(&mut greatest);
-                    for (&v, (place, greatest)) in v.as_flattened().iter().zip(places) {
-                        simd.write(place, v);
-                        *greatest = simd.max(simd.max(v, simd.sub(zero, v)), *greatest);
-                    }
-                    for v in [v[0][0], v[0][5], v[5][0], v[5][5]] {
-                        poison = simd.mul_add(v, zero, poison);
-                    }
+            for (vector, components) in components.chunks_exact_mut(COMPONENTS * lanes).enumerate() {
+                let start = (first + vector * lanes).min(blocking.depth);
+                let channels = start..(start + lanes).min(blocking.depth);
+                let v = transforms::input(simd, read_pixels(simd, &pixels, channels));
+                let places = components.chunks_exact_mut(lanes).zip(&mut greatest);
+                for (&v, (place, greatest)) in v.as_flattened().iter().zip(places) {
+                    simd.write(place, v);
+                    *greatest = simd.max(simd.max(v, simd.sub(zero, v)), *greatest);
+                }
+                for v in [v[0][0], v[0][5], v[5][0], v[5][5]] {
+                    poison = simd.mul_add(v, zero, poison);
                 }
             }
             let poison = simd.sum(poison);
@@ -399,21 +393,19 @@ impl WordKernel for TransformInput<'_> {
     }
 }
 
-/// Twice some channels of a tile's pixels, at most a vector of them, then zeros: pixels lie so far apart that a cache
-/// line may be gone before its other half is asked for.
+/// Some channels of a tile's pixels, at most a vector of them, then zeros.
 #[inline(always)]
 fn read_pixels<S: Simd>(
     simd: S,
     pixels: &Pixels<'_>,
-    channels: [Range<usize>; 2],
-) -> [[[S::F; INPUT_SIDE]; INPUT_SIDE]; 2] {
-    let mut d = [[[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE]; 2];
-    let whole = channels.iter().all(|channels| channels.len() == S::LANES);
-    for (place, pixel) in pixels.as_flattened().iter().enumerate() {
-        let Some(pixel) = pixel else { continue };
-        for (d, channels) in d.iter_mut().zip(&channels) {
+    channels: Range<usize>,
+) -> [[S::F; INPUT_SIDE]; INPUT_SIDE] {
+    let mut d = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
+    let whole = channels.len() == S::LANES;
+    for (d, pixel) in d.as_flattened_mut().iter_mut().zip(pixels.as_flattened()) {
+        if let Some(pixel) = pixel {
             let values = &pixel[channels.clone()];
-            d.as_flattened_mut()[place] = if whole { simd.read(values) } else { simd.read_up_to(values) };
+            *d = if whole { simd.read(values) } else { simd.read_up_to(values) };
         }
     }
     d
