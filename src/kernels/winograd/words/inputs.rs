@@ -1,0 +1,128 @@
+//! Inputs on their way to the products: tiles of pixels become components, and these 16-bit integers.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::super::super::aligned::AlignedBuf;
+use super::super::super::parallel::Disjoint;
+use super::super::super::simd::Simd;
+use super::super::super::word_product::{WordKernel, WordProduct, scale_of};
+use super::super::Pixels;
+use super::super::transforms::{self, COMPONENTS, INPUT_SIDE};
+use super::blocks::Blocking;
+
+thread_local! {
+    /// What the last call on this thread had for its inputs: fresh memory costs as much as the transform.
+    static INPUTS: Cell<Option<AlignedBuf<i16>>> = const { Cell::new(None) };
+}
+
+/// At least `len` words of unspecified contents, to be given back with [`keep_words`].
+pub fn take_words(len: usize) -> AlignedBuf<i16> {
+    let mut words = INPUTS.take().unwrap_or_else(|| AlignedBuf::zeros(0));
+    words.reserve_len(len);
+    words
+}
+
+pub fn keep_words(words: AlignedBuf<i16>) {
+    INPUTS.set(Some(words));
+}
+
+/// One tile of inputs to its components.
+pub struct TransformInput<'a> {
+    pub pixels: Pixels<'a>,
+    pub blocking: Blocking,
+    /// Of this block of tiles.
+    pub tile: usize,
+    pub per_block: usize,
+    /// `[vector][component][lanes]` of a depth block, of unspecified contents.
+    pub components: &'a mut [f32],
+    /// See [`Inputs`].
+    pub words: &'a Disjoint<'a, i16>,
+    pub scales: &'a Disjoint<'a, f32>,
+}
+
+impl WordKernel for TransformInput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<P: WordProduct>(self, words: P) {
+        let Self { pixels, blocking, tile, per_block, components, words: to, scales } = self;
+        let simd = words.simd();
+        let lanes = const { P::Simd::LANES };
+        let zero = simd.splat(0.0);
+        for block in 0..blocking.count {
+            let (first, len) = blocking.block(block);
+            let components = &mut components[..COMPONENTS * len];
+            let mut greatest = [zero; COMPONENTS];
+            // Stays zero, unless there is NaN or infinity in one of the components that all pixels go into.
+            let mut poison = zero;
+            for (vector, components) in components.chunks_exact_mut(COMPONENTS * lanes).enumerate() {
+                let start = (first + vector * lanes).min(blocking.depth);
+                let channels = start..(start + lanes).min(blocking.depth);
+                let v = transforms::input(simd, read_pixels(simd, &pixels, channels));
+                let places = components.chunks_exact_mut(lanes).zip(&mut greatest);
+                for (&v, (place, greatest)) in v.as_flattened().iter().zip(places) {
+                    simd.write(place, v);
+                    *greatest = simd.max(simd.max(v, simd.sub(zero, v)), *greatest);
+                }
+                for v in [v[0][0], v[0][5], v[5][0], v[5][5]] {
+                    poison = simd.mul_add(v, zero, poison);
+                }
+            }
+            let poison = simd.sum(poison);
+            let mut inverses = [0.0; COMPONENTS];
+            for (component, inverse) in inverses.iter_mut().enumerate() {
+                let scale;
+                (scale, *inverse) = scale_of(simd.greatest(greatest[component]), blocking.limit);
+                let at = (component * blocking.count + block) * per_block + tile;
+                // SAFETY: each tile has a scale of its own in every component and block.
+                let place = unsafe { scales.part(at..at + 1) };
+                place[0] = scale + poison;
+            }
+            for (component, &inverse) in inverses.iter().enumerate() {
+                let at = blocking.component_len(per_block) * component + per_block * first + tile * len;
+                // SAFETY: each tile has a row of its own in every component and block.
+                let row = unsafe { to.part(at..at + len) };
+                let inverse = simd.splat(inverse);
+                for (group, row) in row.chunks_exact_mut(2 * lanes).enumerate() {
+                    let pair = &components[(2 * group * COMPONENTS + component) * lanes..];
+                    let pair = words.pair(
+                        simd.mul(simd.read(pair), inverse),
+                        simd.mul(simd.read(&pair[COMPONENTS * lanes..]), inverse),
+                    );
+                    // SAFETY: `row` holds as many pairs as a vector.
+                    unsafe { words.store_pairs(row.as_mut_ptr(), pair) };
+                }
+            }
+        }
+    }
+}
+
+/// Some channels of a tile's pixels, at most a vector of them, then zeros.
+#[inline(always)]
+fn read_pixels<S: Simd>(
+    simd: S,
+    pixels: &Pixels<'_>,
+    channels: Range<usize>,
+) -> [[S::F; INPUT_SIDE]; INPUT_SIDE] {
+    let mut d = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
+    let whole = channels.len() == S::LANES;
+    for (d, pixel) in d.as_flattened_mut().iter_mut().zip(pixels.as_flattened()) {
+        if let Some(pixel) = pixel {
+            let values = &pixel[channels.clone()];
+            *d = if whole { simd.read(values) } else { simd.read_up_to(values) };
+        }
+    }
+    d
+}
+
+/// The transformed inputs of a block of tiles.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// `[component][depth block][tile][channels of the block]`, in groups of pairs, with gaps between components.
+    pub words: &'a [i16],
+    /// `[component][depth block][tile]`.
+    pub scales: &'a [f32],
+    /// Tiles for which there is room.
+    pub per_block: usize,
+}
