@@ -208,5 +208,8 @@ fn flags_of(change: &Draft, asked: &Request, chosen: &Request) -> String {
 }
 
 fn time(seconds: f64) -> String {
+    if seconds < 0.0995 {
+        return format!("{:.0} ms", 1e3 * seconds);
+    }
     human(Duration::from_secs_f64(if seconds < 9.95 { seconds } else { seconds.round() }))
 }
