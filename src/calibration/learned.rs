@@ -1,13 +1,14 @@
 //! What was learned, laid over a model's tensors.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::checkpoint::{Checkpoint, Overlay};
 use crate::quantize::grid::Grid;
 use crate::quantize::{
-    Balance, Cancellation, Gridded, GroupedWeight, QuantizedWeight, Weight, divide_columns,
+    Balance, Bits, Cancellation, Gridded, GroupedWeight, Policy, QuantizedWeight, Weight, divide_columns,
 };
 
 /// Rounded weights and corrected biases by canonical name.
@@ -83,5 +84,41 @@ impl Overlay for Learned {
         }
         bias.iter_mut().zip(correction).for_each(|(bias, correction)| *bias += correction);
         Ok(Weight::Float(bias))
+    }
+}
+
+/// Of what was learned with four bits and with eight whichever a policy asks for.
+#[derive(Debug, Clone)]
+pub struct Mixed {
+    pub policy: Policy,
+    pub four: Arc<Learned>,
+    pub eight: Arc<Learned>,
+}
+
+impl Mixed {
+    /// What the tensor called `name` is taken from: a bias goes with its weight.
+    fn of(&self, name: &str) -> Option<&Learned> {
+        let weight = match name.strip_suffix(".bias") {
+            Some(layer) => &format!("{layer}.weight"),
+            None => name,
+        };
+        match self.policy.bits(weight) {
+            Bits::Four => Some(&self.four),
+            Bits::Eight => Some(&self.eight),
+            Bits::Sixteen => None,
+        }
+    }
+}
+
+impl Overlay for Mixed {
+    fn changes(&self, name: &str) -> bool {
+        self.of(name).is_some_and(|learned| learned.changes(name))
+    }
+
+    fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> Result<Weight> {
+        match self.of(name) {
+            Some(learned) => learned.apply(name, shape, stored),
+            None => Ok(stored),
+        }
     }
 }

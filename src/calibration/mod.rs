@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 
-pub use learned::Learned;
+pub use learned::{Learned, Mixed};
 pub use runs::{PROMPTS, Runs};
 
 use crate::checkpoint::Checkpoint;
@@ -37,12 +37,29 @@ pub fn learn(
     memory: usize,
     on_progress: &mut Progress<'_>,
 ) -> Result<Learned> {
+    let [learned] = learn_each(checkpoint, [policy], balance, runs, memory, on_progress)?;
+    Ok(learned)
+}
+
+/// The same for several policies that differ in bits only, in one go.
+///
+/// # Errors
+/// As [`learn`].
+pub fn learn_each<const N: usize>(
+    checkpoint: &Checkpoint,
+    policies: [&Policy; N],
+    balance: &Balance,
+    runs: &Runs,
+    memory: usize,
+    on_progress: &mut Progress<'_>,
+) -> Result<[Learned; N]> {
     check(checkpoint)?;
-    let calibration = Arc::new(Calibration::new(policy.clone(), runs.calls()));
+    let policy = policies.first().copied().cloned().unwrap_or_default();
+    let calibration = Arc::new(Calibration::new(policy, runs.calls()));
     let unet = load(checkpoint, &calibration, balance)?;
     let layers = calibration.layers();
     let groups = groups(&layers.iter().map(Calibrated::bytes).collect::<Vec<_>>(), memory);
-    let mut learned = Learned::default();
+    let mut learned = policies.map(|_| Learned::default());
     // Of each group as many parts as there are calls, and one more for each layer.
     let total = groups.len() * runs.calls() + layers.len();
     let mut before = 0;
@@ -55,8 +72,10 @@ pub fn learn(
             let means = moments.means.clone();
             let cancellation = Cancellation::of(moments).with_context(|| layer.tensors.join(" and "))?;
             for name in &layer.tensors {
-                let grid = if policy.bits(name) == Bits::Four { Grid::Nibbles } else { layer.grid };
-                learned.round(checkpoint, balance, name, grid, &cancellation, &means)?;
+                for (policy, learned) in policies.iter().zip(&mut learned) {
+                    let grid = if policy.bits(name) == Bits::Four { Grid::Nibbles } else { layer.grid };
+                    learned.round(checkpoint, balance, name, grid, &cancellation, &means)?;
+                }
             }
             before += 1;
             on_progress(before, total);

@@ -16,6 +16,7 @@ mod random;
 mod sd15;
 mod signature;
 mod single;
+mod sizes;
 mod store;
 mod summary;
 mod tensors;
@@ -264,6 +265,14 @@ impl Checkpoint {
     /// As [`Self::write`].
     pub fn write_native(&self, path: &Path, storage: Storage<'_>) -> Result<(), WriteError> {
         self.write(path, Form::Native(storage), &|| false)
+    }
+
+    /// Bytes of the file that [`Self::write_native`] makes of a model whose weights are floats.
+    ///
+    /// # Errors
+    /// When it would have a header that no file may have.
+    pub fn native_length(&self, storage: Storage<'_>) -> Result<u64> {
+        native::length(self, storage)
     }
 
     /// Writes the model as a diffusers folder, come what may.

@@ -13,6 +13,7 @@ use super::tensors::{COLUMNS, TensorSet};
 use super::write_error::WriteError;
 use super::{Checkpoint, Configs, Origin, Vocabulary};
 use crate::files;
+use crate::quantize::Bits;
 use crate::quantize::grid::GROUP;
 use crate::request::{Defaults, Precision};
 
@@ -156,7 +157,36 @@ pub fn write(
     let columns = tensors.iter().any(|(name, _)| name.ends_with(COLUMNS));
     let shapes =
         tensors.iter().filter_map(|(name, tensor)| Some((name.clone(), tensor.four_bit_shape()?.to_vec())));
-    let shapes: BTreeMap<_, _> = shapes.collect();
+    let metadata = metadata(checkpoint, storage, columns, shapes.collect())?;
+    store::write(tensors, metadata, path, stopped)
+}
+
+/// Bytes of the file that [`write`] makes of a model whose weights are floats.
+///
+/// # Errors
+/// When there would be none.
+pub fn length(checkpoint: &Checkpoint, storage: Storage<'_>) -> Result<u64> {
+    let mut slots = Vec::new();
+    let mut shapes = BTreeMap::new();
+    for name in checkpoint.tensors.parameters().filter(|name| Component::of(name).is_some()) {
+        let shape = checkpoint.tensors.view(name)?.shape;
+        if storage.bits(name, shape) == Bits::Four {
+            shapes.insert(name.to_owned(), shape.to_vec());
+        }
+        slots.append(&mut storage.slots(&checkpoint.tensors, name, name));
+    }
+    let columns = slots.iter().any(|slot| slot.name.ends_with(COLUMNS));
+    store::length(slots, metadata(checkpoint, storage, columns, shapes)?)
+}
+
+/// What the file's header holds beside the tensors: whether some have columns' factors, and the shapes of those of
+/// four bits.
+fn metadata(
+    checkpoint: &Checkpoint,
+    storage: Storage<'_>,
+    columns: bool,
+    shapes: BTreeMap<String, Vec<usize>>,
+) -> Result<HashMap<String, String>> {
     let four_bits = (!shapes.is_empty()).then(|| FourBits::ours(shapes));
     let header = Header {
         version: match (&four_bits, columns) {
@@ -173,8 +203,7 @@ pub fn write(
         vocabulary: (checkpoint.vocabulary != Vocabulary::clip()).then(|| checkpoint.vocabulary.clone()),
     };
     let header = serde_json::to_string(&header).context("writing the header as JSON")?;
-    let metadata = HashMap::from([(KEY.to_owned(), header)]);
-    store::write(tensors, metadata, path, stopped)
+    Ok(HashMap::from([(KEY.to_owned(), header)]))
 }
 
 /// The configs without the notes diffusers leaves in them, such as the path a model was once loaded from.

@@ -1,7 +1,7 @@
 //! Writing tensors to a safetensors file in another type, one in memory at a time.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
@@ -15,11 +15,11 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::entry::LONGEST;
+use super::sizes::{Groups, Slot};
 use super::tensors::{COLUMNS, SCALE, TensorSet};
 use super::write_error::WriteError;
 use crate::files;
-use crate::quantize::grid::GROUP;
-use crate::quantize::grouped::{self, packed_len};
+use crate::quantize::grouped;
 use crate::quantize::{self, Balance, Bits, GroupedWeight, Policy, QuantizedWeight, Weight};
 use crate::request::Precision;
 
@@ -49,7 +49,7 @@ impl Storage<'_> {
         }
     }
 
-    fn floats(self) -> FloatType {
+    pub(super) fn floats(self) -> FloatType {
         match self {
             Self::Float(floats) => floats,
             Self::Int8(_) | Self::Balanced(..) => FloatType::F16,
@@ -64,40 +64,16 @@ impl Storage<'_> {
     }
 
     /// How many bits a tensor is written with.
-    fn bits(self, name: &str, shape: &[usize]) -> Bits {
+    pub fn bits(self, name: &str, shape: &[usize]) -> Bits {
         self.policy().map_or(Bits::Sixteen, |policy| policy.stored_bits(name, shape))
     }
 
     /// The factors of the columns of a tensor that is rounded.
-    fn columns(&self, name: &str) -> Option<&[f32]> {
+    pub(super) fn columns(&self, name: &str) -> Option<&[f32]> {
         match self {
             Self::Float(_) | Self::Int8(_) => None,
             Self::Balanced(_, balance) => balance.columns(name),
         }
-    }
-
-    /// Bytes that the tensors called `names` will take in a file.
-    pub(super) fn bytes<'a>(self, tensors: &TensorSet, names: impl Iterator<Item = &'a str>) -> u64 {
-        let float = match self.floats() {
-            FloatType::F32 => 4,
-            FloatType::F16 => 2,
-        };
-        let of = |name: &str| {
-            let shape = tensors.view(name).map_or(&[][..], |view| view.shape);
-            let count: usize = shape.iter().product();
-            let stored = || tensors.view(&format!("{name}{COLUMNS}")).map_or(0, |columns| columns.len());
-            let columns = self.columns(name).map_or_else(stored, <[f32]>::len);
-            match self.bits(name, shape) {
-                Bits::Sixteen => float * count,
-                Bits::Eight => count + 4 * (shape[0] + columns),
-                Bits::Four => {
-                    let Groups { outputs, inputs, taps } = Groups::of(shape);
-                    let scales = inputs.div_ceil(GROUP) * taps;
-                    outputs * (packed_len(inputs * taps) + 2 * scales) + 4 * columns
-                }
-            }
-        };
-        names.map(|name| of(name) as u64).sum()
     }
 }
 
@@ -117,32 +93,6 @@ pub fn check_space(folder: &Path, bytes: u64) -> Result<(), WriteError> {
         folder.display(),
         megabytes(free)
     )))
-}
-
-/// The rows of groups in a weight of some shape.
-#[derive(Clone, Copy)]
-struct Groups {
-    outputs: usize,
-    inputs: usize,
-    taps: usize,
-}
-
-impl Groups {
-    fn of(shape: &[usize]) -> Self {
-        let side = |at: usize| shape.get(at).copied().unwrap_or(1);
-        Self { outputs: side(0), inputs: side(1), taps: shape.iter().skip(2).product() }
-    }
-
-    /// Of the scales of a weight of `shape`.
-    fn scales_shape(self, shape: &[usize]) -> Vec<usize> {
-        let kernel = shape.iter().skip(2).copied();
-        [self.outputs, self.inputs.div_ceil(GROUP)].into_iter().chain(kernel).collect()
-    }
-
-    /// Values of a row.
-    fn row(self) -> usize {
-        self.inputs * self.taps
-    }
 }
 
 /// A tensor that is converted when it is written.
@@ -285,9 +235,8 @@ pub fn write(
     path: &Path,
     stopped: &dyn Fn() -> bool,
 ) -> Result<(), WriteError> {
-    // The widest first, so that all are aligned.
-    tensors.sort_by(|(a, left), (b, right)| (Reverse(left.dtype()), a).cmp(&(Reverse(right.dtype()), b)));
-    let header = header(&tensors, metadata)?;
+    tensors.sort_by(|(a, left), (b, right)| order((a, left.dtype()), (b, right.dtype())));
+    let header = header(tensors.iter().map(|(name, tensor)| tensor.slot(name)), metadata)?;
     let written = files::replace(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
@@ -302,14 +251,30 @@ pub fn write(
     written.map_err(|error| error.of(path))
 }
 
+/// The widest tensors first, so that all are aligned.
+fn order(a: (&str, Dtype), b: (&str, Dtype)) -> Ordering {
+    (Reverse(a.1), a.0).cmp(&(Reverse(b.1), b.0))
+}
+
+/// Bytes of the file that has these tensors.
+///
+/// # Errors
+/// As [`write`].
+pub fn length(mut slots: Vec<Slot>, metadata: HashMap<String, String>) -> Result<u64> {
+    slots.sort_by(|a, b| order((&a.name, a.dtype), (&b.name, b.dtype)));
+    let data: usize = slots.iter().map(Slot::len).sum();
+    let header = header(slots.into_iter(), metadata)?;
+    Ok((size_of::<u64>() + header.len() + data) as u64)
+}
+
 /// A safetensors header, filled with spaces so that what follows is aligned.
-fn header(tensors: &[(String, Pending<'_>)], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+fn header(slots: impl Iterator<Item = Slot>, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
     let mut end = 0;
-    let infos = tensors.iter().map(|(name, tensor)| {
+    let infos = slots.map(|slot| {
         let start = end;
-        end += tensor.len();
-        let (dtype, shape) = (tensor.dtype(), tensor.written_shape());
-        (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
+        end += slot.len();
+        let Slot { name, dtype, shape } = slot;
+        (name, TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let header =
         Metadata::new(Some(metadata), infos.collect()).context("the tensors make no valid header")?;
@@ -342,9 +307,7 @@ impl Pending<'_> {
     /// As the file's header has it.
     fn written_shape(&self) -> Vec<usize> {
         match self.form {
-            Form::Int4 { groups, .. } | Form::RoundedInt4(groups) => {
-                vec![groups.outputs, packed_len(groups.row())]
-            }
+            Form::Int4 { groups, .. } | Form::RoundedInt4(groups) => groups.written_shape(),
             _ => self.shape.clone(),
         }
     }
@@ -358,9 +321,9 @@ impl Pending<'_> {
         }
     }
 
-    /// Bytes in the file.
-    fn len(&self) -> usize {
-        self.written_shape().iter().product::<usize>() * self.dtype().bitsize() / 8
+    /// Under its name in the file.
+    fn slot(&self, name: &str) -> Slot {
+        Slot { name: name.to_owned(), dtype: self.dtype(), shape: self.written_shape() }
     }
 
     fn values(&self) -> Result<Vec<f32>> {

@@ -5,7 +5,6 @@ mod backend;
 mod batch;
 mod bench;
 mod by_product;
-mod calibrator;
 mod completions;
 mod convert;
 mod destination;

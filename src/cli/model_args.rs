@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
+use super::args::compute::parse_bytes;
 use super::exit::{Exit, Failure, OrExit};
 use super::printer::Printer;
 use crate::checkpoint::{Checkpoint, Replaceable};
@@ -140,7 +141,8 @@ pub enum StorageChoice {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("measured").args(["compare", "report"]).multiple(true))]
+#[command(group = ArgGroup::new("goal").args(["size", "quality"]))]
+#[command(group = ArgGroup::new("measures").args(["compare", "report", "size", "quality"]).multiple(true))]
 pub struct QuantizeArgs {
     /// Diffusers folder, LDM, GGUF or native file to read
     #[arg(value_name = "SRC", value_hint = ValueHint::AnyPath)]
@@ -160,6 +162,24 @@ pub struct QuantizeArgs {
     /// that are too sensitive stay f16. Weights of four bits have a scale for each 32 inputs.
     #[arg(long, value_name = "PATTERN=BITS", value_delimiter = ',', value_parser = parse_rule)]
     pub bits: Vec<Rule>,
+
+    /// Choose each layer's bits so that the file is no larger than this, e.g. 650MB, and as near to the floats as it gets
+    ///
+    /// What each layer costs with 4 and with 8 bits is measured first: the UNet runs in f32 twice per layer, prompt and
+    /// timestep, so a full-size model takes long. Layers of 16 bits are computed in floats, which is slower.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
+    pub size: Option<u64>,
+
+    /// Choose each layer's bits so that the UNet's output is this far above its error, e.g. 30dB, in a file as small as
+    /// can be
+    ///
+    /// The figure is the one that --compare prints, on average over the timesteps. Layers are measured as for --size.
+    #[arg(long, value_name = "DECIBEL", value_parser = parse_decibel, conflicts_with = "bits")]
+    pub quality: Option<f64>,
+
+    /// Choose by what layers of this model cost by the --report FILE of an earlier --size or --quality
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "goal", conflicts_with = "report_steps")]
+    pub measured: Option<PathBuf>,
 
     /// How weights are rounded
     #[arg(long, value_enum, default_value_t = Method::Nearest)]
@@ -186,21 +206,26 @@ pub struct QuantizeArgs {
 
     /// Measure what each layer's int8 costs: a table on stdout, the same and the comparison as JSON in FILE
     ///
-    /// The UNet runs in f32 once per layer, prompt and timestep, so a full-size model takes long.
+    /// The UNet runs in f32 once per layer, prompt and timestep, so a full-size model takes long. With --size or --quality
+    /// it holds what each layer costs with 4 and with 8 bits, and which it got.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
 
     /// Measure with this prompt; several add up [default: two of our own]
-    #[arg(long, value_name = "TEXT", requires = "measured")]
+    #[arg(long, value_name = "TEXT", requires = "measures")]
     pub report_prompt: Vec<String>,
 
     /// Measure layers at this many timesteps, from the first to the last of a run
-    #[arg(long, value_name = "N", requires = "measured", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, value_name = "N", requires = "measures", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub report_steps: u16,
 
     /// Measure at this width and height [default: the model's, at most 256]
-    #[arg(long, value_name = "PIXELS", requires = "measured", value_parser = parse_pixels)]
+    #[arg(long, value_name = "PIXELS", requires = "measures", value_parser = parse_pixels)]
     pub report_size: Option<usize>,
+
+    /// Print one JSON object on stdout: the file, what has how many bits, what was measured
+    #[arg(long)]
+    pub json: bool,
 
     /// Name of the model in the file [default: the source's]
     #[arg(long)]
@@ -222,6 +247,16 @@ pub struct QuantizeArgs {
 }
 
 impl QuantizeArgs {
+    /// Whether bits are chosen by what is measured.
+    pub fn has_goal(&self) -> bool {
+        self.size.is_some() || self.quality.is_some()
+    }
+
+    /// Whether anything is measured.
+    pub fn measures(&self) -> bool {
+        self.compare || self.report.is_some() || self.has_goal()
+    }
+
     /// Makes sure that nothing is typed that would be passed over.
     ///
     /// # Errors
@@ -250,9 +285,35 @@ fn parse_rule(text: &str) -> Result<Rule, String> {
     text.parse().map_err(|error: anyhow::Error| error.to_string())
 }
 
+fn parse_decibel(text: &str) -> Result<f64, String> {
+    let number = text.trim();
+    let unit = number.len().saturating_sub(2);
+    let number = match number.split_at_checked(unit) {
+        Some((number, unit)) if unit.eq_ignore_ascii_case("db") => number.trim_end(),
+        _ => number,
+    };
+    let decibel = number.parse().ok().filter(|decibel| (0.0..=200.0).contains(decibel));
+    decibel.ok_or_else(|| "expected decibel from 0 to 200, e.g. 30dB".to_owned())
+}
+
 fn parse_pixels(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
         .filter(|pixels: &usize| (64..=1024).contains(pixels) && pixels.is_multiple_of(SIZE_STEP))
         .ok_or_else(|| format!("expected a multiple of {SIZE_STEP} from 64 to 1024"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decibel_may_have_their_unit() {
+        for (text, decibel) in [("30dB", 30.0), ("30", 30.0), ("27.5 DB", 27.5), (" 0db", 0.0)] {
+            assert_eq!(parse_decibel(text), Ok(decibel), "{text}");
+        }
+        for text in ["", "dB", "-1dB", "NaN", "inf", "1e3dB", "30d", "30 dBm", "é", "30é"] {
+            assert!(parse_decibel(text).is_err(), "{text}");
+        }
+    }
 }

@@ -7,5 +7,6 @@ mod save;
 pub use hash::{Fingerprint, digest, fingerprint, sha256};
 pub use open::{append, bytes, open, start, text};
 pub use save::{
-    check_replaceable, folder_of, replace, save, save_folder, save_new, sweep, unusable_folder, with_suffix,
+    Scratch, check_replaceable, folder_of, replace, save, save_folder, save_new, sweep, unusable_folder,
+    with_suffix,
 };

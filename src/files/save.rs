@@ -99,6 +99,28 @@ pub fn save_folder<E: From<io::Error>>(
     Ok(())
 }
 
+/// A folder beside a file, for what is of use only while something runs; removed when dropped, and [`sweep`] removes
+/// what a killed process left.
+pub struct Scratch {
+    folder: TempDir,
+    _held: Option<File>,
+}
+
+impl Scratch {
+    /// # Errors
+    /// When the folder of `path` takes no more.
+    pub fn beside(path: &Path) -> io::Result<Self> {
+        let folder = sibling(0o700).tempdir_in(folder_of(path))?;
+        let held = File::open(folder.path()).ok();
+        let _ = held.as_ref().map(File::try_lock);
+        Ok(Self { folder, _held: held })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
 /// A temporary file beside `path` that holds `bytes`.
 fn whole(bytes: &[u8], path: &Path) -> Result<NamedTempFile> {
     let write = || -> io::Result<NamedTempFile> {

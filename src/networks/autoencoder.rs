@@ -123,6 +123,11 @@ impl LatentEncoder {
 }
 
 impl Posterior {
+    /// The likeliest latents.
+    pub fn mean(&self) -> &Tensor {
+        &self.mean
+    }
+
     /// One choice of latents, which takes a draw unless they are known.
     pub fn sample(&self, noise: &mut NoiseSource) -> Result<Tensor> {
         match &self.deviation {

@@ -24,6 +24,11 @@ pub struct PictureIn {
     used: Vec<UsedFile>,
 }
 
+/// A picture's values from -1 to 1, `[3, height, width]` flattened.
+pub fn values(picture: &RgbImage) -> Vec<f32> {
+    mask::values(picture, |_, _| false)
+}
+
 impl PictureIn {
     /// Reads the files a request starts from and brings them to its size, `width` and `height` in pixels.
     ///
@@ -66,7 +71,7 @@ impl PictureIn {
 
     /// Values from -1 to 1, `[3, height, width]` flattened.
     pub fn values(&self) -> Vec<f32> {
-        mask::values(&self.picture, |_, _| false)
+        values(&self.picture)
     }
 
     /// The same with the part to repaint gray, which is what an inpainting UNet is shown.

@@ -1,5 +1,6 @@
 //! Quantized weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
 
+pub mod allocation;
 mod balance;
 mod cholesky;
 mod equalize;

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail};
+use serde::Serialize;
 
 /// What becomes of a tensor in a quantized model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +34,28 @@ impl Origin {
     }
 }
 
-/// How many bits a weight gets in a quantized file, beside its scales.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many bits a weight gets in a quantized file, beside its scales. A number in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "u8")]
 pub enum Bits {
     Four,
     Eight,
     /// A float.
     Sixteen,
+}
+
+impl Bits {
+    pub const ALL: [Self; 3] = [Self::Four, Self::Eight, Self::Sixteen];
+}
+
+impl From<Bits> for u8 {
+    fn from(bits: Bits) -> Self {
+        match bits {
+            Bits::Four => 4,
+            Bits::Eight => 8,
+            Bits::Sixteen => 16,
+        }
+    }
 }
 
 /// Layers, and how many bits their weights get.
@@ -99,6 +115,16 @@ impl Policy {
     /// A pattern names a weight or the layer it belongs to.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules }
+    }
+
+    /// All layers get as many bits, but for those that are always floats.
+    pub fn all(bits: Bits) -> Self {
+        Self::new(vec![Rule { pattern: "*".to_owned(), bits }])
+    }
+
+    /// The weights of these names get these bits.
+    pub fn of(weights: impl Iterator<Item = (String, Bits)>) -> Self {
+        Self::new(weights.map(|(pattern, bits)| Rule { pattern, bits }).collect())
     }
 
     /// Layers whose names match one of `keep` stay float.

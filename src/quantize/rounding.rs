@@ -1,5 +1,7 @@
 //! Rounding of float weights to int8 with one scale per output channel, and how much that loses.
 
+use std::iter::Sum;
+
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -151,6 +153,17 @@ impl Energy {
     /// where the error is the larger one.
     pub fn sqnr(self) -> f64 {
         if self.error == 0.0 { f64::INFINITY } else { 10.0 * (self.signal / self.error).log10() }
+    }
+
+    /// The error in parts of the signal; nothing of nothing is none.
+    pub fn part(self) -> f64 {
+        if self.error == 0.0 { 0.0 } else { self.error / self.signal }
+    }
+}
+
+impl Sum for Energy {
+    fn sum<I: Iterator<Item = Self>>(energies: I) -> Self {
+        energies.fold(Self::default(), |a, b| Self { signal: a.signal + b.signal, error: a.error + b.error })
     }
 }
 

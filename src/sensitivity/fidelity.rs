@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 use super::decibel;
-use super::recording::Recording;
+use super::recording::{Recording, Run};
 use crate::checkpoint::Checkpoint;
 use crate::compare::compare;
 use crate::pipeline::{Model, Numerics, Pipeline, Residency};
@@ -52,6 +52,27 @@ pub struct PictureFidelity {
 }
 
 impl Recording {
+    /// What [`Self::compare`] says of the UNet's output on average, without drawing pictures.
+    ///
+    /// # Errors
+    /// As [`Self::compare`].
+    pub fn output_mean_sqnr(
+        &self,
+        quantized: &Checkpoint,
+        on_picture: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<f64>> {
+        let model = Model::open(quantized.clone(), &Numerics::on_cpu(Precision::Int8))?;
+        let mut pipeline = Pipeline::new(&model, Residency::Kept);
+        let mut outputs = Vec::new();
+        for (number, run) in self.runs.iter().enumerate() {
+            on_picture(number, self.runs.len());
+            add_answers(&mut outputs, run, &mut pipeline)?;
+        }
+        on_picture(self.runs.len(), self.runs.len());
+        let first = self.runs.first().context("nothing was recorded")?;
+        Ok(mean(timesteps(first, &outputs)?.iter().map(|timestep| timestep.sqnr)))
+    }
+
     /// Runs `quantized` in int8: once along the recorded trajectories and once on its own from the same noise. A
     /// float model is quantized while it is loaded. `on_picture` is told how many of how many pictures are done,
     /// first with none.
@@ -66,16 +87,13 @@ impl Recording {
         let model = Model::open(quantized.clone(), &Numerics::on_cpu(Precision::Int8))?;
         let mut pipeline = Pipeline::new(&model, Residency::Kept);
         let first = self.runs.first().context("nothing was recorded")?;
-        let mut outputs = vec![Energy::default(); first.calls.len()];
+        let mut outputs = Vec::new();
         let (mut text, mut latents) = (Energy::default(), Energy::default());
         let mut pictures = Vec::new();
         for (number, run) in self.runs.iter().enumerate() {
             on_picture(number, self.runs.len());
             add(&mut text, &run.embeddings, &pipeline.embeddings(&run.request)?)?;
-            let answers = pipeline.answers(&run.request, &run.embeddings, &run.calls)?;
-            for ((energy, call), answer) in outputs.iter_mut().zip(&run.calls).zip(&answers) {
-                add(energy, &call.output, answer)?;
-            }
+            add_answers(&mut outputs, run, &mut pipeline)?;
             let drawn = pipeline.generate(&run.request, &mut ())?;
             add(&mut latents, &run.latents, &drawn.latents)?;
             let psnr = |got| {
@@ -91,11 +109,7 @@ impl Recording {
         }
         on_picture(self.runs.len(), self.runs.len());
 
-        let timesteps = first.calls.iter().zip(&outputs).map(|(call, energy)| {
-            let sqnr = decibel(energy.sqnr(), "the unet")?;
-            Ok(Timestep { timestep: call.timestep, sqnr })
-        });
-        let timesteps = timesteps.collect::<Result<Vec<_>>>()?;
+        let timesteps = timesteps(first, &outputs)?;
         let worst = timesteps.iter().min_by(|a, b| order(a.sqnr).total_cmp(&order(b.sqnr)));
         let psnr = || pictures.iter().map(|picture| picture.psnr);
         Ok(Fidelity {
@@ -150,6 +164,24 @@ impl fmt::Display for Decibel {
             None => f.write_str("exact"),
         }
     }
+}
+
+/// Adds what the UNet loses at each call of a run.
+fn add_answers(outputs: &mut Vec<Energy>, run: &Run, pipeline: &mut Pipeline<'_>) -> Result<()> {
+    let answers = pipeline.answers(&run.request, &run.embeddings, &run.calls)?;
+    outputs.resize(run.calls.len(), Energy::default());
+    for ((energy, call), answer) in outputs.iter_mut().zip(&run.calls).zip(&answers) {
+        add(energy, &call.output, answer)?;
+    }
+    Ok(())
+}
+
+fn timesteps(run: &Run, outputs: &[Energy]) -> Result<Vec<Timestep>> {
+    let timesteps = run.calls.iter().zip(outputs).map(|(call, energy)| {
+        let sqnr = decibel(energy.sqnr(), "the unet")?;
+        Ok(Timestep { timestep: call.timestep, sqnr })
+    });
+    timesteps.collect()
 }
 
 fn add(energy: &mut Energy, expected: &Tensor, got: &Tensor) -> Result<()> {

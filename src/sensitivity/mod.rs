@@ -1,21 +1,21 @@
 //! What int8 costs a model: how near it comes to the float one as a whole, and what each layer takes from that.
 
+mod costs;
 mod fidelity;
+mod probe;
 mod recording;
-
-use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
+pub use costs::{Costs, LayerCosts};
 pub use fidelity::{Fidelity, PictureFidelity, Timestep};
 pub use recording::{Recording, Settings};
 
 use crate::checkpoint::Checkpoint;
-use crate::layers::{Backend, Params, Rounded, Simulation};
-use crate::networks::config::UnetConfig;
-use crate::networks::unet::Unet;
-use crate::quantize::{Policy, sqnr};
+use crate::layers::Rounded;
+use crate::quantize::{Energy, Policy};
+use probe::Probe;
 
 /// All figures are signal to quantization noise in dB: higher is better, `None` where nothing is lost at all.
 #[derive(Debug, Clone, Serialize)]
@@ -59,28 +59,20 @@ pub fn study(
     on_layer: &mut dyn FnMut(usize, usize),
 ) -> Result<Report> {
     check(checkpoint)?;
-    let simulation = Arc::new(Simulation::new(policy.clone()));
-    let backend = Backend::cpu_simulating(simulation.clone())?;
-    let balance = checkpoint.tensors().balance(policy)?;
-    let params = Params::new(checkpoint.tensors(), &backend, "unet").balanced(&balance);
-    let unet = Unet::load(&params, UnetConfig::parse(&checkpoint.configs().unet)?)?;
-
-    simulation.record(true);
-    let reference = output(&unet, recording)?;
-    let is_finite = reference.iter().all(|value| value.is_finite());
-    ensure!(is_finite, "the UNet computes NaN or infinite values in f32: the model is damaged");
-    simulation.record(false);
-
-    let candidates = simulation.candidates();
+    let probe = Probe::load(checkpoint, policy, recording)?;
+    let candidates = probe.candidates();
+    let output_sqnr = |rounded, what: &str| -> Result<_> {
+        let errors = probe.errors(rounded, what)?;
+        decibel(errors.into_iter().sum::<Energy>().sqnr(), what)
+    };
     let mut layers = Vec::new();
     for (number, candidate) in candidates.iter().enumerate() {
         on_layer(number, candidates.len());
-        simulation.round(Rounded::One(number));
         let layer = layer_name(&candidate.tensors);
         layers.push(LayerReport {
             weight_sqnr: decibel(candidate.weights.sqnr(), &layer)?,
             activation_sqnr: decibel(candidate.inputs.sqnr(), &layer)?,
-            output_sqnr: decibel(sqnr(&reference, &output(&unet, recording)?), &layer)?,
+            output_sqnr: output_sqnr(Rounded::One(number), &layer)?,
             tensors: candidate.tensors.clone(),
             layer,
         });
@@ -88,32 +80,14 @@ pub fn study(
     on_layer(candidates.len(), candidates.len());
     layers.sort_by(|a, b| order(a).total_cmp(&order(b)).then_with(|| a.layer.cmp(&b.layer)));
 
-    simulation.round(Rounded::All);
-    let output_sqnr = decibel(sqnr(&reference, &output(&unet, recording)?), "all layers")?;
     let calls = recording.runs.first().map_or(&[][..], |run| &run.calls);
     Ok(Report {
         model: recording.model.clone(),
         settings: recording.settings.clone(),
         timesteps: recording.chosen().into_iter().map(|at| calls[at].timestep).collect(),
-        output_sqnr,
+        output_sqnr: output_sqnr(Rounded::All, "all layers")?,
         layers,
     })
-}
-
-/// The UNet's answers to the prompts at the chosen timesteps of all runs.
-fn output(unet: &Unet, recording: &Recording) -> Result<Vec<f32>> {
-    let mut output = Vec::new();
-    for run in &recording.runs {
-        // Under guidance the negative prompt comes first, and is the same for all.
-        let prompted = run.embeddings.narrow(0, run.embeddings.dim(0)? - 1, 1)?;
-        let context = unet.context(&prompted)?.guided_by(run.request.guidance_scale);
-        for at in recording.chosen() {
-            let call = &run.calls[at];
-            let answer = unet.forward(&call.input, call.timestep, &context)?;
-            output.append(&mut answer.flatten_all()?.to_vec1()?);
-        }
-    }
-    Ok(output)
 }
 
 /// Whether `checkpoint` still has the weights to compare with.

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use image::RgbImage;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Call, Model, Numerics, Observer, Pipeline, Residency};
@@ -11,7 +11,7 @@ use crate::request::{Precision, Request};
 
 /// What a model is measured with: each prompt, drawn in the steps and with the sampler and guidance that are the
 /// model's own.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
     pub prompts: Vec<String>,
     /// At how many timesteps of a run layers are rounded one by one, evenly from the first to the last.

@@ -6,6 +6,7 @@
 mod support;
 
 mod batch;
+mod chosen_bits;
 mod cli;
 mod cli_models;
 mod cli_picture_in;

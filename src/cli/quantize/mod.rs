@@ -1,11 +1,15 @@
 //! `pochade quantize`: a model as a native file of eight or four bits, how near that comes to the floats, and what each layer costs.
 
-use std::fmt::Write;
+mod calibrator;
+mod chosen;
+mod report;
 
 use anyhow::Result;
-use serde::Serialize;
 
-use super::calibrator::Calibrator;
+use calibrator::Calibrator;
+use chosen::Choice;
+use report::{Layers, Measured, Written};
+
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
 use super::model_args::{Method, QuantizeArgs, REPORT_PIXELS};
@@ -20,16 +24,17 @@ use crate::pipeline::footprint::Series;
 use crate::pipeline::{Model, Numerics};
 use crate::quantize::Policy;
 use crate::request::{Defaults, Precision, Request};
-use crate::sensitivity::{self, Fidelity, LayerReport, Recording, Report, Settings};
+use crate::sensitivity::{self, Recording, Settings};
 
 /// Prompts of a report that names none: a thing and a scene.
 const PROMPTS: [&str; 2] = ["a red apple on a yellow background", "a photo of a fox in the snow"];
 
-/// Writes the int8 file, then measures if a report is asked for: a long measurement that is cut off costs nothing
-/// but itself.
+/// Writes the file, then measures if a report is asked for: a long measurement that is cut off costs nothing but
+/// itself. What the choice of bits needs is measured before.
 ///
 /// # Errors
-/// When a destination exists and may not be replaced, a pattern matches nothing, or the source is no usable model.
+/// When a destination exists and may not be replaced, a pattern matches nothing, no bits reach the goal, or the source
+/// is no usable model.
 pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     args.check()?;
@@ -47,59 +52,84 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let policy = Policy::new(args.bits.clone()).and_keeping(&args.keep);
     policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
     let settings = settings(args, &checkpoint.defaults());
-    let measured = args.compare || args.report.is_some();
-    if measured {
+    if args.measures() {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
         check_memory(&checkpoint, &settings, printer)?;
     }
-    let source = checkpoint.clone();
+    let record = |settings| {
+        watched("drawing in f32, picture", printer, |on_picture| {
+            Recording::new(&checkpoint, settings, on_picture)
+        })
+    };
+    let (recording, choice) = if args.has_goal() {
+        let recording = record(settings.clone())?;
+        let choice = chosen::choose(args, &checkpoint, &recording, &signals, printer)?;
+        (Some(recording), choice)
+    } else {
+        (None, None)
+    };
+    let policy = choice.as_ref().map_or(policy, |choice| choice.policy.clone());
     let balance = checkpoint.tensors().balance(&policy).or_exit(Exit::Model)?;
-    if args.method == Method::Gptq {
-        checkpoint = Calibrator::new(args, &source, printer)?.learn(&source, &policy, &balance)?;
-    }
-    let form = Form::Native(Storage::Balanced(&policy, &balance));
-    let written = destination::write(&checkpoint, &args.destination, form, &signals)?;
+    let rounded = match choice.as_ref().and_then(|choice| choice.learned.clone()) {
+        Some(learned) => checkpoint.merged(learned),
+        None if args.method == Method::Gptq => {
+            let [learned] = Calibrator::new(args, &checkpoint, printer)?.learn(&checkpoint, [&policy])?;
+            checkpoint.merged(learned)
+        }
+        None => checkpoint.clone(),
+    };
+    let storage = Storage::Balanced(&policy, &balance);
+    let written = destination::write(&rounded, &args.destination, Form::Native(storage), &signals)?;
     if written != Exit::Done {
         return Ok(written);
     }
     let size = args.destination.metadata().map_or(0, |file| file.len());
-    printer.status(&format!("{}: {:.1} MB", args.destination.display(), size as f64 / 1e6));
-    if measured {
-        measure(&source, &policy, settings, args, printer)?;
+    let expected = choice.as_ref().map(|choice| choice.expected_sqnr);
+    let written = Written::new(&args.destination, size, &checkpoint, storage).expecting(expected);
+    printer.status(&written.to_string());
+    if args.measures() {
+        let recording = recording.map_or_else(|| record(settings), Ok)?;
+        return measure(args, &checkpoint, &policy, choice.as_ref(), &recording, written, printer);
     }
-    Ok(Exit::Done)
+    print(args, &written, None)
 }
 
-/// What a report's file holds.
-#[derive(Serialize)]
-struct Measured {
-    #[serde(flatten)]
-    report: Report,
-    fidelity: Fidelity,
-}
-
+/// Says how near the file comes to `checkpoint`, and what its layers cost if that is asked for.
 fn measure(
+    args: &QuantizeArgs,
     checkpoint: &Checkpoint,
     policy: &Policy,
-    settings: Settings,
-    args: &QuantizeArgs,
+    choice: Option<&Choice>,
+    recording: &Recording,
+    written: Written<'_>,
     printer: Printer,
-) -> Result<(), Failure> {
-    let recording = watched("drawing in f32, picture", printer, |on_picture| {
-        Recording::new(checkpoint, settings, on_picture)
-    })?;
+) -> Result<Exit, Failure> {
     let fidelity = watched("drawing in int8, picture", printer, |on_picture| {
         recording.compare(&Checkpoint::open(&args.destination)?, on_picture)
     })?;
     printer.status(&fidelity.to_string());
-    let Some(path) = &args.report else { return Ok(()) };
-    let report = watched("measuring layer", printer, |on_layer| {
-        sensitivity::study(checkpoint, policy, &recording, on_layer)
-    })?;
-    let table = table(&report);
-    let json = serde_json::to_string_pretty(&Measured { report, fidelity }).or_exit(Exit::PictureFailed)?;
+    let Some(path) = &args.report else { return print(args, &written.measured(&fidelity), None) };
+    let layers = match choice {
+        Some(choice) => Layers::Chosen(choice.into()),
+        None => Layers::AsWritten(watched("measuring layer", printer, |on_layer| {
+            sensitivity::study(checkpoint, policy, recording, on_layer)
+        })?),
+    };
+    let measured = Measured { layers, fidelity: &fidelity };
+    let json = serde_json::to_string_pretty(&measured).or_exit(Exit::PictureFailed)?;
     files::save((json + "\n").as_bytes(), path, true).or_exit(Exit::PictureFailed)?;
-    printer::stdout_text(&table).or_exit(Exit::PictureFailed)
+    print(args, &written.measured(&fidelity), Some(&measured.layers))
+}
+
+/// What goes to stdout.
+fn print(args: &QuantizeArgs, written: &Written<'_>, layers: Option<&Layers<'_>>) -> Result<Exit, Failure> {
+    if args.json {
+        let json = serde_json::to_string(written).or_exit(Exit::PictureFailed)?;
+        printer::stdout_text(&json).or_exit(Exit::PictureFailed)?;
+    } else if let Some(layers) = layers {
+        printer::stdout_text(&layers.table()).or_exit(Exit::PictureFailed)?;
+    }
+    Ok(Exit::Done)
 }
 
 /// What the model is measured with.
@@ -128,31 +158,5 @@ fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) 
     let checked = guard.check(&Request::new("", 0, &defaults), Series::Prompts, None);
     checked
         .map(drop)
-        .map_err(|failure| failure.hint("leave --report and --compare out, or pass a smaller --report-size"))
-}
-
-/// One line per layer, the worst first, and the sums of all.
-fn table(report: &Report) -> String {
-    let name = |layer: &LayerReport| layer.layer.chars().count();
-    let width = report.layers.iter().map(name).max().unwrap_or(0);
-    // Writing to a String can't fail.
-    let mut text = String::new();
-    let _ =
-        writeln!(text, "{:width$}  {:>8}  {:>11}  {:>8}", "SQNR in dB", "weights", "activations", "output");
-    for layer in &report.layers {
-        let _ = writeln!(
-            text,
-            "{:width$}  {:>8}  {:>11}  {:>8}",
-            layer.layer,
-            decibel(layer.weight_sqnr),
-            decibel(layer.activation_sqnr),
-            decibel(layer.output_sqnr),
-        );
-    }
-    let all = decibel(report.output_sqnr);
-    text + &format!("{:width$}  {:>8}  {:>11}  {all:>8}", "all of them together", "", "")
-}
-
-fn decibel(sqnr: Option<f64>) -> String {
-    sqnr.map_or_else(|| "exact".to_owned(), |sqnr| format!("{sqnr:.1}"))
+        .map_err(|failure| failure.hint("pass a smaller --report-size, or leave out what measures"))
 }

@@ -1,18 +1,18 @@
 //! What `quantize --method gptq` learns from: the prompts' list, how much memory statistics may take, progress.
 
-use super::batch::Source;
-use super::exit::{Exit, Failure, OrExit};
-use super::memory_guard::Guard;
-use super::model_args::{QuantizeArgs, REPORT_PIXELS};
-use super::printer::Printer;
-use super::watched::watched;
-use crate::calibration::{self, Runs};
+use super::super::batch::Source;
+use super::super::exit::{Exit, Failure, OrExit};
+use super::super::memory_guard::Guard;
+use super::super::model_args::{QuantizeArgs, REPORT_PIXELS};
+use super::super::printer::Printer;
+use super::super::watched::watched;
+use crate::calibration::{self, Learned, Runs};
 use crate::checkpoint::Checkpoint;
 use crate::memory;
 use crate::picture_in::{self, PictureBytes};
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{Model, Numerics};
-use crate::quantize::{Balance, Policy};
+use crate::quantize::Policy;
 use crate::request::list::Fault;
 use crate::request::{Defaults, Draft, Precision, Request};
 
@@ -60,25 +60,25 @@ impl Calibrator {
         })
     }
 
-    /// The model, equalized by `balance`, with rounding learned.
+    /// The model with rounding learned for each of the policies, which differ in bits only.
     ///
     /// # Errors
     /// When the model is unusable or int8 already.
-    pub fn learn(
+    pub fn learn<const N: usize>(
         &self,
         checkpoint: &Checkpoint,
-        policy: &Policy,
-        balance: &Balance,
-    ) -> Result<Checkpoint, Failure> {
+        policies: [&Policy; N],
+    ) -> Result<[Learned; N], Failure> {
         calibration::check(checkpoint).or_exit(Exit::Model)?;
+        let Some(first) = policies.first() else { return Ok(policies.map(|_| Learned::default())) };
+        let balance = checkpoint.tensors().balance(first).or_exit(Exit::Model)?;
         let runs = watched("drawing in int8, picture", self.printer, |on_picture| {
             Runs::draw(checkpoint, &self.requests, self.timesteps, on_picture)
         })?;
-        let learned = watched("learning, part", self.printer, |on_progress| {
+        watched("learning, part", self.printer, |on_progress| {
             let memory = self.statistics as usize;
-            calibration::learn(checkpoint, policy, balance, &runs, memory, on_progress)
-        })?;
-        Ok(checkpoint.merged(learned))
+            calibration::learn_each(checkpoint, policies, &balance, &runs, memory, on_progress)
+        })
     }
 }
 
