@@ -408,10 +408,11 @@ impl Block<'_> {
         let Self { packed, input, table, pitch, sums, unpacked, destination, first_row, end_row, panel } =
             self;
         let PackedI8 { taps, .. } = *packed;
-        let width = packed.panels.width;
         let simd = bytes.simd();
         let lanes = B::Simd::LANES;
-        assert_eq!(width, NV * lanes);
+        // Known when compiled, which loops over weights need to be without remainders.
+        let width = NV * lanes;
+        assert_eq!(packed.panels.width, width);
         let rows = (end_row - first_row).next_multiple_of(MR);
         let stride = input.stride;
         let groups = stride / B::ROWS.group;

@@ -77,15 +77,38 @@ pub(super) fn pack_line(line: &[i8], to: &mut [u8]) {
 
 /// A line's values as `make` makes them of each and its factor.
 #[inline(always)]
-pub(super) fn unpack_line<T>(line: &[u8], factors: &[i16], to: &mut [T], make: impl Fn(i16, i16) -> T) {
+pub(super) fn unpack_line<T: Copy + Default>(
+    line: &[u8],
+    factors: &[i16],
+    to: &mut [T],
+    make: impl Fn(i16, i16) -> T,
+) {
     let (low, high) = to.split_at_mut(line.len());
     let (low_factors, high_factors) = factors.split_at(line.len());
-    // One loop for each half, so that both run on vectors.
-    for ((to, &byte), &factor) in low.iter_mut().zip(line).zip(low_factors) {
-        *to = make(i16::from(byte & 0xf) - 8, factor);
+    unpack_half(line, low_factors, low, |byte, factor| make(i16::from(byte & 0xf) - 8, factor));
+    unpack_half(&line[..high.len()], high_factors, high, |byte, factor| {
+        make(i16::from(byte >> 4) - 8, factor)
+    });
+}
+
+/// What `make` makes of each byte and its factor, some at a time in arrays of their own, so that compilers take them as
+/// vectors.
+#[inline(always)]
+fn unpack_half<T: Copy + Default>(line: &[u8], factors: &[i16], to: &mut [T], make: impl Fn(u8, i16) -> T) {
+    const ABREAST: usize = 16;
+    let (lines, line) = line.as_chunks::<ABREAST>();
+    let (many_factors, factors) = factors.as_chunks::<ABREAST>();
+    let (many, to) = to.as_chunks_mut::<ABREAST>();
+    for ((to, line), factors) in many.iter_mut().zip(lines).zip(many_factors) {
+        let (line, factors) = (*line, *factors);
+        let mut made = [T::default(); ABREAST];
+        for at in 0..ABREAST {
+            made[at] = make(line[at], factors[at]);
+        }
+        *to = made;
     }
-    for ((to, &byte), &factor) in high.iter_mut().zip(line).zip(high_factors) {
-        *to = make(i16::from(byte >> 4) - 8, factor);
+    for ((to, &byte), &factor) in to.iter_mut().zip(line).zip(factors) {
+        *to = make(byte, factor);
     }
 }
 

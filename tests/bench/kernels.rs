@@ -8,8 +8,8 @@
 use std::time::Instant;
 
 use pochade::kernels::{
-    Attention, Conv2d, Epilogue, Gather, GroupNorm, Isa, LayerNorm, PackedF32, PackedI8, Padding,
-    QuantizedRows, Winograd, WinogradWords, quantize_rows,
+    Attention, Conv2d, Epilogue, GROUP, Gather, GroupNorm, Grouped, Isa, LayerNorm, PackedF32, PackedI8,
+    Padding, QuantizedRows, Winograd, WinogradWords, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
@@ -331,6 +331,64 @@ fn i8_products() {
             ours / yard
         );
     }
+}
+
+/// What unpacking weights of four bits adds to products of bytes, and of words by Winograd's algorithm.
+#[test]
+#[ignore = "a benchmark"]
+fn four_bit_products() {
+    let isa = Isa::chosen().unwrap();
+    println!("\n{isa}; milliseconds");
+    println!("{:34} {:>9} {:>9} {:>7}", "", "8 bits", "4 bits", "ratio");
+    for shape in shapes() {
+        let (gather, taps, depth, out) = shape.geometry();
+        let floats = floats(gather.in_rows().max(out * taps) * depth);
+        let bytes: Vec<i8> = floats[..out * taps * depth].iter().map(|w| (w * 127.0) as i8).collect();
+        let halves: Vec<i8> = bytes.iter().map(|byte| byte >> 4).collect();
+        let scales = vec![0.01; out];
+        let groups = vec![0.1; out * taps * depth.div_ceil(GROUP)];
+        let grouped = Grouped { values: &halves, scales: &groups };
+        let mut input = QuantizedRows::default();
+        quantize_rows(isa, &floats[..gather.in_rows() * depth], depth, &mut input);
+        let epilogue = Epilogue::default();
+        let mut output = vec![0.0; gather.out_rows() * out];
+        let (eight, four) = (
+            PackedI8::pack(&bytes, &scales, out, taps, depth, isa),
+            PackedI8::pack_grouped(grouped, out, taps, depth, isa),
+        );
+        let mut product = |packed: &PackedI8| {
+            packed.apply(&input, &gather, &epilogue, &mut output);
+        };
+        let product = std::cell::RefCell::new(&mut product);
+        let times = medians([&mut || product.borrow_mut()(&eight), &mut || product.borrow_mut()(&four)]);
+        print_ratio(&shape.name(), times);
+        let Shape::Conv { batch, side, .. } = shape else { continue };
+        let conv = Conv2d {
+            batch,
+            height: side,
+            width: side,
+            kernel: 3,
+            stride: 1,
+            padding: Padding::all(1),
+            enlarged: None,
+        };
+        let input = &floats[..batch * side * side * depth];
+        let (eight, four) = (
+            WinogradWords::of_i8(&bytes, scales.clone(), out, depth, isa),
+            WinogradWords::of_grouped(grouped, out, depth, isa),
+        );
+        let mut output = vec![0.0; gather.out_rows() * out];
+        let mut winograd = |layer: &WinogradWords| {
+            layer.apply(input, &conv, &epilogue, &mut output);
+        };
+        let winograd = std::cell::RefCell::new(&mut winograd);
+        let times = medians([&mut || winograd.borrow_mut()(&eight), &mut || winograd.borrow_mut()(&four)]);
+        print_ratio("  by Winograd's algorithm", times);
+    }
+}
+
+fn print_ratio(name: &str, [eight, four]: [f64; 2]) {
+    println!("{name:34} {:9.2} {:9.2} {:7.3}", eight * 1e3, four * 1e3, four / eight);
 }
 
 #[test]

@@ -230,6 +230,7 @@ impl<P: WordProduct> TileKernel<P> for Multiply<'_> {
     fn run<const MR: usize, const NV: usize>(mut self, words: P) {
         let layer = self.layer;
         let (panel, depth) = (self.panel * self.blocking.depth, 9 * layer.panels.width);
+        assert_eq!(layer.panels.width, NV * P::Simd::LANES);
         for block in 0..self.blocking.count {
             let (first, len) = self.blocking.block(block);
             let known = first..(first + len).min(self.blocking.depth);
@@ -239,7 +240,8 @@ impl<P: WordProduct> TileKernel<P> for Multiply<'_> {
                 Weights::I8(weights, _) => self.transform_weights(words, block, &weights[places]),
                 Weights::Nibbles(nibbles, _) => {
                     let unpacked = std::mem::take(&mut self.unpacked);
-                    let (width, depths) = (layer.panels.width, self.blocking.depth);
+                    // Known when compiled, which spares loops their remainders.
+                    let (width, depths) = (NV * P::Simd::LANES, self.blocking.depth);
                     let to = &mut unpacked[..known.len() * depth];
                     weights::unpack(nibbles, self.panel, depths, width, known.clone(), to);
                     self.transform_weights(words, block, &unpacked[..known.len() * depth]);
