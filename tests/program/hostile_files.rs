@@ -325,23 +325,43 @@ fn ended_while_writing(sandbox: &Sandbox, args: &[&str], signal: &str) -> Option
     panic!("{args:?} was never caught while it wrote");
 }
 
+/// A report of what layers of `checkpoint` cost, as `--measured` reads it, but made up.
+#[cfg(unix)]
+fn costs(checkpoint: &Checkpoint) -> serde_json::Value {
+    use pochade::quantize::Bits;
+
+    let (tensors, policy) = (checkpoint.tensors(), Policy::all(Bits::Four));
+    let is_rounded = |name: &&str| policy.stored_bits(name, tensors.view(name).unwrap().shape) == Bits::Four;
+    let layer = |name| serde_json::json!({"layer": name, "tensors": [name], "four_bits": [1e-3], "eight_bits": [1e-5]});
+    let layers: Vec<_> = tensors.parameters().filter(is_rounded).map(layer).collect();
+    serde_json::json!({
+        "model": checkpoint.name(), "prompts": [], "steps": 1, "width": 64, "height": 64, "seed": 0,
+        "timesteps": [999.0], "layers": layers,
+    })
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept() {
     let sandbox = Sandbox::new();
+    let quick = ["--measured", "r.json", "--report-size", "64", "--report-prompt", "x"];
+    let trying = ["quantize", "pocket.safetensors", "new.safetensors", "--quality", "30"];
+    let trying = [&trying[..], &quick].concat();
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         for args in [
             &["convert", "pocket.safetensors", "new.safetensors", "--storage", "f32"][..],
             &["quantize", "pocket.safetensors", "new.safetensors"],
             &["convert", "pocket.safetensors", "new", "--format", "diffusers", "--storage", "f32"],
+            &trying,
         ] {
             if !sandbox.join("pocket.safetensors").exists() {
                 let built_in = Checkpoint::built_in().unwrap();
                 let floats = Storage::Float(pochade::checkpoint::FloatType::F32);
                 built_in.write_native(&sandbox.join("pocket.safetensors"), floats).unwrap();
+                sandbox.write("r.json", costs(&built_in).to_string().as_bytes());
             }
             assert_eq!(ended_while_writing(&sandbox, args, signal), Some(code), "{args:?}");
-            assert_eq!(sandbox.files(), ["pocket.safetensors"], "{args:?}");
+            assert_eq!(sandbox.files(), ["pocket.safetensors", "r.json"], "{args:?}");
         }
     }
     for args in [

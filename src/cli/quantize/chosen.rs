@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::super::destination;
 use super::super::exit::{Exit, Failure, OrExit};
 use super::super::model_args::{Method, QuantizeArgs};
 use super::super::printer::Printer;
@@ -193,8 +192,23 @@ impl<'a> Chooser<'a> {
 
     /// What the UNet's output keeps with a combination's file, in dB on average over the timesteps.
     fn output(&self, number: usize) -> Result<f64, Failure> {
-        let policy = self.policy(number);
-        let balance = self.checkpoint.tensors().balance(&policy).or_exit(Exit::Model)?;
+        // Until nothing is left of the file but what is open.
+        self.signals.exit_at_once(false);
+        let written = self.written(&self.policy(number));
+        self.signals.exit_at_once(true);
+        if let Some(stopped) = self.signals.received() {
+            return Err(Failure::new(stopped, "stopped"));
+        }
+        let written = written?;
+        let found = watched("trying a choice, picture", self.printer, |on_picture| {
+            self.recording.output_mean_sqnr(&written, on_picture)
+        })?;
+        Ok(found.unwrap_or(f64::INFINITY))
+    }
+
+    /// The model as a file has it whose name is gone already, where systems let an open file's name go.
+    fn written(&self, policy: &Policy) -> Result<Checkpoint, Failure> {
+        let balance = self.checkpoint.tensors().balance(policy).or_exit(Exit::Model)?;
         let checkpoint = match &self.learned {
             Some(learned) => self.checkpoint.merged(Mixed { policy: policy.clone(), ..learned.clone() }),
             None => self.checkpoint.clone(),
@@ -203,17 +217,8 @@ impl<'a> Chooser<'a> {
             .with_context(|| format!("can't write beside {}", self.args.destination.display()))
             .or_exit(Exit::PictureFailed)?;
         let path = scratch.path().join("tried.safetensors");
-        let form = Form::Native(Storage::Balanced(&policy, &balance));
-        match destination::write(&checkpoint, &path, form, self.signals)? {
-            Exit::Done => {}
-            stopped => return Err(Failure::new(stopped, "stopped")),
-        }
-        let written = Checkpoint::open(&path).or_exit(Exit::Model)?;
-        // What is open stays readable without its name, where systems let that go.
-        drop(scratch);
-        let found = watched("trying a choice, picture", self.printer, |on_picture| {
-            self.recording.output_mean_sqnr(&written, on_picture)
-        })?;
-        Ok(found.unwrap_or(f64::INFINITY))
+        let form = Form::Native(Storage::Balanced(policy, &balance));
+        checkpoint.write(&path, form, &|| self.signals.received().is_some())?;
+        Checkpoint::open(&path).or_exit(Exit::Model)
     }
 }
