@@ -235,6 +235,10 @@ pub struct QuantizeArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
+    /// Learn and measure even where the estimated memory exceeds what is available
+    #[arg(long)]
+    pub ignore_memory: bool,
+
     #[command(flatten)]
     pub merge: MergeArgs,
 

@@ -15,6 +15,7 @@ mod transfer;
 pub use cache::{Cache, Repository, files, remove_folder};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ALIASES, Alias, DEFAULT, ModelId, PARTS, Part, part};
+pub use info::ModelInfo;
 pub use pull::{Plan, Watcher, pull};
 pub use pulled::{Natives, Pulled, all, commit, find, find_file, licence, verify};
 pub use transfer::Client;

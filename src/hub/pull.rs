@@ -8,7 +8,6 @@ use super::error::{Error, ErrorKind, Result};
 use super::hash;
 use super::id::ModelId;
 use super::info::{Blob, Sibling};
-use super::plan;
 use super::pulled::Natives;
 use super::transfer::Client;
 
@@ -49,7 +48,7 @@ pub fn pull(
     let info = client.model_info(id)?;
     info.check()?;
     let named = |error: Error| Error { message: format!("{id}: {error}"), ..error };
-    let siblings = plan::files(&info.siblings, file).map_err(named)?;
+    let siblings = info.files(file).map_err(named)?;
     let repository = cache.repository(id);
     let mut wanted: Vec<(&Sibling, Blob)> = Vec::new();
     for sibling in siblings {
@@ -57,11 +56,15 @@ pub fn pull(
         wanted.push((sibling, sibling.blob().map_or_else(described, Ok)?));
     }
     let licence = info.licence();
-    let missing = wanted.iter().map(|(_, blob)| missing(&repository, blob)).sum();
+    // Sizes are the server's to claim.
+    let sum = |sizes: &dyn Fn(&Blob) -> u64| {
+        wanted.iter().fold(0u64, |sum, (_, blob)| sum.saturating_add(sizes(blob)))
+    };
+    let missing = sum(&|blob| missing(&repository, blob));
     watcher.planned(&Plan {
         commit: &info.sha,
         licence: licence.as_deref(),
-        total: wanted.iter().map(|(_, blob)| blob.size).sum(),
+        total: sum(&|blob| blob.size),
         missing,
     });
     check_space(repository.folder(), missing)?;

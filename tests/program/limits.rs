@@ -125,8 +125,18 @@ fn the_address_space_is_part_of_the_memory_guard() {
     let report =
         ["quantize", "floats.safetensors", "new.safetensors", "--report", "r.json", "--report-size", "1024"];
     let left = sandbox.run_limited("ulimit -v 230000", &report);
-    left.refused(1, &["of memory", "a smaller --report-size"]);
+    left.refused(1, &["of memory", "a smaller --report-size", "--ignore-memory"]);
     assert!(!sandbox.join("new.safetensors").exists());
+    let learn =
+        ["quantize", "floats.safetensors", "new.safetensors", "--method", "gptq", "--calibrate-size", "1024"];
+    let left = sandbox.run_limited("ulimit -v 230000", &learn);
+    left.refused(1, &["of memory", "a smaller --calibrate-size", "--ignore-memory"]);
+    assert!(!sandbox.join("new.safetensors").exists());
+    // It runs into the limit, but later.
+    let tried = [&report[..], &["--ignore-memory"]].concat();
+    let left = sandbox.run_limited("ulimit -v 230000", &tried);
+    assert!(left.stderr.contains("trying all the same"), "{left:?}");
+    assert!(sandbox.join("new.safetensors").exists());
 }
 
 /// Runs `args` where `out` is a disk of so many bytes; none where no disk can be mounted.

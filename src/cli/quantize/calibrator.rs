@@ -51,7 +51,7 @@ impl Calibrator {
                     .collect()
             }
         };
-        let statistics = check_memory(checkpoint, &requests, printer)?;
+        let statistics = check_memory(checkpoint, &requests, args.ignore_memory, printer)?;
         Ok(Self {
             requests,
             timesteps: usize::from(args.calibrate_steps.unwrap_or(TIMESTEPS)),
@@ -114,15 +114,23 @@ fn read(mut source: Source, defaults: &Defaults) -> Result<Vec<Request>, Failure
 }
 
 /// How many bytes statistics may take beside the network in f32.
-fn check_memory(checkpoint: &Checkpoint, requests: &[Request], printer: Printer) -> Result<u64, Failure> {
+fn check_memory(
+    checkpoint: &Checkpoint,
+    requests: &[Request],
+    ignore: bool,
+    printer: Printer,
+) -> Result<u64, Failure> {
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
     let Some(largest) = requests.iter().max_by_key(|request| request.width * request.height) else {
         return Ok(0);
     };
-    let guard =
-        Guard { model: &model, pictures: PictureBytes::default(), ignore: false, streams: false, printer };
+    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, streams: false, printer };
     let checked = guard.check(largest, Series::Prompts, None);
-    checked.map_err(|failure| failure.hint("pass a smaller --calibrate-size, or `--method nearest`"))?;
+    checked.map_err(|failure| {
+        failure.hint(
+            "pass a smaller --calibrate-size, or `--method nearest`; --ignore-memory tries all the same",
+        )
+    })?;
     let (Some(footprint), Some(available)) = (model.footprint(), memory::available()) else {
         return Ok(STATISTICS);
     };

@@ -54,7 +54,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     let settings = settings(args, &checkpoint.defaults());
     if args.measures() {
         sensitivity::check(&checkpoint).or_exit(Exit::Model)?;
-        check_memory(&checkpoint, &settings, printer)?;
+        check_memory(&checkpoint, &settings, args.ignore_memory, printer)?;
     }
     let record = |settings| {
         watched("drawing in f32, picture", printer, |on_picture| {
@@ -149,14 +149,22 @@ fn settings(args: &QuantizeArgs, defaults: &Defaults) -> Settings {
 }
 
 /// Measuring takes what drawing several prompts in f32 does.
-fn check_memory(checkpoint: &Checkpoint, settings: &Settings, printer: Printer) -> Result<(), Failure> {
+fn check_memory(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    ignore: bool,
+    printer: Printer,
+) -> Result<(), Failure> {
     let Settings { width, height, .. } = *settings;
     let defaults = Defaults { width, height, ..checkpoint.defaults() };
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
-    let guard =
-        Guard { model: &model, pictures: PictureBytes::default(), ignore: false, streams: false, printer };
+    let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, streams: false, printer };
     let checked = guard.check(&Request::new("", 0, &defaults), Series::Prompts, None);
     checked
         .map(drop)
-        .map_err(|failure| failure.hint("pass a smaller --report-size, or leave out what measures"))
+        .map_err(|failure| {
+            failure.hint(
+                "pass a smaller --report-size, or leave out what measures; --ignore-memory tries all the same",
+            )
+        })
 }
