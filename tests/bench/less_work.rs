@@ -32,6 +32,7 @@ const GRID: &[&str] = &[
     "steps=15",
     "steps=10",
     "steps=15 cache=2",
+    "steps=14 cache=2",
     "fast=pocket",
 ];
 

@@ -36,18 +36,76 @@ unsafe fn usmmla(mut sums: int32x4_t, a: uint8x16_t, w: int8x16_t) -> int32x4_t 
     sums
 }
 
+/// How a tile's rows lie to each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// 2i and 2i + 1 side by side, so that one load takes both.
+    Paired,
+    /// 2i + 1 and 2i + 2 are: a convolution's pixels, one further to the left or right.
+    Shifted,
+    Apart,
+}
+
+impl Rows {
+    #[inline(always)]
+    fn of<const MR: usize>(rows: &[*const u8; MR]) -> Self {
+        let neighbors = |i: usize| rows[i + 1] == rows[i].wrapping_add(I8mm::ROWS.group);
+        if (0..MR).step_by(2).all(neighbors) {
+            Self::Paired
+        } else if (1..MR - 1).step_by(2).all(neighbors) {
+            Self::Shifted
+        } else {
+            Self::Apart
+        }
+    }
+}
+
 impl I8mm {
-    /// See [`ByteProduct::accumulate`]. `PAIRED` if rows 2i and 2i + 1 are neighbours, so that one load takes both.
+    /// A group of each pair of rows, `offset` bytes behind their starts; every second place stays empty.
     ///
     /// # Safety
-    /// As there.
+    /// The groups must be readable, and rows lie as `lie` says.
+    #[inline(always)]
+    unsafe fn pairs<const MR: usize>(rows: [*const u8; MR], offset: usize, lie: Rows) -> [uint8x16_t; MR] {
+        // SAFETY: reads a group of each row, or of two that are side by side.
+        unsafe {
+            let one = |i: usize| {
+                let group = vreinterpretq_u64_s8(neon::load_8(rows[i], offset));
+                vreinterpretq_u8_u64(group)
+            };
+            let both = |i: usize| vreinterpretq_u8_s8(neon::load_16(rows[i], offset));
+            let firsts = |a: uint8x16_t, b: uint8x16_t| {
+                vreinterpretq_u8_u64(vzip1q_u64(vreinterpretq_u64_u8(a), vreinterpretq_u64_u8(b)))
+            };
+            let mut pairs = [vdupq_n_u8(0); MR];
+            match lie {
+                Rows::Paired => (0..MR).step_by(2).for_each(|i| pairs[i] = both(i)),
+                Rows::Apart => (0..MR).step_by(2).for_each(|i| pairs[i] = firsts(one(i), one(i + 1))),
+                Rows::Shifted => {
+                    let mut before = one(0);
+                    for i in (0..MR).step_by(2) {
+                        let next = if i + 2 < MR { both(i + 1) } else { one(i + 1) };
+                        pairs[i] = if i == 0 { firsts(before, next) } else { vextq_u8::<8>(before, next) };
+                        before = next;
+                    }
+                }
+            }
+            pairs
+        }
+    }
+
+    /// See [`ByteProduct::accumulate`].
+    ///
+    /// # Safety
+    /// As there, and rows must lie as `lie` says.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "iterators over rows or columns of a tile say less")]
-    unsafe fn sum<const MR: usize, const NV: usize, const PAIRED: bool>(
+    unsafe fn sum<const MR: usize, const NV: usize>(
         self,
         rows: [*const u8; MR],
         weights: *const i8,
         groups: usize,
+        lie: Rows,
     ) -> [[int32x4_t; NV]; MR] {
         // SAFETY: reads a group of each row and NV vectors of weights at a time, as often as there are groups; the token
         // proves the instructions.
@@ -57,21 +115,12 @@ impl I8mm {
             let mut acc = [[vdupq_n_s32(0); NV]; MR];
             let (mut offset, mut weights_offset) = (0usize, 0usize);
             for _ in 0..groups {
-                let mut pairs = [vdupq_n_u8(0); MR];
-                for i in 0..MR / 2 {
-                    pairs[i] = if PAIRED {
-                        vreinterpretq_u8_s8(neon::load_16(rows[2 * i], offset))
-                    } else {
-                        let first = vreinterpretq_u64_s8(neon::load_8(rows[2 * i], offset));
-                        let second = vreinterpretq_u64_s8(neon::load_8(rows[2 * i + 1], offset));
-                        vreinterpretq_u8_u64(vzip1q_u64(first, second))
-                    };
-                }
+                let pairs = Self::pairs(rows, offset, lie);
                 for v in 0..NV {
                     for half in 0..2 {
                         let w = neon::load_16(weights.add((2 * v + half) * 16).cast(), weights_offset);
                         for i in 0..MR / 2 {
-                            acc[2 * i + half][v] = usmmla(acc[2 * i + half][v], pairs[i], w);
+                            acc[2 * i + half][v] = usmmla(acc[2 * i + half][v], pairs[2 * i], w);
                         }
                     }
                 }
@@ -120,13 +169,13 @@ unsafe impl ByteProduct for I8mm {
         groups: usize,
     ) -> [[int32x4_t; NV]; MR] {
         const { assert!(MR.is_multiple_of(2)) };
-        let paired = (0..MR).step_by(2).all(|i| rows[i + 1] == rows[i].wrapping_add(Self::ROWS.group));
-        // SAFETY: the caller's promise; neighbours are side by side.
+        // A loop for each, in which nothing is asked.
+        // SAFETY: the caller's promise; rows lie so.
         unsafe {
-            if paired {
-                self.sum::<MR, NV, true>(rows, weights, groups)
-            } else {
-                self.sum::<MR, NV, false>(rows, weights, groups)
+            match Rows::of(&rows) {
+                Rows::Paired => self.sum(rows, weights, groups, Rows::Paired),
+                Rows::Shifted => self.sum(rows, weights, groups, Rows::Shifted),
+                Rows::Apart => self.sum(rows, weights, groups, Rows::Apart),
             }
         }
     }
