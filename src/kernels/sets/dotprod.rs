@@ -7,7 +7,7 @@ use super::feature_token;
 use super::neon::{self, Neon};
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
-use crate::kernels::tile::{Tile, TileKernel, tiles};
+use crate::kernels::tile::tiles;
 use crate::kernels::token::{Token, Work};
 
 feature_token! {

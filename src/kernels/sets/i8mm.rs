@@ -8,7 +8,7 @@ use super::feature_token;
 use super::neon::{self, Neon};
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
-use crate::kernels::tile::{Tile, TileKernel, tiles};
+use crate::kernels::tile::tiles;
 use crate::kernels::token::{Token, Work};
 
 feature_token! {
@@ -41,7 +41,7 @@ unsafe fn usmmla(mut sums: int32x4_t, a: uint8x16_t, w: int8x16_t) -> int32x4_t 
 enum Rows {
     /// 2i and 2i + 1 side by side, so that one load takes both.
     Paired,
-    /// 2i + 1 and 2i + 2 are: a convolution's pixels, one further to the left or right.
+    /// 2i - 1 and 2i are: a convolution's pixels, one further to the left or right.
     Shifted,
     Apart,
 }
@@ -52,48 +52,44 @@ impl Rows {
         let neighbors = |i: usize| rows[i + 1] == rows[i].wrapping_add(I8mm::ROWS.group);
         if (0..MR).step_by(2).all(neighbors) {
             Self::Paired
-        } else if (1..MR - 1).step_by(2).all(neighbors) {
+        } else if MR > 2 && (1..MR - 1).step_by(2).all(neighbors) {
             Self::Shifted
         } else {
             Self::Apart
         }
     }
+
+    /// The rows that are multiplied together as the pair `number` of `rows`, and whether they are side by side. Of
+    /// shifted ones the first and the last remain for each other.
+    #[inline(always)]
+    fn pair(self, number: usize, rows: usize) -> (usize, usize, bool) {
+        match self {
+            Self::Paired => (2 * number, 2 * number + 1, true),
+            Self::Shifted if number == 0 => (0, rows - 1, false),
+            Self::Shifted => (2 * number - 1, 2 * number, true),
+            Self::Apart => (2 * number, 2 * number + 1, false),
+        }
+    }
+}
+
+/// A group of the rows `first` and `second`, `offset` bytes behind their starts.
+///
+/// # Safety
+/// The groups must be readable, and side by side if `neighbors` says so.
+#[inline(always)]
+unsafe fn load_pair(first: *const u8, second: *const u8, offset: usize, neighbors: bool) -> uint8x16_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if neighbors {
+            return vreinterpretq_u8_s8(neon::load_16(first, offset));
+        }
+        let first = vreinterpretq_u64_s8(neon::load_8(first, offset));
+        let second = vreinterpretq_u64_s8(neon::load_8(second, offset));
+        vreinterpretq_u8_u64(vzip1q_u64(first, second))
+    }
 }
 
 impl I8mm {
-    /// A group of each pair of rows, `offset` bytes behind their starts; every second place stays empty.
-    ///
-    /// # Safety
-    /// The groups must be readable, and rows lie as `lie` says.
-    #[inline(always)]
-    unsafe fn pairs<const MR: usize>(rows: [*const u8; MR], offset: usize, lie: Rows) -> [uint8x16_t; MR] {
-        // SAFETY: reads a group of each row, or of two that are side by side.
-        unsafe {
-            let one = |i: usize| {
-                let group = vreinterpretq_u64_s8(neon::load_8(rows[i], offset));
-                vreinterpretq_u8_u64(group)
-            };
-            let both = |i: usize| vreinterpretq_u8_s8(neon::load_16(rows[i], offset));
-            let firsts = |a: uint8x16_t, b: uint8x16_t| {
-                vreinterpretq_u8_u64(vzip1q_u64(vreinterpretq_u64_u8(a), vreinterpretq_u64_u8(b)))
-            };
-            let mut pairs = [vdupq_n_u8(0); MR];
-            match lie {
-                Rows::Paired => (0..MR).step_by(2).for_each(|i| pairs[i] = both(i)),
-                Rows::Apart => (0..MR).step_by(2).for_each(|i| pairs[i] = firsts(one(i), one(i + 1))),
-                Rows::Shifted => {
-                    let mut before = one(0);
-                    for i in (0..MR).step_by(2) {
-                        let next = if i + 2 < MR { both(i + 1) } else { one(i + 1) };
-                        pairs[i] = if i == 0 { firsts(before, next) } else { vextq_u8::<8>(before, next) };
-                        before = next;
-                    }
-                }
-            }
-            pairs
-        }
-    }
-
     /// See [`ByteProduct::accumulate`].
     ///
     /// # Safety
@@ -115,27 +111,33 @@ impl I8mm {
             let mut acc = [[vdupq_n_s32(0); NV]; MR];
             let (mut offset, mut weights_offset) = (0usize, 0usize);
             for _ in 0..groups {
-                let pairs = Self::pairs(rows, offset, lie);
+                let mut pairs = [vdupq_n_u8(0); MR];
+                for i in 0..MR / 2 {
+                    let (first, second, neighbors) = lie.pair(i, MR);
+                    pairs[i] = load_pair(rows[first], rows[second], offset, neighbors);
+                }
                 for v in 0..NV {
                     for half in 0..2 {
                         let w = neon::load_16(weights.add((2 * v + half) * 16).cast(), weights_offset);
                         for i in 0..MR / 2 {
-                            acc[2 * i + half][v] = usmmla(acc[2 * i + half][v], pairs[2 * i], w);
+                            acc[2 * i + half][v] = usmmla(acc[2 * i + half][v], pairs[i], w);
                         }
                     }
                 }
                 offset += Self::ROWS.step();
                 weights_offset += NV * 32;
             }
+            let mut sums = acc;
             for i in 0..MR / 2 {
+                let (first, second, _) = lie.pair(i, MR);
                 for v in 0..NV {
-                    let first = vreinterpretq_s64_s32(acc[2 * i][v]);
-                    let second = vreinterpretq_s64_s32(acc[2 * i + 1][v]);
-                    acc[2 * i][v] = vreinterpretq_s32_s64(vzip1q_s64(first, second));
-                    acc[2 * i + 1][v] = vreinterpretq_s32_s64(vzip2q_s64(first, second));
+                    let left = vreinterpretq_s64_s32(acc[2 * i][v]);
+                    let right = vreinterpretq_s64_s32(acc[2 * i + 1][v]);
+                    sums[first][v] = vreinterpretq_s32_s64(vzip1q_s64(left, right));
+                    sums[second][v] = vreinterpretq_s32_s64(vzip2q_s64(left, right));
                 }
             }
-            acc
+            sums
         }
     }
 }

@@ -7,7 +7,7 @@ use super::intrinsics;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
 use crate::kernels::simd::{self, Simd};
-use crate::kernels::tile::{Tile, TileKernel, attention_tile, tiles};
+use crate::kernels::tile::{attention_tile, tiles};
 use crate::kernels::token::{Token, Work};
 use crate::kernels::word_product::WordProduct;
 

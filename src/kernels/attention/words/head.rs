@@ -1,0 +1,181 @@
+//! Keys and values of a head, rounded to words; what is multiplied with them is elsewhere.
+
+use super::super::super::simd::{Kernel, Simd};
+use super::super::super::word_product::{round_to_word, scale_of};
+use super::super::{Attention, KEY_BLOCK};
+use super::VALUE_LIMIT;
+
+/// The greatest query or key as an integer, so that sums over `depth` stay below 2^31.
+pub fn score_limit(depth: usize) -> f32 {
+    (f64::from(i32::MAX) / depth as f64).sqrt().floor().min(32767.0) as f32
+}
+
+/// How keys and values of a head lie in memory.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub head_dim: usize,
+    pub kv_len: usize,
+    /// `head_dim` in whole pairs.
+    pub depth: usize,
+    /// `head_dim` in whole tiles.
+    pub padded_dim: usize,
+    pub blocks: usize,
+}
+
+impl Layout {
+    pub fn new(sizes: &Attention, tile_height: usize) -> Self {
+        let Attention { head_dim, kv_len, .. } = *sizes;
+        Self {
+            head_dim,
+            kv_len,
+            depth: head_dim.next_multiple_of(2),
+            padded_dim: head_dim.next_multiple_of(tile_height),
+            blocks: kv_len.div_ceil(KEY_BLOCK),
+        }
+    }
+
+    pub fn keys_len(self) -> usize {
+        self.kv_len * self.depth
+    }
+
+    pub fn values_len(self) -> usize {
+        self.kv_len.next_multiple_of(2) * self.padded_dim
+    }
+
+    /// f32 beside the words: see [`Head`].
+    pub fn floats_len(self) -> usize {
+        self.blocks + (self.blocks + 1) * self.padded_dim
+    }
+}
+
+/// Keys and values of one head.
+pub struct Head<'a> {
+    pub layout: Layout,
+    /// `[kv_len][depth]`.
+    pub keys: &'a [i16],
+    /// `[kv_len / 2][padded_dim][2]`: of two tokens side by side, zeros where there is none.
+    pub values: &'a [i16],
+    /// `[blocks]`.
+    pub key_scales: &'a [f32],
+    /// `[blocks][padded_dim]`.
+    pub value_scales: &'a [f32],
+    /// `[padded_dim]`.
+    pub value_means: &'a [f32],
+}
+
+impl<'a> Head<'a> {
+    pub fn split(layout: Layout, keys: &'a [i16], values: &'a [i16], floats: &'a [f32]) -> Self {
+        let (key_scales, rest) = floats.split_at(layout.blocks);
+        let (value_scales, value_means) = rest.split_at(layout.blocks * layout.padded_dim);
+        Self { layout, keys, values, key_scales, value_scales, value_means }
+    }
+}
+
+/// Rows of f32 of which the first values are meant.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    pub fn row(self, row: usize, len: usize) -> &'a [f32] {
+        &self.values[row * self.stride..][..len]
+    }
+
+    /// The mean of each column over `rows` rows.
+    #[inline(always)]
+    pub fn means(self, rows: usize, to: &mut [f32]) {
+        to.fill(0.0);
+        let width = to.len();
+        for row in 0..rows {
+            for (sum, x) in to.iter_mut().zip(self.row(row, width)) {
+                *sum += x;
+            }
+        }
+        for sum in to {
+            *sum /= rows as f32;
+        }
+    }
+}
+
+/// The bits of a magnitude, which are ordered as magnitudes are, with NaN above all: the greatest tells of it.
+#[inline(always)]
+pub fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7FFF_FFFF
+}
+
+/// Rounds keys and values of one head.
+pub struct Pack<'a> {
+    pub layout: Layout,
+    pub k: Rows<'a>,
+    pub v: Rows<'a>,
+    /// As in [`Head`], all zero.
+    pub keys: &'a mut [i16],
+    pub values: &'a mut [i16],
+    pub floats: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { layout, k, v, keys, values, floats } = self;
+        let Layout { head_dim, kv_len, depth, padded_dim, blocks } = layout;
+        let (key_scales, rest) = floats.split_at_mut(blocks);
+        let (value_scales, value_means) = rest.split_at_mut(blocks * padded_dim);
+        let value_means = &mut value_means[..head_dim];
+        v.means(kv_len, value_means);
+        let mut key_means = vec![0.0; head_dim];
+        k.means(kv_len, &mut key_means);
+
+        let limit = score_limit(depth);
+        let mut greatest = vec![0; head_dim];
+        let mut inverses = vec![0.0; head_dim];
+        for block in 0..blocks {
+            let tokens = block * KEY_BLOCK..((block + 1) * KEY_BLOCK).min(kv_len);
+            greatest.fill(0);
+            for token in tokens.clone() {
+                centered_magnitudes(k.row(token, head_dim), &key_means, &mut greatest);
+            }
+            let (scale, inverse) =
+                scale_of(f32::from_bits(greatest.iter().copied().max().unwrap_or(0)), limit);
+            key_scales[block] = scale;
+            for token in tokens.clone() {
+                let to = &mut keys[token * depth..][..head_dim];
+                for ((to, x), mean) in to.iter_mut().zip(k.row(token, head_dim)).zip(&key_means) {
+                    *to = round_to_word((x - mean) * inverse);
+                }
+            }
+
+            greatest.fill(0);
+            for token in tokens.clone() {
+                centered_magnitudes(v.row(token, head_dim), value_means, &mut greatest);
+            }
+            let scales = &mut value_scales[block * padded_dim..][..head_dim];
+            for ((scale, inverse), &greatest) in scales.iter_mut().zip(&mut inverses).zip(&greatest) {
+                (*scale, *inverse) = scale_of(f32::from_bits(greatest), VALUE_LIMIT);
+            }
+            for first in tokens.clone().step_by(2) {
+                let to = &mut values[first * padded_dim..][..2 * head_dim];
+                let second = (first + 1).min(kv_len - 1);
+                let pairs = v.row(first, head_dim).iter().zip(v.row(second, head_dim));
+                let factors = value_means.iter().zip(&inverses);
+                for ((to, (x, y)), (mean, inverse)) in to.chunks_exact_mut(2).zip(pairs).zip(factors) {
+                    to[0] = round_to_word((x - mean) * inverse);
+                    to[1] = round_to_word((y - mean) * inverse);
+                }
+            }
+        }
+    }
+}
+
+/// Raises `greatest` to the magnitudes of `row - means`.
+#[inline(always)]
+fn centered_magnitudes(row: &[f32], means: &[f32], greatest: &mut [u32]) {
+    for ((greatest, x), mean) in greatest.iter_mut().zip(row).zip(means) {
+        *greatest = (*greatest).max(magnitude(x - mean));
+    }
+}
