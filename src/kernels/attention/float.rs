@@ -7,7 +7,8 @@ use super::super::output::{Output, Written};
 use super::super::parallel::with_scratch;
 use super::super::simd::{Kernel, Simd};
 use super::super::tile::TileKernel;
-use super::{Attention, KEY_BLOCK, Results};
+use super::Attention;
+use super::part::{KEY_BLOCK, Results};
 
 /// See [`Attention::apply`].
 pub fn apply<'a>(

@@ -4,7 +4,8 @@ use super::super::super::math;
 use super::super::super::micro_kernel;
 use super::super::super::simd::Simd;
 use super::super::super::word_product::{ROUNDING, WordProduct, accumulate};
-use super::{ONE, Panel};
+use super::head::ONE;
+use super::panel::Panel;
 
 /// A block of keys with their values.
 pub struct Block<'a> {

@@ -2,8 +2,13 @@
 
 use super::super::super::simd::{Kernel, Simd};
 use super::super::super::word_product::{round_to_word, scale_of};
-use super::super::{Attention, KEY_BLOCK};
-use super::VALUE_LIMIT;
+use super::super::part::KEY_BLOCK;
+
+/// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
+pub const ONE: f32 = 32767.0;
+pub const VALUE_LIMIT: f32 = 1023.0;
+const _: () = assert!(ONE as u64 * VALUE_LIMIT as u64 * (KEY_BLOCK as u64) < 1 << 31);
+const _: () = assert!(KEY_BLOCK.is_multiple_of(2));
 
 /// The greatest query or key as an integer, so that sums over `depth` stay below 2^31.
 pub fn score_limit(depth: usize) -> f32 {
@@ -23,8 +28,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(sizes: &Attention, tile_height: usize) -> Self {
-        let Attention { head_dim, kv_len, .. } = *sizes;
+    pub fn new(head_dim: usize, kv_len: usize, tile_height: usize) -> Self {
         Self {
             head_dim,
             kv_len,

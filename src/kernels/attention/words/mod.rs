@@ -7,8 +7,7 @@
 
 mod block;
 mod head;
-
-use std::f32::consts::LOG2_E;
+mod panel;
 
 use super::super::aligned::AlignedBuf;
 use super::super::isa::Isa;
@@ -16,16 +15,12 @@ use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::Simd;
 use super::super::tile::TileKernel;
-use super::super::word_product::{WordKernel, WordProduct, round_to_word, scale_of};
-use super::{Attention, KEY_BLOCK, Part, Results};
+use super::super::word_product::{WordKernel, WordProduct};
+use super::Attention;
+use super::part::{KEY_BLOCK, Part, Results};
 use block::Block;
-use head::{Head, Layout, Pack, Rows, magnitude, score_limit};
-
-/// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
-const ONE: f32 = 32767.0;
-const VALUE_LIMIT: f32 = 1023.0;
-const _: () = assert!(ONE as u64 * VALUE_LIMIT as u64 * (KEY_BLOCK as u64) < 1 << 31);
-const _: () = assert!(KEY_BLOCK.is_multiple_of(2));
+use head::{Head, Layout, Pack, Rows};
+use panel::Panel;
 
 /// See [`Attention::apply_in_words`].
 pub fn apply<'a>(
@@ -38,7 +33,7 @@ pub fn apply<'a>(
 ) -> Written<'a> {
     let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;
     let (height, lanes) = isa.properties().attention_tile;
-    let layout = Layout::new(sizes, height);
+    let layout = Layout::new(head_dim, kv_len, height);
     let (keys_len, values_len, floats_len) = (layout.keys_len(), layout.values_len(), layout.floats_len());
     let count = batch * heads;
     let mut keys = AlignedBuf::<i16>::zeros(count * keys_len);
@@ -137,63 +132,6 @@ impl<P: WordProduct> TileKernel<P> for Task<'_> {
     #[inline(always)]
     fn run<const MR: usize, const QV: usize>(self, words: P) {
         self.attend::<P, MR, QV>(words);
-    }
-}
-
-/// What a panel of queries carries from block to block, all with queries in the lanes.
-struct Panel<'a> {
-    /// The rounded queries, `[depth / 2][lanes][2]`.
-    queries: &'a mut [i16],
-    /// The values summed so far, `[padded_dim][lanes]`.
-    sums: &'a mut [f32],
-    /// What a product of query and key stands for, but for the key's scale, in units of log2: `[lanes]`.
-    scales: &'a mut [f32],
-    /// The greatest score so far, `[lanes]`.
-    greatest: &'a mut [f32],
-    /// The sum of exponentials so far, `[lanes]`.
-    total: &'a mut [f32],
-}
-
-impl<'a> Panel<'a> {
-    /// Panel `number` of all whose queries lie in `words` and whose states in `floats`.
-    #[inline(always)]
-    fn of(words: &'a mut [i16], floats: &'a mut [f32], number: usize, layout: Layout, lanes: usize) -> Self {
-        let (words_len, floats_len) = (Self::words_len(layout, lanes), Self::floats_len(layout, lanes));
-        let queries = &mut words[number * words_len..][..words_len];
-        let state = &mut floats[number * floats_len..][..floats_len];
-        let (sums, rest) = state.split_at_mut(layout.padded_dim * lanes);
-        let (scales, rest) = rest.split_at_mut(lanes);
-        let (greatest, total) = rest.split_at_mut(lanes);
-        Self { queries, sums, scales, greatest, total }
-    }
-
-    fn words_len(layout: Layout, lanes: usize) -> usize {
-        layout.depth * lanes
-    }
-
-    fn floats_len(layout: Layout, lanes: usize) -> usize {
-        (layout.padded_dim + 3) * lanes
-    }
-
-    /// Rounds the queries that `row` gives for each lane.
-    #[inline(always)]
-    fn begin<'r>(&mut self, depth: usize, scale: f32, row: impl Fn(usize) -> &'r [f32]) {
-        let lanes = self.scales.len();
-        let limit = score_limit(depth);
-        self.sums.fill(0.0);
-        self.queries.fill(0);
-        self.greatest.fill(f32::NEG_INFINITY);
-        for lane in 0..lanes {
-            let row = row(lane);
-            let greatest = row.iter().fold(0, |greatest, &x| magnitude(x).max(greatest));
-            let (query_scale, inverse) = scale_of(f32::from_bits(greatest), limit);
-            self.scales[lane] = query_scale * scale * LOG2_E;
-            // Zero, or NaN where the query has NaN or infinity.
-            self.total[lane] = 0.0 * query_scale;
-            for (d, &x) in row.iter().enumerate() {
-                self.queries[(d / 2 * lanes + lane) * 2 + d % 2] = round_to_word(x * inverse);
-            }
-        }
     }
 }
 
