@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use super::error::{Error, ErrorKind, Result};
 use super::id::is_commit;
-use super::plan;
 
 /// The answer of `GET /api/models/{id}/revision/{revision}?blobs=true`, as far as it matters here.
 #[derive(Debug, Deserialize)]
@@ -13,7 +12,7 @@ pub struct ModelInfo {
     /// The commit that the revision stands for.
     pub sha: String,
     #[serde(default)]
-    siblings: Vec<Sibling>,
+    pub siblings: Vec<Sibling>,
     #[serde(default)]
     tags: Vec<String>,
     #[serde(default, rename = "cardData")]
@@ -102,14 +101,6 @@ impl ModelInfo {
             )),
             None => Ok(()),
         }
-    }
-
-    /// What to fetch of it: what makes up the model, or its one file of that name.
-    ///
-    /// # Errors
-    /// When the repository holds no weights of a model of the family, only pickles, or several single files.
-    pub fn files(&self, file: Option<&str>) -> Result<Vec<&Sibling>> {
-        plan::files(&self.siblings, file)
     }
 
     /// The licence as the model card states it.

@@ -16,6 +16,7 @@ pub use cache::{Cache, Repository, files, remove_folder};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ALIASES, Alias, DEFAULT, ModelId, PARTS, Part, part};
 pub use info::ModelInfo;
+pub use plan::needed;
 pub use pull::{Plan, Watcher, pull};
 pub use pulled::{Natives, Pulled, all, commit, find, find_file, licence, verify};
 pub use transfer::Client;

@@ -1,7 +1,7 @@
 //! Which of a repository's files make up the model: enough to draw with, no more; nothing is fetched here.
 
 use super::error::{Error, ErrorKind, Result};
-use super::info::Sibling;
+use super::info::{ModelInfo, Sibling};
 
 /// The folders with weights and the stem of the weight files in them.
 const COMPONENTS: [(&str, &str); 3] =
@@ -22,11 +22,16 @@ const BESIDE: [&str; 10] = [
     "vae/config.json",
 ];
 
-/// The files to fetch, small ones first: those of the diffusers layout, or the one file that is a whole model.
+/// The files to fetch of a repository, small ones first: those of the diffusers layout, or the one file that is a whole
+/// model.
 ///
 /// # Errors
 /// When the repository holds no weights of a model of the family, only pickles, or several single files.
-pub fn files<'a>(siblings: &'a [Sibling], file: Option<&str>) -> Result<Vec<&'a Sibling>> {
+pub fn needed<'a>(info: &'a ModelInfo, file: Option<&str>) -> Result<Vec<&'a Sibling>> {
+    files(&info.siblings, file)
+}
+
+fn files<'a>(siblings: &'a [Sibling], file: Option<&str>) -> Result<Vec<&'a Sibling>> {
     let find = |name: &str| siblings.iter().find(|sibling| sibling.name == name);
     if let Some(file) = file {
         return single(siblings, file)

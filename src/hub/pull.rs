@@ -8,6 +8,7 @@ use super::error::{Error, ErrorKind, Result};
 use super::hash;
 use super::id::ModelId;
 use super::info::{Blob, Sibling};
+use super::plan;
 use super::pulled::Natives;
 use super::transfer::Client;
 
@@ -48,7 +49,7 @@ pub fn pull(
     let info = client.model_info(id)?;
     info.check()?;
     let named = |error: Error| Error { message: format!("{id}: {error}"), ..error };
-    let siblings = info.files(file).map_err(named)?;
+    let siblings = plan::needed(&info, file).map_err(named)?;
     let repository = cache.repository(id);
     let mut wanted: Vec<(&Sibling, Blob)> = Vec::new();
     for sibling in siblings {

@@ -3,13 +3,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pochade::hub::ModelInfo;
+use pochade::hub::{ModelInfo, needed};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(info) = serde_json::from_slice::<ModelInfo>(bytes) else { return };
     let _ = (info.check(), info.licence());
     for file in [None, Some("model.safetensors")] {
-        for sibling in info.files(file).into_iter().flatten() {
+        for sibling in needed(&info, file).into_iter().flatten() {
             let _ = sibling.blob();
         }
     }
