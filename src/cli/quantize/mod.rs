@@ -160,11 +160,9 @@ fn check_memory(
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(Precision::F32)).or_exit(Exit::Model)?;
     let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, streams: false, printer };
     let checked = guard.check(&Request::new("", 0, &defaults), Series::Prompts, None);
-    checked
-        .map(drop)
-        .map_err(|failure| {
-            failure.hint(
-                "pass a smaller --report-size, or leave out what measures; --ignore-memory tries all the same",
-            )
-        })
+    checked.map(drop).map_err(|failure| {
+        failure.hint(
+            "pass a smaller --report-size, or leave out what measures; --ignore-memory tries all the same",
+        )
+    })
 }
