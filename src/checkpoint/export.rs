@@ -9,7 +9,8 @@ use anyhow::anyhow;
 use serde_json::{Value, json};
 
 use super::names::{Component, to_diffusers};
-use super::store::{self, FloatType, Pending, Storage};
+use super::storage::{FloatType, Storage};
+use super::store::{self, Pending};
 use super::write_error::WriteError;
 use super::{Checkpoint, native};
 use crate::files;

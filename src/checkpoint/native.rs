@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::file::TensorFile;
 use super::names::Component;
-use super::store::{self, Storage};
+use super::storage::Storage;
+use super::store;
 use super::tensors::{COLUMNS, TensorSet};
 use super::write_error::WriteError;
 use super::{Checkpoint, Configs, Origin, Vocabulary};

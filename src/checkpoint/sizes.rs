@@ -2,7 +2,7 @@
 
 use safetensors::Dtype;
 
-use super::store::{FloatType, Storage};
+use super::storage::{FloatType, Storage};
 use super::tensors::{COLUMNS, SCALE, TensorSet};
 use crate::quantize::Bits;
 use crate::quantize::grid::GROUP;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
 
-use super::args::compute::parse_bytes;
+use super::args::bytes::parse_bytes;
 use super::exit::{Exit, Failure, OrExit};
 use super::printer::Printer;
 use crate::checkpoint::{Checkpoint, Replaceable};

@@ -1,5 +1,6 @@
 //! What can be typed: every subcommand and flag with its help, and nothing of what they do.
 
+pub mod bytes;
 pub mod compute;
 pub mod generate;
 pub mod picture;
@@ -184,7 +185,7 @@ pub struct BenchArgs {
     pub ignore_memory: bool,
 
     /// Take no more memory than this, e.g. 600MB: weights then stay in their file, if need be [default: what the machine has]
-    #[arg(long, value_name = "SIZE", value_parser = compute::parse_bytes, conflicts_with = "ignore_memory")]
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse_bytes, conflicts_with = "ignore_memory")]
     pub memory: Option<u64>,
 
     /// Print one JSON object instead of tables
