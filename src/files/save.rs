@@ -88,14 +88,11 @@ pub fn save_folder<E: From<io::Error>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
-    let folder: TempDir = sibling(0o777).tempdir_in(folder_of(path))?;
-    // As for files: whoever sweeps can tell that this process lives.
-    let held = File::open(folder.path());
-    let _ = held.as_ref().map(File::try_lock);
-    fill(folder.path())?;
-    fs::rename(folder.path(), path)?;
+    let made = Scratch::new(path, 0o777)?;
+    fill(made.path())?;
+    fs::rename(made.path(), path)?;
     // It has another name by now, so there is nothing to clean up.
-    let _ = folder.keep();
+    let _ = made.folder.keep();
     Ok(())
 }
 
@@ -110,7 +107,12 @@ impl Scratch {
     /// # Errors
     /// When the folder of `path` takes no more.
     pub fn beside(path: &Path) -> io::Result<Self> {
-        let folder = sibling(0o700).tempdir_in(folder_of(path))?;
+        Self::new(path, 0o700)
+    }
+
+    fn new(path: &Path, mode: u32) -> io::Result<Self> {
+        let folder = sibling(mode).tempdir_in(folder_of(path))?;
+        // As for files: whoever sweeps can tell that this process lives.
         let held = File::open(folder.path()).ok();
         let _ = held.as_ref().map(File::try_lock);
         Ok(Self { folder, _held: held })
