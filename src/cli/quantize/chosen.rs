@@ -113,9 +113,9 @@ impl<'a> Chooser<'a> {
     ) -> Self {
         let policies = Bits::ALL.map(Policy::all);
         let candidate = |layer: &LayerCosts| Candidate {
-            bytes: [0, 1, 2].map(|bits: usize| {
+            bytes: policies.each_ref().map(|policy| {
                 let names = layer.tensors.iter().map(String::as_str);
-                Storage::Int8(&policies[bits]).bytes(checkpoint.tensors(), names)
+                Storage::Int8(policy).bytes(checkpoint.tensors(), names)
             }),
             errors: Bits::ALL.map(|bits| layer.errors(bits)),
         };
