@@ -55,7 +55,7 @@ pub fn of(checkpoint: &Checkpoint) -> Summary {
             let Ok(view) = tensors.view(name) else { continue };
             summary.tensors += 1;
             summary.parameters += view.len();
-            summary.bytes += view.stored_len() + tensors.parts_len(name);
+            summary.bytes += tensors.stored_len(name);
             types.insert(view.type_name());
         }
         summary.types = types.into_iter().collect();

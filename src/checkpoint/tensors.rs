@@ -161,8 +161,13 @@ impl TensorSet {
             .is_some_and(|weight| weight.is_int8() || weight.is_int4())
     }
 
+    /// Bytes that the tensor called `name` has in its file, with its scales and columns' factors.
+    pub fn stored_len(&self, name: &str) -> usize {
+        self.view(name).map_or(0, |view| view.stored_len()) + self.parts_len(name)
+    }
+
     /// Bytes of the scales and columns' factors of the tensor called `name`.
-    pub(super) fn parts_len(&self, name: &str) -> usize {
+    fn parts_len(&self, name: &str) -> usize {
         let parts = [SCALE, COLUMNS].map(|suffix| format!("{name}{suffix}"));
         parts
             .iter()

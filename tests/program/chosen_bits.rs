@@ -73,6 +73,26 @@ fn tensors(json: &Value, bits: u64) -> u64 {
 }
 
 #[test]
+fn json_tells_what_is_in_the_file() {
+    let sandbox = with_floats();
+    let to = |source: &str, file: &str, args: &[&str]| {
+        json(&sandbox.run(&[&["quantize", source, file, "--json"], args].concat()))
+    };
+    let four = to("floats.safetensors", "four.safetensors", &["--bits", "*=4"]);
+    let count = tensors(&four, 4);
+    assert!(count > 0 && tensors(&four, 8) == 0, "{four}");
+    // What has lost bits doesn't get them back.
+    let again = to("four.safetensors", "again.safetensors", &[]);
+    assert_eq!([4, 8].map(|bits| tensors(&again, bits)), [count, 0], "{again}");
+    for written in [four, again] {
+        let widths = written["widths"].as_array().unwrap().iter();
+        let bytes: u64 = widths.map(|width| width["bytes"].as_u64().unwrap()).sum();
+        let header = written["bytes"].as_u64().unwrap() - bytes;
+        assert!((1..200_000).contains(&header), "{written}");
+    }
+}
+
+#[test]
 fn files_are_no_larger_than_asked_for_and_the_larger_the_better() {
     let sandbox = with_report();
     let measured = read(&sandbox, "r.json");

@@ -78,14 +78,13 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
         }
         None => checkpoint.clone(),
     };
-    let storage = Storage::Balanced(&policy, &balance);
-    let written = destination::write(&rounded, &args.destination, Form::Native(storage), &signals)?;
+    let form = Form::Native(Storage::Balanced(&policy, &balance));
+    let written = destination::write(&rounded, &args.destination, form, &signals)?;
     if written != Exit::Done {
         return Ok(written);
     }
-    let size = args.destination.metadata().map_or(0, |file| file.len());
     let expected = choice.as_ref().map(|choice| choice.expected_sqnr);
-    let written = Written::new(&args.destination, size, &checkpoint, storage).expecting(expected);
+    let written = Written::new(&args.destination).or_exit(Exit::PictureFailed)?.expecting(expected);
     printer.status(&written.to_string());
     if args.measures() {
         let recording = recording.map_or_else(|| record(settings), Ok)?;

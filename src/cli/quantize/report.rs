@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::super::report::shown;
 use super::chosen::Choice;
-use crate::checkpoint::{Checkpoint, Storage};
-use crate::quantize::Bits;
+use crate::checkpoint::Checkpoint;
+use crate::quantize::{Bits, Origin};
 use crate::sensitivity::{Costs, Fidelity, LayerReport, Report};
 
 /// What a report's file holds.
@@ -70,16 +70,26 @@ struct Width {
 }
 
 impl<'a> Written<'a> {
-    /// Of the file of `bytes` at `path` that `checkpoint`'s floats became by `storage`.
-    pub fn new(path: &Path, bytes: u64, checkpoint: &Checkpoint, storage: Storage<'_>) -> Self {
-        let tensors = checkpoint.tensors();
+    /// Of the file at `path`, by what is in it: weights that have been rounded before may have fewer bits than were
+    /// asked for.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn new(path: &Path) -> anyhow::Result<Self> {
+        let bytes = path.metadata()?.len();
+        let file = Checkpoint::open(path)?;
+        let tensors = file.tensors();
+        let bits_of = |name: &str| match tensors.origin(name) {
+            Origin::Int4 => Bits::Four,
+            Origin::Int8 => Bits::Eight,
+            Origin::Kept | Origin::Float => Bits::Sixteen,
+        };
         let widths = Bits::ALL.map(|bits| {
-            let is_so =
-                |name: &&str| tensors.view(name).is_ok_and(|view| storage.bits(name, view.shape) == bits);
-            let names = tensors.parameters().filter(is_so);
-            Width { bits, tensors: names.clone().count(), bytes: storage.bytes(tensors, names) }
+            let names = tensors.parameters().filter(|name| bits_of(name) == bits);
+            let bytes = names.clone().map(|name| tensors.stored_len(name) as u64).sum();
+            Width { bits, tensors: names.count(), bytes }
         });
-        Self { path: shown(path), bytes, widths: widths.into(), expected_sqnr: None, fidelity: None }
+        Ok(Self { path: shown(path), bytes, widths: widths.into(), expected_sqnr: None, fidelity: None })
     }
 
     pub fn expecting(self, sqnr: Option<f64>) -> Self {
