@@ -80,6 +80,19 @@ impl Yardstick {
     }
 }
 
+/// A 3x3 convolution of `batch` square images.
+fn convolution(batch: usize, side: usize) -> Conv2d {
+    Conv2d {
+        batch,
+        height: side,
+        width: side,
+        kernel: 3,
+        stride: 1,
+        padding: Padding::all(1),
+        enlarged: None,
+    }
+}
+
 /// A product's shape: a 3x3 convolution of `batch` square images, or a linear layer over `rows` rows.
 enum Shape {
     Conv { batch: usize, side: usize, depth: usize, out: usize },
@@ -90,16 +103,7 @@ impl Shape {
     fn geometry(&self) -> (Gather, usize, usize, usize) {
         match *self {
             Shape::Conv { batch, side, depth, out } => {
-                let conv = Conv2d {
-                    batch,
-                    height: side,
-                    width: side,
-                    kernel: 3,
-                    stride: 1,
-                    padding: Padding::all(1),
-                    enlarged: None,
-                };
-                (Gather::conv2d(&conv), 9, depth, out)
+                (Gather::conv2d(&convolution(batch, side)), 9, depth, out)
             }
             Shape::Linear { rows, depth, out } => (Gather::identity(rows), 1, depth, out),
         }
@@ -351,38 +355,34 @@ fn four_bit_products() {
         let mut input = QuantizedRows::default();
         quantize_rows(isa, &floats[..gather.in_rows() * depth], depth, &mut input);
         let epilogue = Epilogue::default();
-        let mut output = vec![0.0; gather.out_rows() * out];
+        let mut outputs = [vec![0.0; gather.out_rows() * out], vec![0.0; gather.out_rows() * out]];
+        let [first, second] = &mut outputs;
         let (eight, four) = (
             PackedI8::pack(&bytes, &scales, out, taps, depth, isa),
             PackedI8::pack_grouped(grouped, out, taps, depth, isa),
         );
-        let mut product = |packed: &PackedI8| {
-            packed.apply(&input, &gather, &epilogue, &mut output);
+        let mut run_eight = || {
+            eight.apply(&input, &gather, &epilogue, &mut first[..]);
         };
-        let product = std::cell::RefCell::new(&mut product);
-        let times = medians([&mut || product.borrow_mut()(&eight), &mut || product.borrow_mut()(&four)]);
+        let mut run_four = || {
+            four.apply(&input, &gather, &epilogue, &mut second[..]);
+        };
+        let times = medians([&mut run_eight, &mut run_four]);
         print_ratio(&shape.name(), times);
         let Shape::Conv { batch, side, .. } = shape else { continue };
-        let conv = Conv2d {
-            batch,
-            height: side,
-            width: side,
-            kernel: 3,
-            stride: 1,
-            padding: Padding::all(1),
-            enlarged: None,
-        };
+        let conv = convolution(batch, side);
         let input = &floats[..batch * side * side * depth];
         let (eight, four) = (
             WinogradWords::of_i8(&bytes, scales.clone(), out, depth, isa),
             WinogradWords::of_grouped(grouped, out, depth, isa),
         );
-        let mut output = vec![0.0; gather.out_rows() * out];
-        let mut winograd = |layer: &WinogradWords| {
-            layer.apply(input, &conv, &epilogue, &mut output);
+        let mut run_eight = || {
+            eight.apply(input, &conv, &epilogue, &mut first[..]);
         };
-        let winograd = std::cell::RefCell::new(&mut winograd);
-        let times = medians([&mut || winograd.borrow_mut()(&eight), &mut || winograd.borrow_mut()(&four)]);
+        let mut run_four = || {
+            four.apply(input, &conv, &epilogue, &mut second[..]);
+        };
+        let times = medians([&mut run_eight, &mut run_four]);
         print_ratio("  by Winograd's algorithm", times);
     }
 }
