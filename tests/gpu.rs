@@ -306,7 +306,12 @@ fn pictures_of_the_same_seed() {
         ("ancestral", &pocket, ancestral),
         ("wide", &pocket, Draft { width: Some(192), height: Some(136), ..apple() }),
         ("from a picture", &pocket, init()),
+        ("masked", &pocket, Draft { mask: Some(data("golden/00.png")), ..init() }),
         ("hires", &pocket, Draft { hires: Some(1.5), ..apple() }),
+        ("cached", &pocket, Draft { cache: Some("3".parse().unwrap()), ..apple() }),
+        ("cached by change", &pocket, Draft { cache: Some("auto=0.2".parse().unwrap()), ..apple() }),
+        ("guided in part", &pocket, Draft { guidance_range: Some("0.2..0.6".parse().unwrap()), ..apple() }),
+        ("guided while it matters", &pocket, Draft { guidance_auto: Some(0.99), ..apple() }),
         ("lora", &small, lora),
     ] {
         let request = resolve(draft, checkpoint);
