@@ -76,6 +76,12 @@ impl Isa {
         self.word_rate() >= 2.0
     }
 
+    /// Whether 3x3 convolutions by Winograd's algorithm, which takes a fourth of the products, but of 16-bit integers,
+    /// take less time than products of bytes.
+    pub fn convolves_in_words(self) -> bool {
+        self.multiplies_words_fast() && 4.0 * self.word_rate() > self.byte_rate()
+    }
+
     /// Products of 16-bit integers in the time of one of f32, at the most.
     pub fn word_rate(self) -> f64 {
         self.properties().word_rate

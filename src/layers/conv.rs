@@ -48,11 +48,20 @@ impl ConvShape {
         Self { large_maps: true, ..self }
     }
 
-    fn packing(&self, in_words: bool) -> Packing {
-        let Self { in_channels, out_channels, kernel, stride, padding, large_maps, .. } = *self;
+    fn packing(&self, isa: Isa, in_words: bool) -> Packing {
+        let Self { in_channels, out_channels, kernel, .. } = *self;
+        let taps = kernel * kernel;
+        Packing { outputs: out_channels, inputs: in_channels, taps, form: self.form(isa), in_words }
+    }
+
+    /// Over large maps words are not only fast: nothing else is as exact beside int8.
+    fn form(&self, isa: Isa) -> Form {
+        let Self { kernel, stride, padding, large_maps, .. } = *self;
         let suits_winograd = kernel == 3 && stride == 1 && padding == Padding::Around;
-        let form = if suits_winograd { Form::Winograd { large_maps } } else { Form::Plain };
-        Packing { outputs: out_channels, inputs: in_channels, taps: kernel * kernel, form, in_words }
+        match suits_winograd && (large_maps || isa.convolves_in_words()) {
+            true => Form::Winograd { large_maps },
+            false => Form::Plain,
+        }
     }
 
     /// A 3x3 convolution that halves the size.
@@ -78,7 +87,7 @@ impl ConvShape {
         // A set that this CPU lacks is refused when a model is loaded.
         let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
         let in_words = kernels::WinogradWords::bytes(isa, self.in_channels, batch, height, width);
-        match self.packing(false).form {
+        match self.form(isa) {
             Form::Winograd { .. } if int8 && isa.multiplies_words_fast() => in_words,
             Form::Winograd { large_maps: true } => {
                 let floats =
@@ -92,7 +101,7 @@ impl ConvShape {
     /// Whether int8 weights meet inputs in f32.
     pub fn reads_floats_in_int8(&self) -> bool {
         let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
-        matches!(self.packing(false).form, Form::Winograd { .. }) && isa.multiplies_words_fast()
+        matches!(self.form(isa), Form::Winograd { .. }) && isa.multiplies_words_fast()
     }
 
     /// Whether weights that are rounded in their file stay so, whatever they are multiplied in.
@@ -162,7 +171,7 @@ impl Conv2d {
         let weights = match backend.kernels {
             Some(isa) => {
                 let name = || vec![params.path(&"weight")];
-                let packing = shape.packing(backend.multiplies_words());
+                let packing = shape.packing(isa, backend.multiplies_words());
                 let trial = Trial::enroll(backend, name, &weight, packing)?;
                 let probe = Probe::enroll(backend, name, packing);
                 let packed = weight::pack(weight, packing, isa);

@@ -6,6 +6,8 @@ mod plain;
 mod scalar;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -20,10 +22,13 @@ mod sse2;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-#[cfg(test)]
-mod amx_model;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod tiled;
+
 #[cfg(test)]
 mod smmla_model;
+#[cfg(test)]
+mod tiles_model;
 
 use super::blocking::Tiling;
 use super::byte_product::{self, ByteKernel, ByteProduct};
@@ -36,7 +41,7 @@ use super::word_product::{self, WordKernel, WordProduct};
 sets! {
     // Slowest first: a processor's best is the last that it has.
     #[cfg(test)]
-    AmxModel: "model-amx" = amx_model::AmxModel;
+    TilesModel: "model-tiles" = tiles_model::TilesModel;
     #[cfg(test)]
     SmmlaModel: "model-smmla" = smmla_model::SmmlaModel;
     Scalar: "scalar" = plain::Plain<scalar::Scalar>;
@@ -56,6 +61,8 @@ sets! {
     Avx512: "x86_64-avx512" = avx512::Avx512;
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni: "x86_64-avx512vnni" = avx512::Avx512Vnni;
+    #[cfg(target_arch = "x86_64")]
+    Amx: "x86_64-amx" = amx::Amx;
 }
 
 /// The enum of all sets of this architecture, each variant with the token that proves its instructions.

@@ -85,6 +85,7 @@ fn convolutions_sum_taps_of_different_scales() {
         (Conv2d { stride: 2, padding: down, height: 6, ..same }, 8, 64),
         (Conv2d { enlarged: Some((14, 10)), ..same }, 12, 16),
         (Conv2d { height: 20, width: 21, ..same }, 260, 20),
+        (Conv2d { height: 11, width: 12, stride: 2, ..same }, 1100, 5),
     ];
     for (conv, depth, out) in convs {
         let taps = conv.kernel * conv.kernel;
