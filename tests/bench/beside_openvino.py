@@ -1,11 +1,11 @@
 """pochade's int8 speed beside OpenVINO's, in alternating rounds of one run on one machine.
 
     pip install torch diffusers openvino nncf
-    python tests/bench/beside_openvino.py target/release/pochade FOLDER [--kernel avx2] [--rounds 3]
+    python tests/bench/beside_openvino.py target/release/pochade FOLDER [--kernel NAME] [--rounds 3]
 
 Both take SD 1.5's shapes with random weights, 512x512, a batch of two, and as many threads. OpenVINO's UNet is
 quantized by NNCF (int8 weights and activations) and, like its VAE decoder, runs with whichever precision hint is
-faster. FOLDER keeps what OpenVINO needs, 2.5 GB, made at the first run. --kernel avx2 holds both to AVX2.
+faster. FOLDER keeps what OpenVINO needs, 2.5 GB, made at the first run. --kernel holds both to an instruction set: avx2, or avx512vnni without AMX.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+# Pochade's kernels, and what holds OpenVINO to the same instructions.
+KERNELS = {"avx2": "AVX2", "avx512vnni": "AVX512_CORE_BF16"}
 LATENTS, CONTEXT = (2, 4, 64, 64), (2, 77, 768)
 
 
@@ -102,7 +104,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pochade")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kernel", choices=["avx2"])
+    parser.add_argument("--kernel", choices=KERNELS)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,7 @@ def main():
 
     environment = dict(os.environ)
     if options.kernel:
-        environment |= {"POCHADE_KERNEL": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        environment |= {"POCHADE_KERNEL": options.kernel, "ONEDNN_MAX_CPU_ISA": KERNELS[options.kernel]}
     rows = {"UNet step": [], "VAE decode": []}
     for _ in range(options.rounds):
         command = [options.pochade, "bench", "--json", "--repeats", "1", "--steps", "3"]
