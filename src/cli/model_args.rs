@@ -166,7 +166,7 @@ pub struct QuantizeArgs {
     /// Choose each layer's bits so that the file is no larger than this, e.g. 650MB, and as near to the floats as it gets
     ///
     /// What each layer costs with 4 and with 8 bits is measured first: the UNet runs in f32 twice per layer, prompt and
-    /// timestep, so a full-size model takes long. Layers of 16 bits are computed in floats, which is slower.
+    /// timestep, so a full-size model takes long. Layers of 16 bits take longer to compute.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "bits")]
     pub size: Option<u64>,
 

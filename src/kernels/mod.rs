@@ -18,6 +18,7 @@ mod epilogue;
 mod gather;
 mod gemm_f32;
 mod gemm_i8;
+mod gemm_words;
 #[cfg(target_os = "linux")]
 mod heap;
 mod interleave;
@@ -44,6 +45,7 @@ pub use epilogue::Epilogue;
 pub use gather::{Conv2d, Gather, Padding};
 pub use gemm_f32::PackedF32;
 pub use gemm_i8::PackedI8;
+pub use gemm_words::PackedWords;
 #[cfg(target_os = "linux")]
 pub use heap::Heap;
 pub use isa::{Isa, NoSuchKernel, VARIABLE};

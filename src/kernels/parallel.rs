@@ -1,6 +1,6 @@
 //! Work shared between threads: disjoint parts of one output, and scratch memory that a thread keeps.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -118,4 +118,20 @@ pub(super) fn with_scratch<R>(floats: usize, indices: usize, work: impl FnOnce(&
         }
         work(scratch)
     })
+}
+
+thread_local! {
+    /// The rounded inputs of the last product on this thread: fresh memory costs as much as rounding.
+    static INPUTS: Cell<Option<AlignedBuf<i16>>> = const { Cell::new(None) };
+}
+
+/// At least `len` words of unspecified contents for all threads' work, to be given back with [`keep_words`].
+pub(super) fn take_words(len: usize) -> AlignedBuf<i16> {
+    let mut words = INPUTS.take().unwrap_or_else(|| AlignedBuf::zeros(0));
+    words.reserve_len(len);
+    words
+}
+
+pub(super) fn keep_words(words: AlignedBuf<i16>) {
+    INPUTS.set(Some(words));
 }

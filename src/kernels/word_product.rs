@@ -1,5 +1,6 @@
-//! Products of pairs of i16 as one trait; its implementations are in `sets`, its use is in `attention`.
+//! Products of pairs of i16 as one trait; its implementations are in `sets`, its uses in products.
 
+use super::micro_kernel;
 use super::simd::Simd;
 use super::token::{Token, Work};
 
@@ -101,6 +102,44 @@ pub(super) unsafe fn accumulate<P: WordProduct, const MR: usize, const NV: usize
         offset = offset.wrapping_add(a_step);
     }
     acc
+}
+
+/// Adds to `sums`, `[MR][NV * LANES]`, the products of MR rows by NV vectors of columns, each row and column with its
+/// scale, or puts them there if they are the first. `weights` has as many pairs of every column as there are.
+///
+/// # Safety
+/// Each `a[i]` must be readable for as many words as a column has.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "iterators over rows or columns of a tile say less")]
+pub(super) unsafe fn add_products<P: WordProduct, const MR: usize, const NV: usize>(
+    words: P,
+    a: [*const i16; MR],
+    row_scales: &[f32; MR],
+    weights: &[i16],
+    weight_scales: &[f32],
+    sums: &mut [f32],
+    first: bool,
+) {
+    let simd = words.simd();
+    let lanes = P::Simd::LANES;
+    let width = NV * lanes;
+    assert!(sums.len() == MR * width && weight_scales.len() == width);
+    // SAFETY: the caller's promise; `weights` holds whole rows of NV vectors of pairs.
+    let acc = unsafe { accumulate::<P, MR, NV>(words, a, 2, weights.as_ptr(), weights.len() / (2 * width)) };
+    let mut tile = [[simd.splat(0.0); NV]; MR];
+    if !first {
+        // SAFETY: `sums` holds MR rows of NV vectors.
+        tile = unsafe { micro_kernel::load(simd, sums.as_ptr(), width) };
+    }
+    for v in 0..NV {
+        let scale = simd.read(&weight_scales[v * lanes..]);
+        for i in 0..MR {
+            let scale = simd.mul(scale, simd.splat(row_scales[i]));
+            tile[i][v] = simd.mul_add(words.to_f32(acc[i][v]), scale, tile[i][v]);
+        }
+    }
+    // SAFETY: as at the load.
+    unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), width, tile) };
 }
 
 /// Work with products of words to be compiled once per instruction set.

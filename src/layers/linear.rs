@@ -57,7 +57,8 @@ impl Linear {
             }
         }
         let stacked = weight::stack(weights)?;
-        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words: false };
+        let in_words = backend.multiplies_words();
+        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
             Some(isa) => {

@@ -118,6 +118,12 @@ impl Backend {
     }
 }
 
+/// Whether what an int8 model has as floats in linear layers and 1x1 convolutions becomes 16-bit integers.
+pub fn floats_become_words() -> bool {
+    // A set that this CPU lacks is refused when a model is loaded.
+    Isa::chosen().unwrap_or_else(|_| Isa::best()).multiplies_words_fast()
+}
+
 /// Parameters of one part of a network, found by name below a prefix.
 #[derive(Clone)]
 pub struct Params<'a> {

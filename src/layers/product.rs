@@ -72,6 +72,7 @@ impl Product {
         match &self.weights {
             Packed::F32(_) => 1.0,
             Packed::I8(weights) => weights.isa().byte_rate(),
+            Packed::Words(weights) => weights.isa().word_rate(),
             Packed::Winograd(_) => 4.0,
             Packed::WinogradWords(weights) => 4.0 * weights.isa().word_rate(),
         }
@@ -119,6 +120,11 @@ impl Product {
                     check_depth(&input.dims(), weights.depth())?;
                     let rows = input.to_quantized(weights.isa())?;
                     Ok(weights.apply(&rows, &reads.gather(), &epilogue, output))
+                }
+                Packed::Words(weights) => {
+                    let input = input.to_tensor()?;
+                    check_depth(input.dims(), weights.depth())?;
+                    host::with_values(&input, |rows| Ok(weights.apply(rows, &epilogue, output)))
                 }
                 Packed::Winograd(weights) => {
                     let input = input.to_tensor()?;

@@ -121,7 +121,7 @@ impl Trial {
         let isa = match packed {
             Packed::F32(weights) => weights.isa(),
             Packed::Winograd(weights) => weights.isa(),
-            Packed::I8(_) | Packed::WinogradWords(_) => return Ok(None),
+            Packed::I8(_) | Packed::Words(_) | Packed::WinogradWords(_) => return Ok(None),
         };
         if !rounded && !recording {
             return Ok(None);

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rayon::prelude::*;
 
-use crate::kernels::{GROUP, Grouped, Isa, PackedF32, PackedI8, Winograd, WinogradWords};
+use crate::kernels::{GROUP, Grouped, Isa, PackedF32, PackedI8, PackedWords, Winograd, WinogradWords};
 use crate::quantize::{GroupedWeight, QuantizedWeight, Weight};
 
 /// Weights of several layers, one after the other: floats if one of them is, of four bits only if all of them are.
@@ -78,6 +78,7 @@ pub enum Form {
 pub enum Packed {
     F32(PackedF32),
     I8(PackedI8),
+    Words(PackedWords),
     Winograd(Winograd),
     WinogradWords(WinogradWords),
 }
@@ -88,6 +89,12 @@ pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
         Weight::Float(values) => {
             if in_words && form == (Form::Winograd { large_maps: true }) {
                 return Packed::WinogradWords(WinogradWords::of_f32(&values, outputs, inputs, isa));
+            }
+            if in_words && taps == 1 {
+                return Packed::Words(match form {
+                    Form::Gated => PackedWords::pack_gated(&values, outputs / 2, inputs, isa),
+                    Form::Plain | Form::Winograd { .. } => PackedWords::pack(&values, outputs, inputs, isa),
+                });
             }
             let weight = taps_before_inputs(values, inputs, taps);
             match form {

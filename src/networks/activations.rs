@@ -35,10 +35,15 @@ impl Held {
     }
 }
 
-/// Bytes of a network's weights, given how each layer's are held.
-pub fn weight_bytes(graph: &Graph, held: &dyn Fn(&str) -> Held) -> u64 {
+/// Bytes of a network's weights, given how each layer's are held, and whether floats of layers that read one pixel are
+/// 16-bit integers.
+pub fn weight_bytes(graph: &Graph, held: &dyn Fn(&str) -> Held, words: bool) -> u64 {
     let bytes = |weights: Weights<'_>| {
-        Held::together(&weights.names, held).bytes(weights.multiplied as u64) + FLOAT * weights.added as u64
+        let multiplied = match Held::together(&weights.names, held) {
+            Held::Float if words && weights.taps == 1 => WORD * weights.multiplied as u64,
+            held => held.bytes(weights.multiplied as u64),
+        };
+        multiplied + FLOAT * weights.added as u64
     };
     graph.weights().map(bytes).sum()
 }
@@ -64,6 +69,8 @@ pub struct Activations<'a> {
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
+/// Bytes of a 16-bit integer.
+const WORD: u64 = 2;
 /// Bytes of a value stored in half precision.
 const HALF: u64 = 2;
 /// Scale and zero point of a quantized row.

@@ -30,6 +30,8 @@ pub struct Weights<'a> {
     /// Of the layers that are multiplied as one.
     pub names: Vec<&'a str>,
     pub multiplied: usize,
+    /// Pixels that each output reads.
+    pub taps: usize,
     /// Biases, and a norm's gains and offsets.
     pub added: usize,
 }
@@ -219,6 +221,7 @@ impl Graph {
             Operation::Conv(conv) => Some(Weights {
                 names: vec![&conv.name],
                 multiplied: conv.shape.macs(1),
+                taps: conv.shape.kernel * conv.shape.kernel,
                 added: norm(&conv.read) + if conv.shape.bias { conv.shape.out_channels } else { 0 },
             }),
             Operation::Linear(linear) => {
@@ -226,6 +229,7 @@ impl Graph {
                 Some(Weights {
                     names: linear.names.iter().map(String::as_str).collect(),
                     multiplied: self.channels(linear.read.value) * outputs,
+                    taps: 1,
                     added: norm(&linear.read) + if linear.bias { outputs } else { 0 },
                 })
             }
@@ -234,6 +238,7 @@ impl Graph {
         let prompt = self.prompt.iter().map(|rows| Weights {
             names: rows.names.iter().map(String::as_str).collect(),
             multiplied: rows.inputs * 2 * rows.outputs,
+            taps: 1,
             added: 0,
         });
         layers.chain(prompt)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::tiling::{PeakBytes, Tile, decode_peak_bytes, encode_peak_bytes};
 use crate::checkpoint::Checkpoint;
+use crate::layers;
 use crate::networks::activations::{Activations, Held, reading_bytes, weight_bytes};
 use crate::networks::autoencoder::{describe_decoder, describe_encoder};
 use crate::networks::config::{ClipConfig, UnetConfig, VaeConfig};
@@ -84,6 +85,7 @@ impl Footprint {
         let computes = |name: &str| {
             precision == Precision::Int8 && Policy::default().computes_int8(name, tensors.origin(name))
         };
+        let words = precision == Precision::Int8 && layers::floats_become_words();
         let graph = unet::describe(&unet);
         let int8: HashSet<String> = graph
             .weights()
@@ -111,14 +113,14 @@ impl Footprint {
                     _ => Held::Float,
                 }
             };
-            weight_bytes(graph, &held)
+            weight_bytes(graph, &held, words)
         };
         let text_graph = clip::describe(text);
         Self {
             tokens: text.vocab_size as u64,
             positions: text.max_position_embeddings,
-            text_encoder: weight_bytes(&text_graph, &|_| Held::Float),
-            unet: weight_bytes(&graph, &held),
+            text_encoder: weight_bytes(&text_graph, &|_| Held::Float, words),
+            unet: weight_bytes(&graph, &held, words),
             text_encoder_layer: reading_bytes(&text_graph, &|_| Held::Float),
             unet_layer: reading_bytes(&graph, &|name| {
                 if origin(name).is_rounded() { held(name) } else { Held::Float }

@@ -4,6 +4,7 @@ use super::{PackedI8, Weights};
 use crate::kernels::byte_product::{ByteKernel, ByteProduct};
 use crate::kernels::epilogue::Destination;
 use crate::kernels::gather::PAD;
+use crate::kernels::micro_kernel;
 use crate::kernels::nibbles::{self, GROUP, Nibbles};
 use crate::kernels::quantized_rows::QuantizedRows;
 use crate::kernels::simd::Simd;
@@ -11,6 +12,9 @@ use crate::kernels::tile::TileKernel;
 
 /// Values of a line of four-bit weights at most.
 const MAX_LINE: usize = 512;
+
+/// Vectors of a tile at most that registers may hold.
+const MOST_VECTORS: usize = 32;
 
 /// One panel of columns for a chunk of rows.
 pub(super) struct Block<'a> {
@@ -102,14 +106,10 @@ impl Block<'_> {
                 // `weights` has as many of NV vectors.
                 let acc = unsafe { bytes.accumulate::<MR, NV>(a, weights.as_ptr(), groups) };
                 let sums = &mut sums[i * width..][..MR * width];
-                // SAFETY: `sums` holds MR rows of `width` = NV vectors, `column_sums` one.
-                unsafe {
-                    let rows = (scales, zeros);
-                    if tap == 0 {
-                        settle::<B, MR, NV, true>(bytes, acc, rows, column_sums.as_ptr(), sums.as_mut_ptr());
-                    } else {
-                        settle::<B, MR, NV, false>(bytes, acc, rows, column_sums.as_ptr(), sums.as_mut_ptr());
-                    }
+                if const { MR * NV <= MOST_VECTORS } {
+                    settle(bytes, acc, (&scales, &zeros), column_sums, sums, tap == 0);
+                } else {
+                    settle_by_row(bytes, &acc, (&scales, &zeros), column_sums, sums, tap == 0);
                 }
             }
         }
@@ -119,32 +119,52 @@ impl Block<'_> {
     }
 }
 
-/// Adds a tile of integers, one tap's, to `sums` of f32, or puts it there if it is the first. Rows come with scales and
-/// zero points.
-///
-/// # Safety
-/// `sums` must be writable for MR rows of NV vectors, and `column_sums` readable for as many of a row.
+/// Adds a tile of integers, one tap's, to `sums`, `[MR][NV * LANES]`, or puts it there if it is the first. Rows come with
+/// scales and zero points.
 #[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "iterators over rows or columns of a tile say less")]
-unsafe fn settle<B: ByteProduct, const MR: usize, const NV: usize, const FIRST: bool>(
+fn settle<B: ByteProduct, const MR: usize, const NV: usize>(
     bytes: B,
     acc: [[B::Sums; NV]; MR],
-    (scales, zeros): ([f32; MR], [i32; MR]),
-    column_sums: *const i32,
-    sums: *mut f32,
+    (scales, zeros): (&[f32; MR], &[i32; MR]),
+    column_sums: &[i32],
+    sums: &mut [f32],
+    first: bool,
 ) {
     let simd = bytes.simd();
+    let width = const { NV * B::Simd::LANES };
+    assert!(sums.len() == MR * width && column_sums.len() == width);
+    let mut tile = [[simd.splat(0.0); NV]; MR];
+    if !first {
+        // SAFETY: as asserted.
+        tile = unsafe { micro_kernel::load(simd, sums.as_ptr(), width) };
+    }
     for m in 0..MR {
         let scale = simd.splat(scales[m]);
         for v in 0..NV {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let place = sums.add((m * NV + v) * B::Simd::LANES);
-                let before = if FIRST { simd.splat(0.0) } else { simd.load(place) };
-                let sum = bytes.settle(acc[m][v], zeros[m], column_sums.add(v * B::Simd::LANES));
-                simd.store(place, simd.mul_add(sum, scale, before));
-            }
+            // SAFETY: as asserted.
+            let sum =
+                unsafe { bytes.settle(acc[m][v], zeros[m], column_sums.as_ptr().add(v * B::Simd::LANES)) };
+            tile[m][v] = simd.mul_add(sum, scale, tile[m][v]);
         }
+    }
+    // SAFETY: as asserted.
+    unsafe { micro_kernel::store(simd, sums.as_mut_ptr(), width, tile) };
+}
+
+/// The same of a tile that no registers hold, row by row in a loop that a compiler leaves one.
+#[inline(always)]
+fn settle_by_row<B: ByteProduct, const MR: usize, const NV: usize>(
+    bytes: B,
+    acc: &[[B::Sums; NV]; MR],
+    (scales, zeros): (&[f32; MR], &[i32; MR]),
+    column_sums: &[i32],
+    sums: &mut [f32],
+    first: bool,
+) {
+    let rows = acc.iter().zip(scales).zip(zeros).zip(sums.chunks_exact_mut(const { NV * B::Simd::LANES }));
+    for (((acc, scale), zero), sums) in rows {
+        let (scale, zero) = ([*scale], [*zero]);
+        settle(bytes, [*acc], (&scale, &zero), column_sums, sums, first);
     }
 }
 

@@ -12,6 +12,7 @@ mod plain;
 mod products;
 mod rows;
 mod winograd;
+mod word_products;
 
 #[cfg(target_os = "linux")]
 pub use plain::Random;

@@ -1,31 +1,13 @@
 //! Inputs on their way to the products: tiles of pixels become components, and these 16-bit integers.
 
-use std::cell::Cell;
 use std::ops::Range;
 
-use super::super::super::aligned::AlignedBuf;
 use super::super::super::parallel::Disjoint;
 use super::super::super::simd::Simd;
 use super::super::super::word_product::{WordKernel, WordProduct, scale_of};
 use super::super::Pixels;
 use super::super::transforms::{self, COMPONENTS, INPUT_SIDE};
 use super::blocks::Blocking;
-
-thread_local! {
-    /// What the last call on this thread had for its inputs: fresh memory costs as much as the transform.
-    static INPUTS: Cell<Option<AlignedBuf<i16>>> = const { Cell::new(None) };
-}
-
-/// At least `len` words of unspecified contents, to be given back with [`keep_words`].
-pub fn take_words(len: usize) -> AlignedBuf<i16> {
-    let mut words = INPUTS.take().unwrap_or_else(|| AlignedBuf::zeros(0));
-    words.reserve_len(len);
-    words
-}
-
-pub fn keep_words(words: AlignedBuf<i16>) {
-    INPUTS.set(Some(words));
-}
 
 /// One tile of inputs to its components.
 pub struct TransformInput<'a> {

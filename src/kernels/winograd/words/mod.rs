@@ -13,17 +13,16 @@ use super::super::blocking::Panels;
 use super::super::epilogue::{Destination, Epilogue};
 use super::super::gather::Conv2d;
 use super::super::isa::Isa;
-use super::super::micro_kernel;
 use super::super::nibbles::Grouped;
 use super::super::output::{Output, Written};
-use super::super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::super::parallel::{Disjoint, for_each_index, keep_words, take_words, with_scratch};
 use super::super::simd::{MAX_LANES, Simd};
 use super::super::tile::TileKernel;
-use super::super::word_product::{WordKernel, WordProduct, accumulate, scale_of};
+use super::super::word_product::{WordKernel, WordProduct, add_products, scale_of};
 use super::transforms::{self, COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
 use super::{Tiles, fits};
 use blocks::{Blocking, COMPONENT_GAP, tiles_per_block};
-use inputs::{Inputs, TransformInput, keep_words, take_words};
+use inputs::{Inputs, TransformInput};
 use weights::Weights;
 
 /// Tiles of one task at most, for which a panel's weights are transformed once; their results are 600 KB on AVX2.
@@ -335,10 +334,8 @@ impl Multiply<'_> {
     /// Adds the products of one block of input channels to the results.
     #[inline(always)]
     fn multiply<P: WordProduct, const MR: usize, const NV: usize>(&mut self, words: P, block: usize) {
-        let simd = words.simd();
-        let lanes = P::Simd::LANES;
         let width = self.layer.panels.width;
-        assert_eq!(width, NV * lanes);
+        assert_eq!(width, NV * P::Simd::LANES);
         let Blocking { step, count, .. } = self.blocking;
         let (first_depth, len) = self.blocking.block(block);
         let Inputs { words: inputs, scales, per_block } = self.inputs;
@@ -360,23 +357,19 @@ impl Multiply<'_> {
                     a[i] = unsafe { inputs.as_ptr().add(row * len) };
                     row_scales[i] = scales[row];
                 }
-                // SAFETY: each row has `len` words; `weights` as many rows of NV vectors.
-                let acc = unsafe { accumulate::<P, MR, NV>(words, a, 2, weights.as_ptr(), len / 2) };
                 let results = &mut results[first * width..][..MR * width];
-                let mut tile = [[simd.splat(0.0); NV]; MR];
-                if block > 0 {
-                    // SAFETY: `results` holds MR rows of `width` = NV vectors.
-                    tile = unsafe { micro_kernel::load(simd, results.as_ptr(), width) };
+                // SAFETY: each row has `len` words; `weights` as many rows of NV vectors.
+                unsafe {
+                    add_products::<P, MR, NV>(
+                        words,
+                        a,
+                        &row_scales,
+                        weights,
+                        weight_scales,
+                        results,
+                        block == 0,
+                    );
                 }
-                for v in 0..NV {
-                    let scale = simd.read(&weight_scales[v * lanes..]);
-                    for i in 0..MR {
-                        let scale = simd.mul(scale, simd.splat(row_scales[i]));
-                        tile[i][v] = simd.mul_add(words.to_f32(acc[i][v]), scale, tile[i][v]);
-                    }
-                }
-                // SAFETY: as at the load.
-                unsafe { micro_kernel::store(simd, results.as_mut_ptr(), width, tile) };
             }
         }
     }
