@@ -171,7 +171,9 @@ impl Conv2d {
         let weights = match backend.kernels {
             Some(isa) => {
                 let name = || vec![params.path(&"weight")];
-                let packing = shape.packing(isa, backend.multiplies_words());
+                let in_words =
+                    if kernel == 1 { params.floats_in_words() } else { backend.multiplies_words() };
+                let packing = shape.packing(isa, in_words);
                 let trial = Trial::enroll(backend, name, &weight, packing)?;
                 let probe = Probe::enroll(backend, name, packing);
                 let packed = weight::pack(weight, packing, isa);

@@ -57,7 +57,7 @@ impl Linear {
             }
         }
         let stacked = weight::stack(weights)?;
-        let in_words = backend.multiplies_words();
+        let in_words = parts.iter().all(Params::floats_in_words);
         let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {

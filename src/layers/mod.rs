@@ -118,7 +118,7 @@ impl Backend {
     }
 }
 
-/// Whether what an int8 model has as floats in linear layers and 1x1 convolutions becomes 16-bit integers.
+/// Whether what an int8 model's UNet has as floats in linear layers and 1x1 convolutions becomes 16-bit integers.
 pub fn floats_become_words() -> bool {
     // A set that this CPU lacks is refused when a model is loaded.
     Isa::chosen().unwrap_or_else(|_| Isa::best()).multiplies_words_fast()
@@ -132,6 +132,7 @@ pub struct Params<'a> {
     balance: Option<&'a Balance>,
     prefix: String,
     placement: Placement,
+    beside_int8: bool,
 }
 
 /// Where a network's weights are between its layers' runs.
@@ -160,13 +161,32 @@ impl Source {
 
 impl<'a> Params<'a> {
     pub fn new(tensors: &'a TensorSet, backend: &'a Backend, prefix: &str) -> Self {
-        Self { tensors, backend, balance: None, prefix: prefix.to_owned(), placement: Placement::Memory }
+        Self {
+            tensors,
+            backend,
+            balance: None,
+            prefix: prefix.to_owned(),
+            placement: Placement::Memory,
+            beside_int8: false,
+        }
     }
 
     /// The same parameters of a network whose weights stay there.
     #[must_use]
     pub fn placed(self, placement: Placement) -> Self {
         Self { placement, ..self }
+    }
+
+    /// The same of a layer with a neighbor that takes bytes: 16-bit integers then take the place of its floats, which
+    /// lose nothing that counts.
+    #[must_use]
+    pub fn beside_int8(self, beside_int8: bool) -> Self {
+        Self { beside_int8, ..self }
+    }
+
+    /// Whether a layer that reads one pixel has its floats as 16-bit integers.
+    fn floats_in_words(&self) -> bool {
+        self.beside_int8 && self.backend.multiplies_words()
     }
 
     pub fn placement(&self) -> Placement {

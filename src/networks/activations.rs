@@ -35,12 +35,17 @@ impl Held {
     }
 }
 
-/// Bytes of a network's weights, given how each layer's are held, and whether floats of layers that read one pixel are
-/// 16-bit integers.
+/// Bytes of a network's weights, given how each layer's are held, and whether floats of layers that read one pixel become
+/// 16-bit integers beside int8.
 pub fn weight_bytes(graph: &Graph, held: &dyn Fn(&str) -> Held, words: bool) -> u64 {
+    let is_rounded = |name: &str| held(name) != Held::Float;
     let bytes = |weights: Weights<'_>| {
         let multiplied = match Held::together(&weights.names, held) {
-            Held::Float if words && weights.taps == 1 => WORD * weights.multiplied as u64,
+            Held::Float
+                if words && weights.taps == 1 && weights.beside.iter().any(|name| is_rounded(name)) =>
+            {
+                WORD * weights.multiplied as u64
+            }
             held => held.bytes(weights.multiplied as u64),
         };
         multiplied + FLOAT * weights.added as u64

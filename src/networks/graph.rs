@@ -32,6 +32,8 @@ pub struct Weights<'a> {
     pub multiplied: usize,
     /// Pixels that each output reads.
     pub taps: usize,
+    /// Of the products before and after.
+    pub beside: Vec<&'a str>,
     /// Biases, and a norm's gains and offsets.
     pub added: usize,
 }
@@ -211,6 +213,13 @@ impl Graph {
         skips.into_iter().map(|(_, skip)| skip).collect()
     }
 
+    /// The layers of the products before and after operation `at`.
+    pub fn beside(&self, at: usize) -> impl Iterator<Item = &str> {
+        let before = self.operations[..at].iter().rev().map(Operation::names).find(|names| !names.is_empty());
+        let after = self.operations[at + 1..].iter().map(Operation::names).find(|names| !names.is_empty());
+        before.into_iter().chain(after).flatten().map(String::as_str)
+    }
+
     /// What every layer loads, and what the prompt is multiplied with.
     pub fn weights(&self) -> impl Iterator<Item = Weights<'_>> {
         let norm = |read: &Read| match read.through {
@@ -222,6 +231,7 @@ impl Graph {
                 names: vec![&conv.name],
                 multiplied: conv.shape.macs(1),
                 taps: conv.shape.kernel * conv.shape.kernel,
+                beside: self.beside(at).collect(),
                 added: norm(&conv.read) + if conv.shape.bias { conv.shape.out_channels } else { 0 },
             }),
             Operation::Linear(linear) => {
@@ -230,6 +240,7 @@ impl Graph {
                     names: linear.names.iter().map(String::as_str).collect(),
                     multiplied: self.channels(linear.read.value) * outputs,
                     taps: 1,
+                    beside: self.beside(at).collect(),
                     added: norm(&linear.read) + if linear.bias { outputs } else { 0 },
                 })
             }
@@ -239,6 +250,7 @@ impl Graph {
             names: rows.names.iter().map(String::as_str).collect(),
             multiplied: rows.inputs * 2 * rows.outputs,
             taps: 1,
+            beside: vec![],
             added: 0,
         });
         layers.chain(prompt)

@@ -54,6 +54,8 @@ impl Norm {
 impl Layer {
     fn load(params: &Params, graph: &Graph, at: usize) -> Result<Self> {
         let norm = |read: &Read| Norm::load(params, &read.through, graph.channels(read.value));
+        let int8 = |name: &str| params.at(name).computes_int8("weight");
+        let params = &params.clone().beside_int8(graph.beside(at).any(int8));
         Ok(match &graph.operations()[at] {
             Operation::Conv(conv) => {
                 Self::Conv(norm(&conv.read)?, Conv2d::load(&params.at(&conv.name), conv.shape)?)

@@ -113,13 +113,13 @@ impl Footprint {
                     _ => Held::Float,
                 }
             };
-            weight_bytes(graph, &held, words)
+            weight_bytes(graph, &held, false)
         };
         let text_graph = clip::describe(text);
         Self {
             tokens: text.vocab_size as u64,
             positions: text.max_position_embeddings,
-            text_encoder: weight_bytes(&text_graph, &|_| Held::Float, words),
+            text_encoder: weight_bytes(&text_graph, &|_| Held::Float, false),
             unet: weight_bytes(&graph, &held, words),
             text_encoder_layer: reading_bytes(&text_graph, &|_| Held::Float),
             unet_layer: reading_bytes(&graph, &|name| {
@@ -263,9 +263,9 @@ mod tests {
         let (one, several) = (Series::One, Series::SamePrompt);
         // The highest resident memory of whole runs of one step, in MB.
         let measured = [
-            (pocket(Precision::Int8), one, [51, 74, 175, 335]),
+            (pocket(Precision::Int8), one, [49, 76, 175, 334]),
             (pocket(Precision::F32), one, [68, 84, 180, 340]),
-            (sd15(Precision::Int8), one, [1049, 1070, 1147, 1781]),
+            (sd15(Precision::Int8), one, [973, 995, 1088, 1796]),
             (sd15(Precision::F32), one, [3490, 3508, 3574, 3684]),
             (sd15(Precision::Int8), several, [1277, 1403, 1904, 2746]),
             (sd15(Precision::F32), several, [3734, 3849, 4349, 5191]),
