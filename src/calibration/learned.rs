@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use candle_core::{Device, Tensor};
 
+use super::kept::{Tensors, take};
 use crate::checkpoint::{Checkpoint, Overlay};
 use crate::quantize::grid::Grid;
 use crate::quantize::{
-    Balance, Bits, Cancellation, Gridded, GroupedWeight, Policy, QuantizedWeight, Weight, divide_columns,
+    Balance, Bits, Gridded, GroupedWeight, Policy, QuantizedWeight, Rounder, Weight, divide_columns,
 };
 
 /// Rounded weights and corrected biases by canonical name.
@@ -26,6 +28,17 @@ impl Learned {
         Self { biases: HashMap::new(), ..self }
     }
 
+    /// Whether the weights of these names are among them.
+    pub(super) fn has(&self, names: &[String]) -> bool {
+        names.iter().all(|name| self.weights.contains_key(name))
+    }
+
+    /// Adds what is in `other`.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.weights.extend(other.weights);
+        self.biases.extend(other.biases);
+    }
+
     /// Rounds the weight called `name` and corrects its layer's bias by what rounding does to the outputs' means.
     pub(super) fn round(
         &mut self,
@@ -33,7 +46,7 @@ impl Learned {
         balance: &Balance,
         name: &str,
         grid: Grid,
-        cancellation: &Cancellation,
+        rounder: &Rounder,
         means: &[f32],
     ) -> Result<()> {
         let tensors = checkpoint.tensors();
@@ -43,7 +56,7 @@ impl Learned {
         if let Some(columns) = columns {
             divide_columns(&mut values, columns)?;
         }
-        let rounded = cancellation.round(grid, &values).with_context(|| format!("tensor '{name}'"))?;
+        let rounded = rounder.round(grid, &values).with_context(|| format!("tensor '{name}'"))?;
         let bias = name.strip_suffix("weight").map(|layer| format!("{layer}bias"));
         if let Some(bias) = bias.filter(|bias| tensors.contains(bias)) {
             let approximate = rounded.dequantize();
@@ -66,6 +79,90 @@ fn stored(rounded: Gridded, columns: Option<&[f32]>) -> Weight {
     }
     let Gridded { values, scales, .. } = rounded;
     Weight::Int8(QuantizedWeight { values, scales, columns: columns.map(<[f32]>::to_vec) })
+}
+
+/// How the names of kept tensors begin, after the number of their policy.
+const VALUES: &str = "values";
+const SCALES: &str = "scales";
+const COLUMNS: &str = "columns";
+/// Inputs and taps, of weights of four bits.
+const SHAPE: &str = "shape";
+const BIAS: &str = "bias";
+
+fn key(policy: usize, part: &str, name: &str) -> String {
+    format!("{policy}/{part}/{name}")
+}
+
+/// All of what was learned for each policy, as tensors.
+pub(super) fn to_keep(learned: &[Learned]) -> Result<Tensors> {
+    let mut tensors = Tensors::new();
+    for (policy, learned) in learned.iter().enumerate() {
+        let mut put = |part: &str, name: &str, tensor: candle_core::Result<Tensor>| -> Result<()> {
+            tensors.insert(key(policy, part, name), tensor?);
+            Ok(())
+        };
+        for (name, weight) in &learned.weights {
+            let (values, scales, columns) = match weight {
+                Weight::Float(_) => bail!("'{name}' has not been rounded"),
+                Weight::Int8(QuantizedWeight { values, scales, columns }) => (values, scales, columns),
+                Weight::Int4(GroupedWeight { values, scales, columns, inputs, taps }) => {
+                    put(SHAPE, name, Tensor::new(&[*inputs as u32, *taps as u32], &Device::Cpu))?;
+                    (values, scales, columns)
+                }
+            };
+            let bytes: Vec<u8> = values.iter().map(|value| value.cast_unsigned()).collect();
+            put(VALUES, name, Tensor::new(bytes, &Device::Cpu))?;
+            put(SCALES, name, Tensor::new(scales.as_slice(), &Device::Cpu))?;
+            if let Some(columns) = columns {
+                put(COLUMNS, name, Tensor::new(columns.as_slice(), &Device::Cpu))?;
+            }
+        }
+        for (name, bias) in &learned.biases {
+            put(BIAS, name, Tensor::new(bias.as_slice(), &Device::Cpu))?;
+        }
+    }
+    Ok(tensors)
+}
+
+/// Adds to what was learned for each policy what [`to_keep`] made of more.
+pub(super) fn restore(learned: &mut [Learned], tensors: &mut Tensors) -> Result<()> {
+    for (policy, learned) in learned.iter_mut().enumerate() {
+        for (part, name) in names_of(policy, tensors) {
+            match part.as_str() {
+                VALUES => {
+                    let mut part = |part: &str| take(tensors, &key(policy, part, &name));
+                    let bytes = part(VALUES)?.to_vec1::<u8>()?;
+                    let scales = part(SCALES)?.to_vec1::<f32>()?;
+                    let columns = part(COLUMNS).ok().map(|columns| columns.to_vec1::<f32>()).transpose()?;
+                    let shape = part(SHAPE).ok().map(|shape| shape.to_vec1::<u32>()).transpose()?;
+                    let values = bytes.into_iter().map(u8::cast_signed).collect();
+                    let weight = match shape.as_deref() {
+                        None => Weight::Int8(QuantizedWeight { values, scales, columns }),
+                        Some(&[inputs, taps]) => {
+                            let (inputs, taps) = (inputs as usize, taps as usize);
+                            Weight::Int4(GroupedWeight { inputs, taps, values, scales, columns })
+                        }
+                        Some(_) => bail!("'{name}' has no two dimensions"),
+                    };
+                    learned.weights.insert(name, weight);
+                }
+                BIAS => {
+                    let bias = take(tensors, &key(policy, BIAS, &name))?.to_vec1::<f32>()?;
+                    learned.biases.insert(name, bias);
+                }
+                _ => (),
+            }
+        }
+    }
+    ensure!(tensors.is_empty(), "{} tensors are of no policy", tensors.len());
+    Ok(())
+}
+
+/// The parts and names that are kept for a policy.
+fn names_of(policy: usize, tensors: &Tensors) -> Vec<(String, String)> {
+    let start = format!("{policy}/");
+    let parts = tensors.keys().filter_map(|key| key.strip_prefix(&start)?.split_once('/'));
+    parts.map(|(part, name)| (part.to_owned(), name.to_owned())).collect()
 }
 
 impl Overlay for Learned {

@@ -1,5 +1,7 @@
 //! Rounding learned from runs of the network: what its layers read is collected, and their weights fitted to that.
 
+mod identity;
+mod kept;
 mod learned;
 mod runs;
 
@@ -8,24 +10,36 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use identity::identity;
+pub use kept::{Kept, Unkept};
 pub use learned::{Learned, Mixed};
 pub use runs::{PROMPTS, Runs};
+
+use runs::Asked;
 
 use crate::checkpoint::Checkpoint;
 use crate::layers::{Backend, Calibrated, Calibration, Params};
 use crate::networks::config::UnetConfig;
 use crate::networks::unet::{Step, Unet};
 use crate::quantize::grid::Grid;
-use crate::quantize::{Balance, Bits, Cancellation, Policy};
+use crate::quantize::{Balance, Bits, Learning, Policy, Rounder};
 
 /// Told how much is done of how much, first nothing of it.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
+/// How a model's rounding is learned.
+pub struct Lesson<'a> {
+    pub learning: Learning,
+    pub runs: &'a Runs,
+    /// Bytes that statistics may take: those of as many layers as fit, of one at least, are collected at a time, for
+    /// each of which the network runs again, in f32.
+    pub memory: usize,
+    /// What has been learned already is taken from there, and what is learned is kept there.
+    pub kept: &'a Kept,
+}
+
 /// Rounds what `policy` has computed in int8 of `checkpoint`, equalized by `balance`, so that its layers' outputs come
-/// as near to the float ones' as can be for inputs as they are in `runs`.
-///
-/// The network runs in f32; statistics of as many layers as `memory` bytes hold, of one at least, are collected at a
-/// time, for each of which it runs again.
+/// as near to the float ones' as can be for inputs as they are in the lesson's runs.
 ///
 /// # Errors
 /// When the model can't be loaded, has been quantized already, or computes values that are not finite.
@@ -33,11 +47,10 @@ pub fn learn(
     checkpoint: &Checkpoint,
     policy: &Policy,
     balance: &Balance,
-    runs: &Runs,
-    memory: usize,
+    lesson: &Lesson<'_>,
     on_progress: &mut Progress<'_>,
 ) -> Result<Learned> {
-    let [learned] = learn_each(checkpoint, [policy], balance, runs, memory, on_progress)?;
+    let [learned] = learn_each(checkpoint, [policy], balance, lesson, on_progress)?;
     Ok(learned)
 }
 
@@ -49,39 +62,62 @@ pub fn learn_each<const N: usize>(
     checkpoint: &Checkpoint,
     policies: [&Policy; N],
     balance: &Balance,
-    runs: &Runs,
-    memory: usize,
+    lesson: &Lesson<'_>,
     on_progress: &mut Progress<'_>,
 ) -> Result<[Learned; N]> {
     check(checkpoint)?;
+    let Lesson { learning, runs, memory, kept } = *lesson;
     let policy = policies.first().copied().cloned().unwrap_or_default();
     let calibration = Arc::new(Calibration::new(policy, runs.calls()));
     let unet = load(checkpoint, &calibration, balance)?;
     let layers = calibration.layers();
-    let groups = groups(&layers.iter().map(Calibrated::bytes).collect::<Vec<_>>(), memory);
     let mut learned = policies.map(|_| Learned::default());
+    // Layers are learned in their order, so those that an earlier run has come to are the first ones.
+    let mut first = 0;
+    while first < layers.len()
+        && let Some(mut tensors) = kept.load(&part(first))?
+    {
+        let named =
+            || format!("what was learned of layer {first}, '{}'", layers[first].tensors.join("' and '"));
+        learned::restore(&mut learned, &mut tensors).with_context(named)?;
+        let done =
+            layers[first..].iter().take_while(|layer| learned.iter().all(|one| one.has(&layer.tensors)));
+        let count = done.count();
+        ensure!(count > 0, "{} is not there", named());
+        first += count;
+    }
+    let groups = groups(&layers[first..].iter().map(Calibrated::bytes).collect::<Vec<_>>(), memory);
     // Of each group as many parts as there are calls, and one more for each layer.
-    let total = groups.len() * runs.calls() + layers.len();
+    let total = groups.len() * runs.calls() + layers.len() - first;
     let mut before = 0;
     on_progress(0, total);
     for group in groups {
+        let group = first + group.start..first + group.end;
         calibration.collect(group.clone())?;
         Replay::new(&unet, &calibration).all(runs, &mut |done| on_progress(before + done, total))?;
         before += runs.calls();
-        for (layer, moments) in layers[group].iter().zip(calibration.take()) {
+        let mut fresh = policies.map(|_| Learned::default());
+        for (layer, moments) in layers[group.clone()].iter().zip(calibration.take()) {
             let means = moments.means.clone();
-            let cancellation = Cancellation::of(moments).with_context(|| layer.tensors.join(" and "))?;
+            let rounder = Rounder::of(learning, moments).with_context(|| layer.tensors.join(" and "))?;
             for name in &layer.tensors {
-                for (policy, learned) in policies.iter().zip(&mut learned) {
+                for (policy, learned) in policies.iter().zip(&mut fresh) {
                     let grid = if policy.bits(name) == Bits::Four { Grid::Nibbles } else { layer.grid };
-                    learned.round(checkpoint, balance, name, grid, &cancellation, &means)?;
+                    learned.round(checkpoint, balance, name, grid, &rounder, &means)?;
                 }
             }
             before += 1;
             on_progress(before, total);
         }
+        kept.save(&part(group.start), || learned::to_keep(&fresh))?;
+        learned.iter_mut().zip(fresh).for_each(|(learned, fresh)| learned.extend(fresh));
     }
     Ok(learned)
+}
+
+/// The name under which the layers from this number on are kept.
+fn part(first: usize) -> String {
+    format!("learned-{first}")
 }
 
 fn load(checkpoint: &Checkpoint, calibration: &Arc<Calibration>, balance: &Balance) -> Result<Unet> {
@@ -120,8 +156,8 @@ impl<'a> Replay<'a> {
         let mut done = 0;
         for run in runs.all() {
             let context = self.unet.context(&run.embeddings)?.guided_by(run.request.guidance_scale);
-            for call in &run.calls {
-                let (latents, timestep) = (&call.input, call.timestep);
+            for Asked { latents, timestep } in &run.asked {
+                let timestep = *timestep;
                 self.call(&Step { latents, timestep, context: &context, residuals: None })?;
                 done += 1;
                 on_call(done);

@@ -1,8 +1,11 @@
 //! The runs that rounding is learned from: which prompts, which of their timesteps.
 
-use anyhow::{Result, ensure};
-use candle_core::Tensor;
+use std::collections::HashMap;
 
+use anyhow::{Context as _, Result, ensure};
+use candle_core::{Device, Tensor};
+
+use super::kept::{Kept, Tensors, take};
 use crate::checkpoint::Checkpoint;
 use crate::pipeline::{Call, Model, Numerics, Observer, Pipeline, Residency};
 use crate::request::{Precision, Request};
@@ -27,12 +30,41 @@ pub const PROMPTS: [&str; 16] = [
     "pencil drawing of a violin on a black background",
 ];
 
+/// What the UNet was asked at one timestep.
+pub(super) struct Asked {
+    /// `[1, in_channels, height / factor, width / factor]`
+    pub latents: Tensor,
+    pub timestep: f64,
+}
+
 /// One picture on its way.
 pub(super) struct Run {
     pub request: Request,
     /// `[1 or 2, tokens, channels]`
     pub embeddings: Tensor,
-    pub calls: Vec<Call>,
+    pub asked: Vec<Asked>,
+}
+
+impl Run {
+    fn restore(request: &Request, mut tensors: Tensors) -> Result<Self> {
+        let timesteps = take(&mut tensors, "timesteps")?.to_vec1::<f64>()?;
+        let asked = timesteps.into_iter().enumerate().map(|(at, timestep)| {
+            Ok(Asked { latents: take(&mut tensors, &format!("latents-{at}"))?, timestep })
+        });
+        let asked = asked.collect::<Result<_>>()?;
+        Ok(Self { request: request.clone(), embeddings: take(&mut tensors, "embeddings")?, asked })
+    }
+
+    fn to_keep(&self) -> Result<Tensors> {
+        let timesteps: Vec<f64> = self.asked.iter().map(|asked| asked.timestep).collect();
+        let latents = self.asked.iter().enumerate();
+        let latents = latents.map(|(at, asked)| (format!("latents-{at}"), asked.latents.clone()));
+        let others = HashMap::from([
+            ("timesteps".to_owned(), Tensor::new(timesteps, &Device::Cpu)?),
+            ("embeddings".to_owned(), self.embeddings.clone()),
+        ]);
+        Ok(latents.chain(others).collect())
+    }
 }
 
 /// What a model's UNet was asked while pictures were drawn.
@@ -50,8 +82,8 @@ impl Observer for Recorder {
 
 impl Runs {
     /// Draws the pictures of `requests` in int8, as what is learned will be used, and keeps what the UNet was asked at
-    /// so many timesteps of each, others for each, so that all are seen. `on_picture` is told how many of how many are
-    /// done, first with none.
+    /// so many timesteps of each, others for each, so that all are seen. Those that `kept` has are not drawn again.
+    /// `on_picture` is told how many of how many are done, first with none.
     ///
     /// # Errors
     /// When the model can't be loaded, or computes values that are not finite.
@@ -59,6 +91,7 @@ impl Runs {
         checkpoint: &Checkpoint,
         requests: &[Request],
         timesteps: usize,
+        kept: &Kept,
         on_picture: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let count = requests.len();
@@ -68,14 +101,24 @@ impl Runs {
         let mut runs = Vec::new();
         for (number, request) in requests.iter().enumerate() {
             on_picture(number, count);
+            let name = format!("run-{number}");
+            if let Some(tensors) = kept.load(&name)? {
+                runs.push(Run::restore(request, tensors).with_context(|| format!("the kept {name}"))?);
+                continue;
+            }
             let mut recorder = Recorder::default();
             pipeline.generate(request, &mut recorder)?;
-            let chosen = chosen(recorder.0.len(), timesteps, number, count);
-            runs.push(Run {
+            let chosen = chosen(recorder.0.len(), timesteps, number, count).into_iter();
+            let asked = chosen.map(|at| &recorder.0[at]);
+            let asked = asked
+                .map(|Call { input, timestep, .. }| Asked { latents: input.clone(), timestep: *timestep });
+            let run = Run {
                 embeddings: pipeline.embeddings(request)?,
                 request: request.clone(),
-                calls: chosen.into_iter().map(|at| recorder.0[at].clone()).collect(),
-            });
+                asked: asked.collect(),
+            };
+            kept.save(&name, || run.to_keep())?;
+            runs.push(run);
         }
         on_picture(count, count);
         Ok(Self(runs))
@@ -87,7 +130,7 @@ impl Runs {
 
     /// Of all runs.
     pub(super) fn calls(&self) -> usize {
-        self.0.iter().map(|run| run.calls.len()).sum()
+        self.0.iter().map(|run| run.asked.len()).sum()
     }
 }
 

@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure, OrExit};
 use super::printer::Printer;
 use crate::checkpoint::{Checkpoint, Replaceable};
 use crate::pipeline::{Adapted, Observer};
-use crate::quantize::Rule;
+use crate::quantize::{Learning, Rule};
 use crate::request::{Lora, SIZE_STEP};
 
 /// The largest size of a report that names none: a quarter of the work at 512 pixels.
@@ -182,6 +182,9 @@ pub struct QuantizeArgs {
     pub measured: Option<PathBuf>,
 
     /// How weights are rounded
+    ///
+    /// What a method that learns has come to is kept in DST.learning until the file is written: after an interruption the
+    /// same command goes on from there.
     #[arg(long, value_enum, default_value_t = Method::Nearest)]
     pub method: Method,
 
@@ -268,7 +271,7 @@ impl QuantizeArgs {
     pub fn check(&self) -> Result<(), Failure> {
         let learns =
             self.calibrate.is_some() || self.calibrate_size.is_some() || self.calibrate_steps.is_some();
-        if learns && self.method == Method::Nearest {
+        if learns && self.method.learning().is_none() {
             return Err(Failure::usage("the --calibrate flags are for a method that learns")
                 .hint("add `--method gptq`, or leave them out"));
         }
@@ -283,6 +286,19 @@ pub enum Method {
     Nearest,
     /// So that errors cancel in what layers compute of inputs as they occur (GPTQ): slow, and nearer to the floats
     Gptq,
+    /// The same by gradient descent over all weights of a layer (AdaRound): much slower, for small models
+    Adaround,
+}
+
+impl Method {
+    /// How it learns, if it does.
+    pub fn learning(self) -> Option<Learning> {
+        match self {
+            Self::Nearest => None,
+            Self::Gptq => Some(Learning::Gptq),
+            Self::Adaround => Some(Learning::AdaRound),
+        }
+    }
 }
 
 fn parse_rule(text: &str) -> Result<Rule, String> {

@@ -8,75 +8,13 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::cholesky::{self, BLOCK};
-use super::grid::{Grid, LARGEST_PAIR, Row};
+use super::grid::Grid;
+use super::gridded::{Gridded, scales, within_pair};
 use super::moments::{Finished, Part};
 use crate::kernels::Isa;
 
 /// Of the mean of the diagonal that is added to it, so that what was never seen costs something too.
 const DAMPING: f64 = 0.01;
-
-/// Weights on a grid: that at `at` of row o is `values[o][at]` times the scale of its place.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gridded {
-    pub grid: Grid,
-    pub inputs: usize,
-    pub taps: usize,
-    /// `[rows][inputs][taps]`
-    pub values: Vec<i8>,
-    /// `[rows][scales of a row]`
-    pub scales: Vec<f32>,
-}
-
-impl Gridded {
-    /// Each of `weights`, `[rows][inputs][taps]`, to the nearest value of the grid.
-    pub fn nearest(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Self {
-        let scales = scales(grid, weights, squares, taps);
-        Self::with_scales(grid, weights, squares.len() / taps, taps, scales)
-    }
-
-    /// The same where scales have been chosen.
-    pub fn with_scales(grid: Grid, weights: &[f32], inputs: usize, taps: usize, scales: Vec<f32>) -> Self {
-        let columns = inputs * taps;
-        let mut values = vec![0; weights.len()];
-        let rows = values.par_chunks_exact_mut(columns).zip(weights.par_chunks_exact(columns));
-        rows.zip(scales.par_chunks_exact(grid.scales(inputs, taps))).for_each(
-            |((values, weights), scales)| {
-                for (at, &weight) in weights.iter().enumerate() {
-                    let rounded = grid.nearest(weight, scales[grid.scale_of(at, taps)]);
-                    // The first of a pair is decided before the second.
-                    let value = within_pair(grid, rounded, at, inputs, taps, |at| values[at]);
-                    values[at] = value as i8;
-                }
-            },
-        );
-        Self { grid, inputs, taps, values, scales }
-    }
-
-    /// The weights these stand for.
-    pub fn dequantize(&self) -> Vec<f32> {
-        self.grid.dequantize(&self.values, &self.scales, self.inputs * self.taps, self.taps)
-    }
-}
-
-/// Of the rows of `weights`, `[rows][inputs][taps]`.
-pub(super) fn scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Vec<f32> {
-    let rows = weights.par_chunks_exact(squares.len());
-    rows.flat_map_iter(|weights| grid.fit(Row { weights, squares, taps })).collect()
-}
-
-/// `value` as near as its partner, if that has been decided, lets it be.
-fn within_pair(
-    grid: Grid,
-    value: f32,
-    at: usize,
-    inputs: usize,
-    taps: usize,
-    decided: impl Fn(usize) -> i8,
-) -> f32 {
-    let Some(partner) = grid.partner(at, inputs, taps) else { return value };
-    let other = f32::from(decided(partner));
-    if value * other > 0.0 { value.abs().min(LARGEST_PAIR - other.abs()).copysign(value) } else { value }
-}
 
 /// What a layer's inputs say about which errors cancel.
 pub struct Cancellation {
@@ -249,11 +187,11 @@ fn reorder(matrix: &mut [f32], side: usize, order: &[usize]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::moments::Moments;
     use super::*;
 
-    fn noise(seed: u64, count: usize) -> Vec<f32> {
+    pub fn noise(seed: u64, count: usize) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -263,7 +201,7 @@ mod tests {
     }
 
     /// Inputs whose neighbors are alike.
-    fn inputs(rows: usize, columns: usize) -> Vec<f32> {
+    pub fn inputs(rows: usize, columns: usize) -> Vec<f32> {
         let mut values = noise(5, rows * columns);
         for row in values.chunks_exact_mut(columns) {
             for at in 1..columns {
@@ -273,7 +211,7 @@ mod tests {
         values
     }
 
-    fn moments(values: &[f32], inputs: usize, taps: usize) -> Finished {
+    pub fn moments(values: &[f32], inputs: usize, taps: usize) -> Finished {
         let columns = inputs * taps;
         let mut moments = Moments::new(Isa::best(), inputs, taps);
         moments
@@ -282,7 +220,7 @@ mod tests {
     }
 
     /// The squared error of a layer's outputs, by definition.
-    fn output_error(inputs: &[f32], weights: &[f32], rounded: &[f32], columns: usize) -> f64 {
+    pub fn output_error(inputs: &[f32], weights: &[f32], rounded: &[f32], columns: usize) -> f64 {
         let errors: Vec<f32> = weights.iter().zip(rounded).map(|(a, b)| a - b).collect();
         let mut sum = 0.0;
         for input in inputs.chunks_exact(columns) {

@@ -35,7 +35,7 @@ pub struct Row<'a> {
 
 impl Grid {
     /// The least and the largest value.
-    fn limits(self) -> (f32, f32) {
+    pub fn limits(self) -> (f32, f32) {
         match self {
             Self::Bytes | Self::PairedBytes => (-127.0, 127.0),
             Self::Nibbles => (-8.0, 7.0),

@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::gptq::{self, Gridded};
 use super::grid::Grid;
+use super::gridded::{self, Gridded};
 use super::{QuantizedWeight, divide_columns};
 
 /// Weights of one layer at four bits: that of output o, input i and tap t is `scales[o][i / GROUP][t] * columns[i] *
@@ -51,7 +51,7 @@ impl GroupedWeight {
             "{} weights are not rows of {inputs} x {taps}",
             weight.len()
         );
-        Ok(gptq::scales(Grid::Nibbles, weight, &vec![1.0; row], taps))
+        Ok(gridded::scales(Grid::Nibbles, weight, &vec![1.0; row], taps))
     }
 
     /// What was rounded to [`Grid::Nibbles`] after it had been divided by `columns`.

@@ -1,23 +1,28 @@
 //! Quantized weights: how they are equalized and rounded, and which layers get them; files, kernels and networks are elsewhere.
 
+mod adaround;
 pub mod allocation;
 mod balance;
 mod cholesky;
 mod equalize;
 mod gptq;
 pub mod grid;
+mod gridded;
 pub mod grouped;
 mod moments;
 mod pairs;
 mod policy;
+mod rounder;
 mod rounding;
 
 pub use balance::{Balance, Tensors};
 pub use equalize::Matrix;
-pub use gptq::{Cancellation, Gridded};
+pub use gptq::Cancellation;
+pub use gridded::Gridded;
 pub use grouped::GroupedWeight;
 pub use moments::{Finished, Moments};
 pub use policy::{Bits, Origin, Policy, Rule, Treatment};
+pub use rounder::{Learning, Rounder};
 pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
 
 /// Weights as they are stored, or as they are to be computed with.

@@ -6,11 +6,11 @@
 use std::path::Path;
 use std::time::Instant;
 
-use pochade::calibration::{self, Runs};
+use pochade::calibration::{self, Kept, Learned, Lesson, Runs};
 use pochade::checkpoint::{Checkpoint, Storage};
 use pochade::kernels::Isa;
 use pochade::quantize::grid::Grid;
-use pochade::quantize::{Cancellation, Moments, Policy};
+use pochade::quantize::{Balance, Cancellation, Learning, Moments, Policy};
 use pochade::request::Request;
 use pochade::sensitivity::Recording;
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ fn source(folder: &TempDir) -> (Checkpoint, Runs) {
         .zip(calibration::PROMPTS)
         .map(|(seed, prompt)| Request::new(prompt, seed, &defaults))
         .collect();
-    let runs = Runs::draw(&source, &requests, 8, &mut |_, _| {}).unwrap();
+    let runs = Runs::draw(&source, &requests, 8, &Kept::nothing(), &mut |_, _| {}).unwrap();
     (source, runs)
 }
 
@@ -48,13 +48,27 @@ fn eight_bits_learned() {
     let policy = Policy::default();
     let nearest = compare(&recording, "nearest", &source);
     let balance = source.tensors().balance(&policy).unwrap();
-    let learned = calibration::learn(&source, &policy, &balance, &runs, 1 << 30, &mut |_, _| {}).unwrap();
-    compare(&recording, "gptq", &source.merged(learned.clone().without_corrections()));
-    let corrected = compare(&recording, "gptq, biases corrected", &source.merged(learned));
-    assert!(corrected > nearest + 0.3);
+    for learning in [Learning::Gptq, Learning::AdaRound] {
+        let learned = learn(&source, &policy, &balance, &runs, learning);
+        let name = format!("{learning:?}");
+        compare(&recording, &name, &source.merged(learned.clone().without_corrections()));
+        let corrected = compare(&recording, &format!("{name}, biases corrected"), &source.merged(learned));
+        assert!(corrected > nearest + 0.3);
+    }
 }
 
-/// Files of eight and four bits, by either method.
+fn learn(
+    source: &Checkpoint,
+    policy: &Policy,
+    balance: &Balance,
+    runs: &Runs,
+    learning: Learning,
+) -> Learned {
+    let lesson = Lesson { learning, runs, memory: 1 << 30, kept: &Kept::nothing() };
+    calibration::learn(source, policy, balance, &lesson, &mut |_, _| {}).unwrap()
+}
+
+/// Files of eight and four bits, by each method.
 #[test]
 #[ignore = "takes minutes"]
 fn four_bits_learned() {
@@ -62,18 +76,16 @@ fn four_bits_learned() {
     let path = folder.path().join("rounded.safetensors");
     let (source, runs) = source(&folder);
     let recording = record(&source, 8, 0);
-    let rounded = |rules: &[&str], learns: bool| {
+    let rounded = |rules: &[&str], learning: Option<Learning>| {
         let policy = Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
         let balance = source.tensors().balance(&policy).unwrap();
         let mut model = source.clone();
-        if learns {
-            let learned = calibration::learn(&source, &policy, &balance, &runs, 1 << 30, &mut |_, _| {});
-            model = source.merged(learned.unwrap());
+        if let Some(learning) = learning {
+            model = source.merged(learn(&source, &policy, &balance, &runs, learning));
         }
         model.write_native(&path, Storage::Balanced(&policy, &balance)).unwrap();
         let megabytes = path.metadata().unwrap().len() as f64 / 1e6;
-        let method = if learns { "gptq" } else { "nearest" };
-        let name = format!("{} {method} {megabytes:.2} MB", rules.join(","));
+        let name = format!("{} {learning:?} {megabytes:.2} MB", rules.join(","));
         compare(&recording, &name, &Checkpoint::open(&path).unwrap())
     };
     for rules in [
@@ -84,9 +96,9 @@ fn four_bits_learned() {
         &["unet.*=4"],
         &["*=4"],
     ] {
-        for learns in [false, true] {
-            let found = rounded(rules, learns);
-            assert!(rules != ["conv3x3=4"] || !learns || found > 25.0, "{found}");
+        for learning in [None, Some(Learning::Gptq), Some(Learning::AdaRound)] {
+            let found = rounded(rules, learning);
+            assert!(rules != ["conv3x3=4"] || learning.is_none() || found > 25.0, "{found}");
         }
     }
 }

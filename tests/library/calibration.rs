@@ -1,8 +1,12 @@
 //! Rounding that is learned: the whole model is nearer to its floats than when rounded to the nearest.
 
-use pochade::calibration::{self, Learned, Runs};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use pochade::calibration::{self, Kept, Learned, Lesson, Runs};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
-use pochade::quantize::{Balance, Policy};
+use pochade::quantize::{Balance, Bits, Learning, Policy};
 use pochade::request::{Defaults, Request};
 use pochade::sensitivity::{Recording, Settings};
 use tempfile::TempDir;
@@ -14,12 +18,12 @@ fn runs(checkpoint: &Checkpoint, pixels: usize, count: u64) -> Runs {
     let requests: Vec<Request> = (0..count)
         .map(|seed| Request::new(calibration::PROMPTS[seed as usize], 77 + seed, &defaults))
         .collect();
-    Runs::draw(checkpoint, &requests, 8, &mut |_, _| {}).unwrap()
+    Runs::draw(checkpoint, &requests, 8, &Kept::nothing(), &mut |_, _| {}).unwrap()
 }
 
 fn learn(checkpoint: &Checkpoint, balance: &Balance, runs: &Runs, memory: usize) -> Learned {
-    let policy = Policy::default();
-    calibration::learn(checkpoint, &policy, balance, runs, memory, &mut |_, _| {}).unwrap()
+    let lesson = Lesson { learning: Learning::Gptq, runs, memory, kept: &Kept::nothing() };
+    calibration::learn(checkpoint, &Policy::default(), balance, &lesson, &mut |_, _| {}).unwrap()
 }
 
 #[test]
@@ -32,6 +36,83 @@ fn what_is_learned_does_not_depend_on_the_memory_for_it() {
         let shape = model.tensors().view(name).unwrap().shape;
         let weight = |model: &Checkpoint| model.tensors().weight(name, shape).unwrap();
         assert_eq!(weight(&whole), weight(&parts), "{name}");
+    }
+}
+
+#[test]
+fn what_was_kept_is_not_learned_again() {
+    let (model, folder) = (small(), TempDir::new().unwrap());
+    let path = folder.path().join("model.learning");
+    let policies = [Bits::Eight, Bits::Four].map(Policy::all);
+    let balance = model.tensors().balance(&policies[0]).unwrap();
+    let requests = [Request::new("a fox", 3, &Defaults { width: 64, height: 64, ..model.defaults() })];
+    // As many groups as there are layers. How much there is to do tells what is not done again.
+    let learn = |kept: &Kept| {
+        let runs = Runs::draw(&model, &requests, 2, kept, &mut |_, _| {}).unwrap();
+        let lesson = Lesson { learning: Learning::Gptq, runs: &runs, memory: 0, kept };
+        let mut work = 0;
+        let learned =
+            calibration::learn_each(&model, policies.each_ref(), &balance, &lesson, &mut |_, all| work = all);
+        (learned.unwrap().map(|learned| model.merged(learned)), work)
+    };
+    let (undisturbed, all) = learn(&Kept::nothing());
+    let (kept, goes_on) = Kept::open(&path, "this").unwrap();
+    assert!(!goes_on);
+    learn(&kept);
+    let parts = || {
+        let names = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+        let number = |path: &PathBuf| path.file_stem()?.to_str()?.strip_prefix("learned-")?.parse().ok();
+        names.filter_map(|path| Some((number(&path)?, path))).collect::<BTreeMap<usize, PathBuf>>()
+    };
+    let count = parts().len();
+    for (number, part) in parts() {
+        if number >= count / 2 {
+            fs::remove_file(part).unwrap();
+        }
+    }
+    let (kept, goes_on) = Kept::open(&path, "this").unwrap();
+    assert!(goes_on);
+    let (resumed, rest) = learn(&kept);
+    assert!(rest <= all - count / 2 * all / count, "{rest} of {all}");
+    for (undisturbed, resumed) in undisturbed.iter().zip(&resumed) {
+        for name in model.tensors().parameters().filter(|name| name.starts_with("unet.")) {
+            let shape = model.tensors().view(name).unwrap().shape;
+            let weight = |model: &Checkpoint| model.tensors().weight(name, shape).unwrap();
+            assert_eq!(weight(undisturbed), weight(resumed), "{name}");
+        }
+    }
+
+    let damaged = parts().remove(&0).unwrap();
+    fs::write(&damaged, fs::read(&damaged).unwrap().split_at(1000).0).unwrap();
+    let runs = Runs::draw(&model, &requests, 2, &kept, &mut |_, _| {}).unwrap();
+    let lesson = Lesson { learning: Learning::Gptq, runs: &runs, memory: 0, kept: &kept };
+    let error = calibration::learn_each(&model, policies.each_ref(), &balance, &lesson, &mut |_, _| {});
+    assert!(format!("{:#}", error.unwrap_err()).contains("learned-0.safetensors is damaged"));
+    kept.finish().unwrap();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_calibration_is_known_by_all_that_it_depends_on() {
+    let model = small();
+    let requests = [Request::new("a fox", 3, &model.defaults())];
+    let eight = Policy::default();
+    let identity = |learning, policies: &[&Policy], requests: &[Request], timesteps| {
+        calibration::identity(&model, learning, policies, requests, timesteps).unwrap()
+    };
+    let first = identity(Learning::Gptq, &[&eight], &requests, 8);
+    assert_eq!(identity(Learning::Gptq, &[&eight], &requests, 8), first);
+    let four = Policy::all(Bits::Four);
+    let other = [Request::new("a fox", 4, &model.defaults())];
+    for different in [
+        identity(Learning::AdaRound, &[&eight], &requests, 8),
+        identity(Learning::Gptq, &[&eight, &four], &requests, 8),
+        identity(Learning::Gptq, &[&eight], &other, 8),
+        identity(Learning::Gptq, &[&eight], &requests, 4),
+        calibration::identity(&Checkpoint::built_in().unwrap(), Learning::Gptq, &[&eight], &requests, 8)
+            .unwrap(),
+    ] {
+        assert_ne!(different, first);
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pochade::calibration::{self, Runs};
+use pochade::calibration::{self, Kept, Lesson, Runs};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use pochade::layers::Backend;
 use pochade::pipeline::footprint::Series;
 use pochade::pipeline::{Pipeline, Residency};
 use pochade::quantize::grid::GROUP;
-use pochade::quantize::{Bits, GroupedWeight, Policy, Weight};
+use pochade::quantize::{Bits, GroupedWeight, Learning, Policy, Weight};
 use pochade::request::{Defaults, Draft, Precision, Request};
 use pochade::sensitivity::{self, Recording, Settings};
 use safetensors::Dtype;
@@ -214,8 +214,9 @@ fn learned_rounding_of_four_bits_is_nearer() {
     let defaults = Defaults { width: 128, height: 128, ..model.defaults() };
     let requests: Vec<_> =
         (0..4).map(|n| Request::new(calibration::PROMPTS[n], 70 + n as u64, &defaults)).collect();
-    let runs = Runs::draw(&model, &requests, 8, &mut |_, _| {}).unwrap();
-    let learned = calibration::learn(&model, &policy, &balance, &runs, 1 << 30, &mut |_, _| {}).unwrap();
+    let runs = Runs::draw(&model, &requests, 8, &Kept::nothing(), &mut |_, _| {}).unwrap();
+    let lesson = Lesson { learning: Learning::Gptq, runs: &runs, memory: 1 << 30, kept: &Kept::nothing() };
+    let learned = calibration::learn(&model, &policy, &balance, &lesson, &mut |_, _| {}).unwrap();
     model.merged(learned).write_native(&path("learned"), storage).unwrap();
     let size = |name: &str| fs::metadata(path(name)).unwrap().len();
     assert_eq!(size("learned"), size("nearest"));

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use serde_json::Value;
@@ -193,6 +196,55 @@ fn rounding_is_learned_from_a_list() {
     let again = ["quantize", "learned.safetensors", "new.safetensors", "--method", "gptq"];
     sandbox.run(&again).refused(3, &["quantized already"]);
     assert!(!sandbox.join("new.safetensors").exists());
+}
+
+#[test]
+fn an_interrupted_calibration_goes_on_where_it_was() {
+    let (sandbox, folder) = (Sandbox::new(), TempDir::new().unwrap());
+    let pocket = pocket(&folder);
+    let quantize = |file: &'static str| {
+        ["quantize", &pocket, file, "--method", "gptq", "--calibrate-size", "64", "--calibrate-steps", "2"]
+    };
+    let mut child = sandbox.command(&quantize("a.safetensors")).stderr(Stdio::null()).spawn().unwrap();
+    // Two pictures of sixteen have been drawn, and nothing has been learned.
+    while !sandbox.join("a.safetensors.learning/run-1.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!sandbox.join("a.safetensors").exists());
+
+    let left = sandbox.run(&quantize("a.safetensors"));
+    left.done();
+    assert!(left.stderr.contains("going on where an earlier run left off"), "{left:?}");
+    let left = sandbox.run(&quantize("b.safetensors"));
+    left.done();
+    assert!(!left.stderr.contains("going on"), "{left:?}");
+    let file = |name: &str| fs::read(sandbox.join(name)).unwrap();
+    assert!(file("a.safetensors") == file("b.safetensors"));
+    assert_eq!(sandbox.files(), ["a.safetensors", "b.safetensors"]);
+
+    sandbox.write("c.safetensors.learning", b"mine");
+    sandbox.run(&quantize("c.safetensors")).refused(1, &["c.safetensors.learning"]);
+    assert_eq!(file("c.safetensors.learning"), b"mine");
+}
+
+#[test]
+fn rounding_is_learned_by_descent_too() {
+    let sandbox = Sandbox::new();
+    let small = data("small");
+    let small = small.to_str().unwrap();
+    let quantize = |file: &str, method: &str| {
+        let learn = ["--calibrate", "list.txt", "--calibrate-size", "64", "--calibrate-steps", "2"];
+        sandbox.run(&[&["quantize", small, file, "--method", method], &learn[..]].concat()).done();
+        fs::read(sandbox.join(file)).unwrap()
+    };
+    sandbox.write("list.txt", b"an owl\n");
+    let found = quantize("descent.safetensors", "adaround");
+    assert!(found != quantize("gptq.safetensors", "gptq"));
+    let picture = ["-q", "-m", "descent.safetensors", "x", "-s", "1", "--steps", "1", "--size", "64x64"];
+    assert_eq!(sandbox.run(&picture).done(), "x-1.png\n");
 }
 
 #[test]

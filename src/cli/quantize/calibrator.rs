@@ -1,4 +1,6 @@
-//! What `quantize --method gptq` learns from: the prompts' list, how much memory statistics may take, progress.
+//! What `quantize --method` learns from: the prompts' list, what an interrupted run left, how much memory there is.
+
+use std::path::{Path, PathBuf};
 
 use super::super::batch::Source;
 use super::super::exit::{Exit, Failure, OrExit};
@@ -6,13 +8,13 @@ use super::super::memory_guard::Guard;
 use super::super::model_args::{QuantizeArgs, REPORT_PIXELS};
 use super::super::printer::Printer;
 use super::super::watched::watched;
-use crate::calibration::{self, Learned, Runs};
+use crate::calibration::{self, Kept, Learned, Lesson, Runs, Unkept};
 use crate::checkpoint::Checkpoint;
 use crate::memory;
 use crate::picture_in::{self, PictureBytes};
 use crate::pipeline::footprint::Series;
 use crate::pipeline::{Model, Numerics};
-use crate::quantize::Policy;
+use crate::quantize::{Learning, Policy};
 use crate::request::list::Fault;
 use crate::request::{Defaults, Draft, Precision, Request};
 
@@ -28,6 +30,9 @@ const STATISTICS: u64 = 2 << 30;
 
 /// All that learning takes, checked.
 pub struct Calibrator {
+    learning: Learning,
+    /// Where it is kept until the file is written.
+    folder: PathBuf,
     requests: Vec<Request>,
     timesteps: usize,
     statistics: u64,
@@ -37,7 +42,12 @@ pub struct Calibrator {
 impl Calibrator {
     /// # Errors
     /// Names the line of the list that is wrong, or says that memory is short.
-    pub fn new(args: &QuantizeArgs, checkpoint: &Checkpoint, printer: Printer) -> Result<Self, Failure> {
+    pub fn new(
+        learning: Learning,
+        args: &QuantizeArgs,
+        checkpoint: &Checkpoint,
+        printer: Printer,
+    ) -> Result<Self, Failure> {
         let own = checkpoint.defaults();
         let side = |own: usize| args.calibrate_size.unwrap_or(own.min(REPORT_PIXELS));
         let defaults = Defaults { width: side(own.width), height: side(own.height), ..own };
@@ -53,6 +63,8 @@ impl Calibrator {
         };
         let statistics = check_memory(checkpoint, &requests, args.ignore_memory, printer)?;
         Ok(Self {
+            learning,
+            folder: folder(&args.destination),
             requests,
             timesteps: usize::from(args.calibrate_steps.unwrap_or(TIMESTEPS)),
             statistics,
@@ -72,14 +84,45 @@ impl Calibrator {
         calibration::check(checkpoint).or_exit(Exit::Model)?;
         let Some(first) = policies.first() else { return Ok(policies.map(|_| Learned::default())) };
         let balance = checkpoint.tensors().balance(first).or_exit(Exit::Model)?;
+        let (requests, timesteps) = (&self.requests, self.timesteps);
+        let which = calibration::identity(checkpoint, self.learning, &policies, requests, timesteps);
+        let which = which.or_exit(Exit::Model)?;
+        let (kept, goes_on) = Kept::open(&self.folder, &which).or_exit(Exit::PictureFailed)?;
+        if goes_on {
+            let from = self.folder.display();
+            self.printer.status(&format!("going on where an earlier run left off, by what is in {from}"));
+        }
         let runs = watched("drawing in int8, picture", self.printer, |on_picture| {
-            Runs::draw(checkpoint, &self.requests, self.timesteps, on_picture)
-        })?;
-        watched("learning, part", self.printer, |on_progress| {
-            let memory = self.statistics as usize;
-            calibration::learn_each(checkpoint, policies, &balance, &runs, memory, on_progress)
-        })
+            Runs::draw(checkpoint, requests, timesteps, &kept, on_picture)
+        });
+        let runs = runs.map_err(of_disk)?;
+        let lesson =
+            Lesson { learning: self.learning, runs: &runs, memory: self.statistics as usize, kept: &kept };
+        let learned = watched("learning, part", self.printer, |on_progress| {
+            calibration::learn_each(checkpoint, policies, &balance, &lesson, on_progress)
+        });
+        learned.map_err(of_disk)
     }
+
+    /// Forgets what was kept, once the file has been written.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    pub fn forget(destination: &Path) -> Result<(), Failure> {
+        Kept::in_folder(&folder(destination)).finish().or_exit(Exit::PictureFailed)
+    }
+}
+
+/// Where the calibration of the file at `destination` is kept until that is written.
+fn folder(destination: &Path) -> PathBuf {
+    let mut name = destination.as_os_str().to_owned();
+    name.push(".learning");
+    name.into()
+}
+
+/// `failure`, which is not the model's fault if the calibration couldn't be kept.
+fn of_disk(failure: Failure) -> Failure {
+    if failure.error.is::<Unkept>() { Failure { exit: Exit::PictureFailed, ..failure } } else { failure }
 }
 
 /// The requests of a list that are about the model alone.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::super::exit::{Exit, Failure, OrExit};
-use super::super::model_args::{Method, QuantizeArgs};
+use super::super::model_args::QuantizeArgs;
 use super::super::printer::Printer;
 use super::super::signals::Signals;
 use super::super::watched::watched;
@@ -167,10 +167,10 @@ impl<'a> Chooser<'a> {
 
     /// The smallest combination whose file was measured to keep so many dB.
     fn reaching(&mut self, quality: f64) -> Result<usize, Failure> {
-        if self.args.method == Method::Gptq {
+        if let Some(learning) = self.args.method.learning() {
             let policies =
                 [Bits::Four, Bits::Eight].map(|bits| Policy::all(bits).and_keeping(&self.args.keep));
-            let calibrator = Calibrator::new(self.args, self.checkpoint, self.printer)?;
+            let calibrator = Calibrator::new(learning, self.args, self.checkpoint, self.printer)?;
             let [four, eight] = calibrator.learn(self.checkpoint, policies.each_ref())?.map(Arc::new);
             self.learned = Some(Mixed { policy: Policy::default(), four, eight });
         }

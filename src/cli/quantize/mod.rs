@@ -12,7 +12,7 @@ use report::{Layers, Measured, Written};
 
 use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::Guard;
-use super::model_args::{Method, QuantizeArgs, REPORT_PIXELS};
+use super::model_args::{QuantizeArgs, REPORT_PIXELS};
 use super::printer::{Printer, Verbosity};
 use super::signals::Signals;
 use super::watched::watched;
@@ -70,18 +70,22 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     };
     let policy = choice.as_ref().map_or(policy, |choice| choice.policy.clone());
     let balance = checkpoint.tensors().balance(&policy).or_exit(Exit::Model)?;
-    let rounded = match choice.as_ref().and_then(|choice| choice.learned.clone()) {
-        Some(learned) => checkpoint.merged(learned),
-        None if args.method == Method::Gptq => {
-            let [learned] = Calibrator::new(args, &checkpoint, printer)?.learn(&checkpoint, [&policy])?;
+    let rounded = match (choice.as_ref().and_then(|choice| choice.learned.clone()), args.method.learning()) {
+        (Some(learned), _) => checkpoint.merged(learned),
+        (None, Some(learning)) => {
+            let calibrator = Calibrator::new(learning, args, &checkpoint, printer)?;
+            let [learned] = calibrator.learn(&checkpoint, [&policy])?;
             checkpoint.merged(learned)
         }
-        None => checkpoint.clone(),
+        (None, None) => checkpoint.clone(),
     };
     let form = Form::Native(Storage::Balanced(&policy, &balance));
     let written = destination::write(&rounded, &args.destination, form, &signals)?;
     if written != Exit::Done {
         return Ok(written);
+    }
+    if args.method.learning().is_some() {
+        Calibrator::forget(&args.destination)?;
     }
     let expected = choice.as_ref().map(|choice| choice.expected_sqnr);
     let written = Written::new(&args.destination).or_exit(Exit::PictureFailed)?.expecting(expected);
