@@ -1,6 +1,9 @@
 //! Activations as bytes with a scale and a zero point per row, and how a row becomes them; products are in `gemm_i8`.
 
+use rayon::prelude::*;
+
 use super::aligned::AlignedBuf;
+use super::gather::PAD;
 use super::simd::Simd;
 
 /// How rows of bytes lie in memory, which is for the instruction set that multiplies them to say.
@@ -105,6 +108,31 @@ impl QuantizedRows {
         let values = &self.values.as_slice()[self.layout.start(row, self.stride)..];
         let groups = values.chunks(self.layout.step()).map(|step| &step[..self.layout.group]);
         groups.flatten().map(|byte| byte ^ self.layout.flipped()).take(self.depth)
+    }
+
+    /// The rows of these numbers, in their order; padding stands for zeros.
+    pub(super) fn in_order(&self, sources: &[u32]) -> Self {
+        let RowLayout { group, together, .. } = self.layout;
+        let (layout, stride) = (self.layout, self.stride);
+        let mut rows = Self::default();
+        rows.resize(sources.len(), self.depth, layout);
+        let from = self.values.as_slice();
+        // What lies together is written together.
+        let some = rows.values.as_mut_slice()[..sources.len().next_multiple_of(together) * stride]
+            .par_chunks_exact_mut(together * stride);
+        some.zip(sources.par_chunks(together)).for_each(|(to, sources)| {
+            for (number, &source) in sources.iter().enumerate().filter(|(_, source)| **source != PAD) {
+                let from = &from[layout.start(source as usize, stride)..];
+                for (to, from) in to.chunks_exact_mut(layout.step()).zip(from.chunks(layout.step())) {
+                    to[number * group..][..group].copy_from_slice(&from[..group]);
+                }
+            }
+        });
+        let of_rows = rows.scales.iter_mut().zip(&mut rows.zeros).zip(sources);
+        for ((scale, zero), &source) in of_rows.filter(|(_, source)| **source != PAD) {
+            (*scale, *zero) = (self.scales[source as usize], self.zeros[source as usize]);
+        }
+        rows
     }
 
     /// One per row.

@@ -3,7 +3,11 @@
 //! The idea is the indirection buffer of Dukhan, "The Indirect Convolution Algorithm" (2019), held here as
 //! one small table per axis instead of one pointer per output pixel and tap.
 
+mod lined_up;
+
 use std::ops::Range;
+
+pub(super) use lined_up::LinedUp;
 
 /// The row index of padding: a row whose values are all zero.
 pub(super) const PAD: u32 = u32::MAX;
@@ -84,7 +88,7 @@ enum Plan {
     /// Output row i reads input row i.
     Identity,
     /// Output pixel (image, y, x) at tap (i, j) reads input pixel (image, ys[y][i], xs[x][j]).
-    Image { kernel: usize, in_height: usize, in_width: usize, ys: Vec<u32>, xs: Vec<u32> },
+    Image { kernel: usize, in_height: usize, in_width: usize, ys: Vec<u32>, xs: Vec<u32>, conv: Conv2d },
 }
 
 impl Gather {
@@ -128,6 +132,7 @@ impl Gather {
                 in_width: conv.width,
                 ys: axis(out_height, conv.height, seen.0, conv.padding.top),
                 xs: axis(out_width, conv.width, seen.1, conv.padding.left),
+                conv: *conv,
             },
         }
     }
@@ -177,7 +182,7 @@ impl Gather {
                     *entry = row as u32;
                 }
             }
-            Plan::Image { kernel, in_height, in_width, ys, xs } => {
+            Plan::Image { kernel, in_height, in_width, ys, xs, .. } => {
                 let (out_height, out_width) = (ys.len() / kernel, xs.len() / kernel);
                 let mut x = rows.start % out_width;
                 let mut y = rows.start / out_width % out_height;
@@ -213,7 +218,7 @@ impl Gather {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// The definition: pad, repeat pixels, slide.
@@ -247,8 +252,8 @@ mod tests {
         rows
     }
 
-    #[test]
-    fn tables_follow_the_definition_of_a_convolution() {
+    /// Of every kind: plain, with strides, enlarged by whole numbers and others, a single pixel.
+    pub(super) fn convolutions() -> [Conv2d; 7] {
         let same = Conv2d {
             batch: 2,
             height: 5,
@@ -259,7 +264,7 @@ mod tests {
             enlarged: None,
         };
         let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
-        for conv in [
+        [
             same,
             Conv2d { stride: 2, ..same },
             Conv2d { stride: 2, padding: down, height: 4, width: 6, ..same },
@@ -267,7 +272,12 @@ mod tests {
             Conv2d { enlarged: Some((9, 5)), ..same },
             Conv2d { kernel: 1, padding: Padding::default(), ..same },
             Conv2d { height: 1, width: 1, ..same },
-        ] {
+        ]
+    }
+
+    #[test]
+    fn tables_follow_the_definition_of_a_convolution() {
+        for conv in convolutions() {
             let gather = Gather::conv2d(&conv);
             let expected = expected(&conv);
             assert_eq!(gather.out_rows(), expected.len());
