@@ -40,6 +40,7 @@ pub mod files;
 pub mod hub;
 pub mod kernels;
 pub mod layers;
+mod machine;
 pub mod memory;
 mod named_enum;
 pub mod networks;

@@ -39,8 +39,9 @@ impl Storage {
         }
     }
 
+    #[cfg_attr(not(any(target_os = "linux", target_os = "android")), expect(unused_variables))]
     fn read_ahead(&self, range: &Range<usize>) {
-        #[cfg(target_os = "linux")]
+        #[cfg(any(target_os = "linux", target_os = "android"))]
         if let (Self::File(file), Some(len)) = (self, std::num::NonZero::new(range.len() as u64)) {
             // Advice: whoever needs the bytes hears what is wrong.
             let _ = rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::WillNeed);
@@ -112,7 +113,7 @@ impl TensorFile {
     /// Says what in the header is wrong.
     pub fn embedded(bytes: &'static [u8]) -> Result<Self> {
         let header = Header::read(&mut Cursor::new(bytes), bytes.len() as u64)
-            .context("the embedded model is not usable")?;
+            .context("what is embedded is not usable")?;
         Ok(Self::new(Storage::Embedded(bytes), header))
     }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde::Serialize;
-use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use super::args::DoctorArgs;
 use super::exit::{Exit, Failure, OrExit};
@@ -13,7 +12,7 @@ use super::table::table;
 use super::{backend, models, printer};
 use crate::hub::environment;
 use crate::kernels::{self, Isa};
-use crate::memory::{self, Memory};
+use crate::machine::{self, Memory};
 use crate::request;
 
 /// The findings, as `--json` prints them.
@@ -63,8 +62,7 @@ struct Cores {
 impl Cores {
     /// Those of this machine.
     fn all() -> Vec<Self> {
-        let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
-        Self::of(system.cpus().iter().map(|core| core.brand()))
+        Self::of(machine::cores().iter().map(String::as_str))
     }
 
     /// Those of these names, in the order in which they first appear.
@@ -98,7 +96,7 @@ pub fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
 
 impl Findings {
     fn new() -> Result<Self, Failure> {
-        let memory = memory::machine();
+        let memory = machine::memory();
         let choice = Choice::new(None, None);
         let chosen = Isa::chosen();
         let pulled = models::pulled().unwrap_or_default();

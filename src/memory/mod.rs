@@ -4,27 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use crate::machine;
 
 /// The most memory this process has had resident so far, in bytes.
 pub fn peak_resident() -> Option<u64> {
     kib_field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
-}
-
-/// The machine's memory in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    pub total: u64,
-    /// What a program can take without making others swap.
-    pub available: u64,
-}
-
-/// The machine's memory, where the system tells.
-pub fn machine() -> Option<Memory> {
-    let memory = MemoryRefreshKind::nothing().with_ram();
-    let system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory));
-    let (total, available) = (system.total_memory(), system.available_memory());
-    (total > 0).then_some(Memory { total, available })
 }
 
 /// What the user allows this process, in bytes.
@@ -59,7 +43,7 @@ pub fn allowed() -> Option<u64> {
 /// What this process can still take without making others swap, exceeding its control group's limit, the address
 /// space it is allowed or the user's [`limit`], in bytes.
 pub fn available() -> Option<u64> {
-    let machine = machine().map(|memory| memory.available);
+    let machine = machine::memory().map(|memory| memory.available);
     // The system crate reads the limit of the outermost group only, and of one version at a time.
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let groups = groups.lines().filter_map(|line| left_in_group(line, Path::new("/sys/fs/cgroup")));
@@ -162,7 +146,7 @@ mod tests {
     #[test]
     fn the_system_tells() {
         assert!(available().unwrap() > 0);
-        let machine = machine().unwrap();
+        let machine = machine::memory().unwrap();
         assert!(machine.available <= machine.total);
     }
 
