@@ -1,6 +1,9 @@
-//! The LoRA of a recipe (`--fast`), found among what has been pulled; its other settings are the request's.
+//! The LoRA of a recipe (`--fast`), built in or found among what has been pulled; its other settings are the request's.
+
+use std::path::PathBuf;
 
 use super::exit::{Exit, Failure};
+use crate::checkpoint::lora;
 use crate::hub;
 use crate::request::{Draft, Lora, Needs, Recipe};
 
@@ -10,11 +13,20 @@ use crate::request::{Draft, Lora, Needs, Recipe};
 /// Names the LoRA that has not been pulled, and the command that does.
 pub fn with_lora(draft: Draft) -> Result<Draft, Failure> {
     let Some(recipe) = draft.fast else { return Ok(draft) };
-    let Needs::Lora(name, _) = recipe.ingredients().needs else { return Ok(draft) };
     let mut loras = draft.lora.clone().unwrap_or_default();
     if loras.iter().any(|lora| is_of(recipe, lora)) {
         return Ok(draft);
     }
+    let path = match recipe.ingredients().needs {
+        Needs::BuiltIn(_, name) => lora::built_in(name),
+        Needs::Lora(name, _) => pulled(recipe, name)?,
+    };
+    loras.insert(0, Lora { path, weight: 1.0 });
+    Ok(Draft { lora: Some(loras), ..draft })
+}
+
+/// The file of the LoRA called `name`.
+fn pulled(recipe: Recipe, name: &str) -> Result<PathBuf, Failure> {
     let missing = || {
         Failure::new(
             Exit::Model,
@@ -23,10 +35,7 @@ pub fn with_lora(draft: Draft) -> Result<Draft, Failure> {
         .hint(format!("`pochade models pull {name}` fetches it; or name a copy of it with --lora"))
     };
     let part = hub::part(name).ok_or_else(missing)?;
-    let pulled =
-        hub::find_file(&part.id(), part.file)?.and_then(|pulled| pulled.source).ok_or_else(missing)?;
-    loras.insert(0, Lora { path: pulled, weight: 1.0 });
-    Ok(Draft { lora: Some(loras), ..draft })
+    hub::find_file(&part.id(), part.file)?.and_then(|pulled| pulled.source).ok_or_else(missing)
 }
 
 /// `below`, from a picture, without its recipe's LoRA, which is found again by the recipe.
@@ -39,6 +48,6 @@ pub fn without_lora(mut below: Draft) -> Draft {
 }
 
 fn is_of(recipe: Recipe, lora: &Lora) -> bool {
-    let Needs::Lora(_, file) = recipe.ingredients().needs else { return false };
+    let (Needs::Lora(_, file) | Needs::BuiltIn(_, file)) = recipe.ingredients().needs;
     lora.path.file_name().is_some_and(|name| name == file)
 }

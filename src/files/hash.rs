@@ -26,6 +26,35 @@ impl Fingerprint {
         let whole = hex(Sha256::digest(bytes).as_slice());
         Self { data: whole.clone(), whole }
     }
+
+    /// Of a safetensors file that is in memory already.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn of_safetensors(bytes: &[u8]) -> io::Result<Self> {
+        Self::of(bytes, bytes.len() as u64)
+    }
+
+    /// Of what `source` has, which are `length` bytes.
+    fn of(mut source: impl Read, length: u64) -> io::Result<Self> {
+        let (mut whole, mut data) = (Sha256::new(), Sha256::new());
+        // A safetensors file opens with the length of its header; a file that is shorter than that is all data.
+        let mut opening = Vec::new();
+        (&mut source).take(8).read_to_end(&mut opening)?;
+        whole.update(&opening);
+        let mut header = <[u8; 8]>::try_from(opening.as_slice()).map_or(0, u64::from_le_bytes);
+        if header.saturating_add(8) > length {
+            header = 0;
+            data.update(&opening);
+        }
+        each_chunk(source, |chunk| {
+            whole.update(chunk);
+            let skipped = header.min(chunk.len() as u64) as usize;
+            header -= skipped as u64;
+            data.update(&chunk[skipped..]);
+        })?;
+        Ok(Self { whole: hex(whole.finalize().as_slice()), data: hex(data.finalize().as_slice()) })
+    }
 }
 
 /// Hashes the file at `path`, reading it once.
@@ -33,25 +62,10 @@ impl Fingerprint {
 /// # Errors
 /// When it can't be read.
 pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
-    let hash = || -> io::Result<Fingerprint> {
-        let mut file = open(path)?;
-        let (mut whole, mut data) = (Sha256::new(), Sha256::new());
-        // A safetensors file opens with the length of its header; a file that is shorter than that is all data.
-        let mut opening = Vec::new();
-        (&mut file).take(8).read_to_end(&mut opening)?;
-        whole.update(&opening);
-        let mut header = <[u8; 8]>::try_from(opening.as_slice()).map_or(0, u64::from_le_bytes);
-        if header.saturating_add(8) > file.metadata()?.len() {
-            header = 0;
-            data.update(&opening);
-        }
-        each_chunk(file, |chunk| {
-            whole.update(chunk);
-            let skipped = header.min(chunk.len() as u64) as usize;
-            header -= skipped as u64;
-            data.update(&chunk[skipped..]);
-        })?;
-        Ok(Fingerprint { whole: hex(whole.finalize().as_slice()), data: hex(data.finalize().as_slice()) })
+    let hash = || {
+        let file = open(path)?;
+        let length = file.metadata()?.len();
+        Fingerprint::of(file, length)
     };
     hash().with_context(|| format!("can't read {}", path.display()))
 }

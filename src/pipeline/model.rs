@@ -202,7 +202,7 @@ impl Model {
     /// for another model.
     pub(super) fn check(&self, request: &Request) -> Result<()> {
         if let Some(recipe) = request.fast
-            && let Needs::Model(name) = recipe.ingredients().needs
+            && let Needs::BuiltIn(name, _) = recipe.ingredients().needs
         {
             let own = self.checkpoint.name();
             ensure!(own == name, "the recipe {recipe} is for the model '{name}', not for '{own}'");

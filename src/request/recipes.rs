@@ -19,8 +19,8 @@ pub struct Ingredients {
 pub enum Needs {
     /// A LoRA, by its alias for `models pull`, and the name of its file.
     Lora(&'static str, &'static str),
-    /// No LoRA, but the model of this name: it draws in a few steps as it is.
-    Model(&'static str),
+    /// The model of this name, and the LoRA of this name for it, which is part of the binary.
+    BuiltIn(&'static str, &'static str),
 }
 
 /// Declares the enum and what its recipes are made of, so that one without an ingredient does not compile.
@@ -43,7 +43,7 @@ macro_rules! recipes {
 // Steps, guidance and schedules are those of the LoRAs' model cards.
 recipes! {
     Pocket = "pocket" {
-        needs: Needs::Model("pocket"),
+        needs: Needs::BuiltIn("pocket", "pocket-lcm"),
         sampler: Sampler::Lcm,
         schedule: Schedule::Leading,
         steps: 4,

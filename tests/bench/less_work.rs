@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use image::RgbImage;
-use pochade::checkpoint::Checkpoint;
+use pochade::checkpoint::{Checkpoint, lora};
 use pochade::compare::compare;
 use pochade::pipeline::Pipeline;
 use pochade::quantize::Energy;
-use pochade::request::{Draft, FIELDS, Passes, Precision};
+use pochade::request::{Draft, FIELDS, Lora, Needs, Passes, Precision};
 use sha2::{Digest, Sha256};
 
 use crate::support::models::{generate, open, pipeline, resolve};
@@ -33,6 +33,7 @@ const GRID: &[&str] = &[
     "steps=10",
     "steps=15 cache=2",
     "steps=14 cache=2",
+    "steps=17 cache=2 cfg-range=0.5..1",
     "fast=pocket",
 ];
 
@@ -76,6 +77,9 @@ fn draft(prompt: &str, seed: u64, flags: &str) -> Draft {
         let field = FIELDS.iter().find(|field| field.long() == Some(name)).unwrap();
         let value = if value.is_empty() { field.alone } else { value };
         (field.set)(&mut draft, value.as_ref()).unwrap();
+    }
+    if let Some(Needs::BuiltIn(_, name)) = draft.fast.map(|recipe| recipe.ingredients().needs) {
+        draft.lora = Some(vec![Lora { path: lora::built_in(name), weight: 1.0 }]);
     }
     draft
 }

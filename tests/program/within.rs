@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use pochade::compare::compare;
 use serde_json::Value;
 
 use crate::support::sandbox::{Left, Sandbox};
@@ -153,9 +154,10 @@ fn a_list_has_the_time_for_each_picture() {
 }
 
 #[test]
-fn the_built_in_models_recipe_needs_no_lora_and_is_for_no_other() {
+fn the_built_in_models_recipe_brings_its_lora_and_is_for_no_other() {
     let sandbox = Sandbox::new();
     let left = draw(&sandbox, "fast.png", &["--fast", "pocket", "--json"]);
+    assert!(left.stderr.contains("lora built-in/pocket-lcm at 1: merged into"), "{left:?}");
     let json: Value = serde_json::from_str(left.done()).unwrap();
     assert_eq!(
         (&json["sampler"], &json["steps"], &json["guidance_scale"]),
@@ -164,6 +166,22 @@ fn the_built_in_models_recipe_needs_no_lora_and_is_for_no_other() {
     assert!(json["unet"]["macs"].as_f64().unwrap() < 0.15 * 18.65e9, "{json}");
     sandbox.run(&["--from", "fast.png", "-o", "again.png"]).done();
     assert!(fs::read(sandbox.join("again.png")).unwrap() == fs::read(sandbox.join("fast.png")).unwrap());
+    // What it was trained for: nearer to the picture of all steps than the same four without it.
+    draw(&sandbox, "exact.png", &[]).done();
+    draw(
+        &sandbox,
+        "without.png",
+        &["--sampler", "lcm", "--schedule", "leading", "--steps", "4", "--cfg", "1"],
+    )
+    .done();
+    let picture = |name: &str| image::open(sandbox.join(name)).unwrap().to_rgb8();
+    let [fast, without] =
+        ["fast.png", "without.png"].map(|name| compare(&picture("exact.png"), &picture(name)).unwrap().psnr);
+    assert!(fast > without + 0.5, "{fast} {without}");
+    let named = ["--lora", "built-in/pocket-lcm:0", "--fast", "pocket", "--steps", "4"];
+    draw(&sandbox, "zero.png", &named).done();
+    assert!(picture("zero.png") == picture("without.png"));
+
     let small = crate::support::models::data("small").display().to_string();
     sandbox
         .run(&["a fox", "-m", &small, "--fast", "pocket"])

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::super::file::TensorFile;
 use super::super::signature::refuse_pickle;
+use super::built_in;
 use super::keys::{Role, split};
 use crate::files::{Fingerprint, fingerprint};
 
@@ -40,14 +41,19 @@ struct Size {
 }
 
 impl Adapter {
-    /// Opens a file and reads it once.
+    /// Opens a file, or one that is part of the binary, and reads it once.
     ///
     /// # Errors
     /// Names the file and the key that can't be used.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        refuse_pickle(path)?;
-        let file = TensorFile::open(path)?;
+        let (file, fingerprint) = match built_in::bytes(path) {
+            Some(bytes) => (TensorFile::embedded(bytes)?, Fingerprint::of_safetensors(bytes)?),
+            None => {
+                refuse_pickle(path)?;
+                (TensorFile::open(path)?, fingerprint(path)?)
+            }
+        };
         let mut layers: BTreeMap<String, BTreeMap<Role, String>> = BTreeMap::new();
         let mut others = Vec::new();
         for key in file.names() {
@@ -68,8 +74,7 @@ impl Adapter {
                 .with_context(|| format!("{shown}: its lora_adapter_metadata is no valid JSON"))?,
             None => Value::Null,
         };
-        let adapter =
-            Self { settings, path: path.to_owned(), fingerprint: fingerprint(path)?, file, layers, others };
+        let adapter = Self { settings, path: path.to_owned(), fingerprint, file, layers, others };
         for key in adapter.layers.values().flat_map(BTreeMap::values) {
             adapter.values(key)?;
         }
