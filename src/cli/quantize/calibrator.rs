@@ -25,8 +25,8 @@ const FIRST_SEED: u64 = 1000;
 /// Of each picture.
 const TIMESTEPS: u16 = 8;
 
-/// Bytes of statistics at a time, where memory has room: with as many, full-size Stable Diffusion 1.5 runs five times.
-const STATISTICS: u64 = 2 << 30;
+/// Bytes of statistics at a time, where memory has room: with as many, full-size Stable Diffusion 1.5 runs twice.
+const STATISTICS: u64 = 8 << 30;
 
 /// All that learning takes, checked.
 pub struct Calibrator {
