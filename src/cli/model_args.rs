@@ -153,6 +153,9 @@ pub struct QuantizeArgs {
     pub destination: PathBuf,
 
     /// Keep the layers of this name in f16, e.g. 'unet.mid_block.*'; * is anything, several --keep add up
+    ///
+    /// Beside int8 ones, linear layers and 1x1 convolutions of the UNet are multiplied in 16-bit integers on x86, 65 dB
+    /// above the error; a part that is kept whole is computed in f32.
     #[arg(long, value_name = "PATTERN")]
     pub keep: Vec<String>,
 
