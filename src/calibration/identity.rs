@@ -1,9 +1,10 @@
 //! Which calibration one is: all that its outcome depends on, as a hash.
 
 use anyhow::Result;
-use sha2::{Digest, Sha256};
+use rayon::prelude::*;
 
 use crate::checkpoint::Checkpoint;
+use crate::files::Fingerprint;
 use crate::kernels::Isa;
 use crate::quantize::{Learning, Policy};
 use crate::request::Request;
@@ -21,16 +22,15 @@ pub fn identity(
 ) -> Result<String> {
     let version = env!("CARGO_PKG_VERSION");
     let settings = (version, Isa::chosen()?.name(), learning, policies, requests, timesteps);
-    let mut hasher = Sha256::new();
-    hasher.update(format!("{settings:?}"));
-    hasher.update(serde_json::to_vec(checkpoint.configs())?);
     let tensors = checkpoint.tensors();
-    for name in tensors.parameters() {
+    let names: Vec<&str> = tensors.parameters().collect();
+    let hashes = names.par_iter().map(|name| {
         let shape = tensors.view(name)?.shape;
-        hasher.update(format!("{name} {shape:?}"));
         let values = tensors.f32(name, shape)?;
-        hasher.update(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
-    }
-    let hash = hasher.finalize();
-    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok(format!("{name} {shape:?} {}", Fingerprint::of_bytes(&bytes).whole))
+    });
+    let hashes = hashes.collect::<Result<Vec<_>>>()?;
+    let all = format!("{settings:?} {} {hashes:?}", serde_json::to_string(checkpoint.configs())?);
+    Ok(Fingerprint::of_bytes(all.as_bytes()).whole)
 }

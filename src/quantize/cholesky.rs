@@ -89,6 +89,26 @@ fn factor_block(matrix: &mut [f32], side: usize, start: usize, width: usize) -> 
     Some(block)
 }
 
+/// Of a matrix, on one side of its diagonal.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Half {
+    Lower,
+    Upper,
+}
+
+/// Copies one half to the other.
+pub fn mirror(matrix: &mut [f32], side: usize, from: Half) {
+    for row in 0..side {
+        for column in 0..row {
+            let (lower, upper) = (row * side + column, column * side + row);
+            match from {
+                Half::Lower => matrix[upper] = matrix[lower],
+                Half::Upper => matrix[lower] = matrix[upper],
+            }
+        }
+    }
+}
+
 /// The sum of products, in eight sums that run on vectors.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0; 8];

@@ -7,9 +7,9 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::cholesky::{self, BLOCK};
+use super::cholesky::{self, BLOCK, Half, mirror};
 use super::grid::Grid;
-use super::gridded::{Gridded, scales, within_pair};
+use super::gridded::{Gridded, checked_scales, within_pair};
 use super::moments::{Finished, Part};
 use crate::kernels::Isa;
 
@@ -37,11 +37,7 @@ impl Cancellation {
     /// # Errors
     /// When the moments are not finite.
     pub fn of(moments: Finished) -> Result<Self> {
-        let Finished { isa, inputs, taps, mut squares, parts, .. } = moments;
-        if squares.iter().all(|square| *square == 0.0) {
-            // Of inputs that never were anything, one counts like the other.
-            squares.fill(1.0);
-        }
+        let Finished { isa, inputs, taps, squares, parts, .. } = moments;
         let parts = parts.into_iter().map(|part| Triangle::of(isa, part)).collect::<Result<_>>()?;
         Ok(Self { isa, inputs, taps, squares, parts })
     }
@@ -51,14 +47,7 @@ impl Cancellation {
     /// # Errors
     /// When there are not as many columns.
     pub fn round(&self, grid: Grid, weights: &[f32]) -> Result<Gridded> {
-        let columns = self.squares.len();
-        ensure!(
-            columns > 0 && weights.len().is_multiple_of(columns),
-            "{} weights for {columns} inputs",
-            weights.len()
-        );
-        ensure!(weights.iter().all(|weight| weight.is_finite()), "weights are infinite or NaN");
-        let scales = scales(grid, weights, &self.squares, self.taps);
+        let scales = checked_scales(grid, weights, &self.squares, self.taps)?;
         let mut values = vec![0; weights.len()];
         for part in &self.parts {
             self.round_part(part, grid, weights, &scales, &mut values);
@@ -141,26 +130,6 @@ impl Triangle {
             }
         });
         turned
-    }
-}
-
-/// Of a matrix, on one side of its diagonal.
-#[derive(Clone, Copy, PartialEq)]
-enum Half {
-    Lower,
-    Upper,
-}
-
-/// Copies one half to the other.
-fn mirror(matrix: &mut [f32], side: usize, from: Half) {
-    for row in 0..side {
-        for column in 0..row {
-            let (lower, upper) = (row * side + column, column * side + row);
-            match from {
-                Half::Lower => matrix[upper] = matrix[lower],
-                Half::Upper => matrix[lower] = matrix[upper],
-            }
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Weights on a grid, and rounding each to the nearest; learned rounding is elsewhere.
 
+use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::grid::{Grid, LARGEST_PAIR, Row};
@@ -51,6 +52,21 @@ impl Gridded {
 pub fn scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Vec<f32> {
     let rows = weights.par_chunks_exact(squares.len());
     rows.flat_map_iter(|weights| grid.fit(Row { weights, squares, taps })).collect()
+}
+
+/// The same of weights that are to be learned.
+///
+/// # Errors
+/// When they are not rows of as many columns as there are `squares`, or not finite.
+pub fn checked_scales(grid: Grid, weights: &[f32], squares: &[f32], taps: usize) -> Result<Vec<f32>> {
+    let columns = squares.len();
+    ensure!(
+        columns > 0 && weights.len().is_multiple_of(columns),
+        "{} weights for {columns} inputs",
+        weights.len()
+    );
+    ensure!(weights.iter().all(|weight| weight.is_finite()), "weights are infinite or NaN");
+    Ok(scales(grid, weights, squares, taps))
 }
 
 /// `value` as near as its partner, if that has been decided, lets it be.

@@ -113,6 +113,10 @@ impl Moments {
                 squares[column] = (f64::from(products[at * columns.len() + at]) / count) as f32;
             }
         }
+        if squares.iter().all(|square| *square == 0.0) {
+            // Of inputs that never were anything, one counts like the other.
+            squares.fill(1.0);
+        }
         Finished {
             isa: self.isa,
             inputs: self.inputs,
@@ -134,7 +138,7 @@ pub struct Finished {
     pub rows: usize,
     /// Of each column.
     pub means: Vec<f32>,
-    /// The means of the columns' squares.
+    /// The means of the columns' squares; ones if all are zero.
     pub squares: Vec<f32>,
     pub parts: Vec<Part>,
 }

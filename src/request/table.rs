@@ -101,10 +101,10 @@ request_fields! {
         fast: Option<Recipe> = |_| None, {
             flag: "--fast <RECIPE>",
             section: Section::Saving,
-            help: "Draw in a few steps by a pulled LoRA",
+            help: "Draw in a few steps by a LoRA made for that",
             more: "With sampler, schedule, steps and guidance of its own, each of which can be said otherwise. The \
                    LoRAs are for Stable Diffusion 1.5; `pochade models pull lcm-lora` fetches that of the recipe \
-                   lcm. pocket is for the built-in model, which needs none.",
+                   lcm. That of pocket is built in, and for the built-in model.",
             info: "recipe",
         };
 
