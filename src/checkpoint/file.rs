@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Result as IoResult};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
@@ -21,7 +21,7 @@ use crate::quantize::grouped::{self, packed_len};
 
 /// Where the bytes of a weight file are: on disk, or part of the binary.
 enum Storage {
-    File(File),
+    File(File, PathBuf),
     Embedded(&'static [u8]),
 }
 
@@ -31,7 +31,7 @@ impl Storage {
     fn read(&self, range: Range<usize>) -> IoResult<Cow<'_, [u8]>> {
         match self {
             Self::Embedded(bytes) => Ok(Cow::Borrowed(&bytes[range])),
-            Self::File(file) => {
+            Self::File(file, _) => {
                 let mut bytes = vec![0; range.len()];
                 read_exact_at(file, &mut bytes, range.start as u64)?;
                 Ok(Cow::Owned(bytes))
@@ -42,7 +42,7 @@ impl Storage {
     #[cfg_attr(not(any(target_os = "linux", target_os = "android")), expect(unused_variables))]
     fn read_ahead(&self, range: &Range<usize>) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        if let (Self::File(file), Some(len)) = (self, std::num::NonZero::new(range.len() as u64)) {
+        if let (Self::File(file, _), Some(len)) = (self, std::num::NonZero::new(range.len() as u64)) {
             // Advice: whoever needs the bytes hears what is wrong.
             let _ = rustix::fs::fadvise(file, range.start as u64, Some(len), rustix::fs::Advice::WillNeed);
         }
@@ -52,7 +52,7 @@ impl Storage {
     fn read_into<'a>(&'a self, range: Range<usize>, buffer: &'a mut [u8]) -> IoResult<&'a [u8]> {
         match self {
             Self::Embedded(bytes) => Ok(&bytes[range]),
-            Self::File(file) => {
+            Self::File(file, _) => {
                 let bytes = &mut buffer[..range.len()];
                 read_exact_at(file, bytes, range.start as u64)?;
                 Ok(bytes)
@@ -104,7 +104,7 @@ impl TensorFile {
         let (file, length) = open().with_context(|| format!("can't open {}", path.display()))?;
         let header = Header::read(&mut BufReader::new(&file), length)
             .with_context(|| format!("{} is not usable", path.display()))?;
-        Ok(Self::new(Storage::File(file), header))
+        Ok(Self::new(Storage::File(file, path.to_owned()), header))
     }
 
     /// Reads the header of a file that is part of the binary.
@@ -119,6 +119,14 @@ impl TensorFile {
 
     fn new(storage: Storage, Header { entries, metadata, container }: Header) -> Self {
         Self { storage, entries, metadata, container }
+    }
+
+    /// Where it lies, unless it is part of the binary.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.storage {
+            Storage::File(_, path) => Some(path),
+            Storage::Embedded(_) => None,
+        }
     }
 
     pub fn container(&self) -> Container {

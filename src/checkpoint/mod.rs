@@ -12,6 +12,7 @@ mod infer;
 pub mod lora;
 mod names;
 mod native;
+mod prepacked;
 mod random;
 mod sd15;
 mod signature;
@@ -26,7 +27,8 @@ mod write_error;
 use std::borrow::Cow;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,7 @@ pub use component::Replaceable;
 pub use file::{TensorFile, TensorView};
 pub use header::{Container, check_header};
 pub use names::{Component, Layout};
+pub use prepacked::{Keeper, Stopped, is_packed};
 pub use signature::refuse_pickle;
 pub use storage::{FloatType, Storage};
 pub use summary::{ComponentSummary, Summary};
@@ -282,6 +285,50 @@ impl Checkpoint {
     /// As [`Self::write`].
     pub fn write_diffusers(&self, path: &Path, floats: FloatType) -> Result<(), WriteError> {
         self.write(path, Form::Diffusers(floats), &|| false)
+    }
+
+    /// The native file of quantized weights that the model is, if it is one: what can be prepacked.
+    fn quantized_file(&self) -> Option<&Path> {
+        let is_one = self.origin == Origin::Native && self.tensors.is_quantized();
+        self.tensors.first_file().filter(|_| is_one)?.path()
+    }
+
+    /// Where the model's weights belong, packed for the kernels called `kernel`: beside its file, if it is a native one
+    /// of quantized weights.
+    pub fn prepacked_path(&self, kernel: &str) -> Option<PathBuf> {
+        Some(prepacked::path(self.quantized_file()?, kernel))
+    }
+
+    /// The same model, of whose file's weights those that lie beside it, packed for the kernels called `kernel` in the
+    /// layout of this name, are used; why not, if something is there that is of no use.
+    pub fn with_prepacked(self, kernel: &str, layout: impl FnOnce() -> String) -> (Self, Option<String>) {
+        let Some(path) = self.prepacked_path(kernel).filter(|path| path.exists()) else {
+            return (self, None);
+        };
+        let Some(model) = self.quantized_file() else { return (self, None) };
+        match prepacked::Prepacked::open(&path, model, layout()) {
+            Ok(found) => (Self { tensors: self.tensors.with_prepacked(found), ..self }, None),
+            Err(error) => {
+                let notice = format!("{} is not used: {error:#}", path.display());
+                (self, Some(notice))
+            }
+        }
+    }
+
+    /// Writes what `pack` hands to a keeper to where [`Self::prepacked_path`] says; how many bytes.
+    ///
+    /// # Errors
+    /// When the model is no native file of quantized weights, the file can't be written or `stopped` says so.
+    pub fn write_prepacked(
+        &self,
+        kernel: &str,
+        layout: String,
+        stopped: Stopped,
+        pack: &dyn Fn(Arc<dyn Keeper>) -> Result<()>,
+    ) -> Result<u64, WriteError> {
+        let model =
+            self.quantized_file().context("only a native file of quantized weights can be prepacked")?;
+        prepacked::write(&prepacked::path(model, kernel), model, layout, stopped, pack)
     }
 
     /// The model's short name, e.g. `pocket`.

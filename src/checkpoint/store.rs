@@ -182,7 +182,7 @@ pub fn write(
     stopped: &dyn Fn() -> bool,
 ) -> Result<(), WriteError> {
     tensors.sort_by(|(a, left), (b, right)| order((a, left.dtype()), (b, right.dtype())));
-    let header = header(tensors.iter().map(|(name, tensor)| tensor.slot(name)), metadata)?;
+    let header = header(tensors.iter().map(|(name, tensor)| tensor.slot(name)), metadata, ALIGNMENT)?;
     let written = files::replace(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
@@ -209,12 +209,22 @@ fn order(a: (&str, Dtype), b: (&str, Dtype)) -> Ordering {
 pub fn length(mut slots: Vec<Slot>, metadata: HashMap<String, String>) -> Result<u64> {
     slots.sort_by(|a, b| order((&a.name, a.dtype), (&b.name, b.dtype)));
     let data: usize = slots.iter().map(Slot::len).sum();
-    let header = header(slots.into_iter(), metadata)?;
+    let header = header(slots.into_iter(), metadata, ALIGNMENT)?;
     Ok((size_of::<u64>() + header.len() + data) as u64)
 }
 
-/// A safetensors header, filled with spaces so that what follows is aligned.
-fn header(slots: impl Iterator<Item = Slot>, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+/// Of the widest type that is written, as safetensors asks for.
+const ALIGNMENT: usize = 8;
+
+/// A safetensors header, filled with spaces so that what follows begins at a multiple of `alignment` bytes.
+///
+/// # Errors
+/// When two tensors have one name, or there are more than any file may have.
+pub fn header(
+    slots: impl Iterator<Item = Slot>,
+    metadata: HashMap<String, String>,
+    alignment: usize,
+) -> Result<Vec<u8>> {
     let mut end = 0;
     let infos = slots.map(|slot| {
         let start = end;
@@ -225,7 +235,8 @@ fn header(slots: impl Iterator<Item = Slot>, metadata: HashMap<String, String>) 
     let header =
         Metadata::new(Some(metadata), infos.collect()).context("the tensors make no valid header")?;
     let mut header = serde_json::to_vec(&header).context("writing the header as JSON")?;
-    header.resize(header.len().next_multiple_of(8), b' ');
+    const LENGTH: usize = size_of::<u64>();
+    header.resize((LENGTH + header.len()).next_multiple_of(alignment) - LENGTH, b' ');
     ensure!(header.len() <= LONGEST, "the header would have {} bytes, more than a file may", header.len());
     Ok(header)
 }

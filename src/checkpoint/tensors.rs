@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::file::{BLOCK, TensorFile, TensorView};
+use super::prepacked::Prepacked;
 use super::random::RandomTensors;
+use crate::kernels::LentBytes;
 use crate::quantize::grid::GROUP;
 use crate::quantize::{Balance, GroupedWeight, Matrix, Origin, Policy, QuantizedWeight, Tensors, Weight};
 
@@ -37,6 +39,8 @@ pub struct TensorSet {
     random: Option<Arc<RandomTensors>>,
     /// Change what [`Self::weight`] gives, one after the other.
     overlays: Vec<Arc<dyn Overlay>>,
+    /// What the file of this number holds, as kernels read it.
+    prepacked: Option<(usize, Arc<Prepacked>)>,
 }
 
 impl TensorSet {
@@ -79,6 +83,30 @@ impl TensorSet {
     /// Whether something laid over it changes the tensor called `name`.
     pub(super) fn is_changed(&self, name: &str) -> bool {
         self.overlays.iter().any(|overlay| overlay.changes(name))
+    }
+
+    /// The file of the model itself, if it is one.
+    pub(super) fn first_file(&self) -> Option<&TensorFile> {
+        self.files.first().map(|file| &**file)
+    }
+
+    /// The same tensors, of which [`Self::first_file`] holds those that `prepacked` holds packed.
+    pub(super) fn with_prepacked(self, prepacked: Prepacked) -> Self {
+        Self { prepacked: Some((0, Arc::new(prepacked))), ..self }
+    }
+
+    /// The kind and parts of packed weights, those called `names` one after the other, unless one of them comes from
+    /// elsewhere or something laid over it changes it.
+    pub fn prepacked(&self, names: impl IntoIterator<Item = String>) -> Option<(&str, Vec<LentBytes>)> {
+        let (file, prepacked) = self.prepacked.as_ref()?;
+        let mut first = None;
+        for name in names {
+            if self.index.get(&name)?.0 != *file || self.is_changed(&name) {
+                return None;
+            }
+            first.get_or_insert(name);
+        }
+        prepacked.parts(&first?)
     }
 
     /// Replaces the tensors of the component called `component` by those of `other`.

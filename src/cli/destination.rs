@@ -40,7 +40,11 @@ pub fn check_file(path: &Path, force: bool) -> Result<(), Failure> {
     check_folder(path)
 }
 
-fn check_folder(path: &Path) -> Result<(), Failure> {
+/// Makes sure that a file can be made in the folder of `path`.
+///
+/// # Errors
+/// Says why not.
+pub fn check_folder(path: &Path) -> Result<(), Failure> {
     let folder = files::folder_of(path);
     match files::unusable_folder(folder) {
         None => Ok(()),

@@ -21,6 +21,7 @@ mod model_info;
 mod models;
 mod named_files;
 mod output;
+mod prepack;
 mod preview;
 mod printer;
 mod progress;
@@ -81,6 +82,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Some(Command::Doctor(args)) => doctor::run(&args),
         Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Quantize(args)) => quantize::run(&args),
+        Some(Command::Prepack(args)) => prepack::run(&args),
         Some(Command::Models(args)) => models::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
         Some(Command::Completions(args)) => completions::run(&args),
@@ -96,6 +98,7 @@ fn computes(command: &Command) -> bool {
         | Command::Verify(_)
         | Command::Sweep(_)
         | Command::Quantize(_)
+        | Command::Prepack(_)
         | Command::Bench(_) => true,
         Command::Tokens(_)
         | Command::Info(_)

@@ -115,6 +115,9 @@ impl Session {
             _ => {}
         }
         printer.detail(&format!("model {name}: {}, {}", choice.source, choice.rule));
+        if let Some(notice) = self.model.notice() {
+            printer.note(notice);
+        }
         if let Some(made_with) = embedded.and_then(Embedded::model).filter(|&made_with| made_with != name) {
             printer.note(&format!("the picture was made with model '{made_with}', this run uses '{name}'"));
         }

@@ -1,7 +1,7 @@
 //! Buffers that start on a cache line, for packed weights and accumulators; ordinary vectors do elsewhere.
 
 /// Bytes of a cache line, which is also the widest vector.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Element types for which any bytes are a value and zero bytes are zero.
 ///

@@ -16,6 +16,28 @@ pub(super) struct Tiling {
     pub tiles: &'static [Tile],
 }
 
+/// What a product's weights are, however they are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Columns of the output.
+    pub out: usize,
+    pub taps: usize,
+    /// Inputs at each tap.
+    pub depth: usize,
+    /// Whether each output column has two of weights; see [`super::PackedF32::pack_gated`].
+    pub gated: bool,
+}
+
+impl Shape {
+    /// The panels of these weights.
+    pub(super) fn panels(self, tiling: Tiling) -> Panels {
+        match self.gated {
+            true => Panels::gated(tiling, self.out),
+            false => Panels::plain(tiling, self.out),
+        }
+    }
+}
+
 /// Which columns of weights lie in which panel.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {

@@ -6,13 +6,14 @@
 use rayon::prelude::*;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{Blocks, Panels};
+use super::blocking::{Blocks, Panels, Shape};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, PAD};
 use super::isa::Isa;
 use super::micro_kernel;
 use super::output::{Output, Written};
 use super::parallel::{for_each_index, with_scratch};
+use super::read_only::{LentBytes, ReadOnly};
 use super::simd::{Kernel, Simd};
 use super::tile::TileKernel;
 
@@ -29,7 +30,7 @@ pub struct PackedF32 {
     taps: usize,
     depth: usize,
     /// `[panel][tap][depth][panel width]`, zeros in columns that no weights fill.
-    weights: AlignedBuf<f32>,
+    weights: ReadOnly<f32>,
     /// The row that padding reads, `[depth]`.
     zeros: AlignedBuf<f32>,
 }
@@ -73,7 +74,21 @@ impl PackedF32 {
                 }
             }
         });
-        Self { isa, panels, taps, depth, weights, zeros: AlignedBuf::zeros(depth) }
+        Self { isa, panels, taps, depth, weights: weights.into(), zeros: AlignedBuf::zeros(depth) }
+    }
+
+    /// The bytes of its parts, from which [`Self::of_parts`] makes it again.
+    pub fn parts(&self) -> Vec<&[u8]> {
+        vec![self.weights.bytes()]
+    }
+
+    /// What has been packed for this set and shape before, if `parts` fit.
+    pub fn of_parts(parts: Vec<LentBytes>, shape: Shape, isa: Isa) -> Option<Self> {
+        let Shape { taps, depth, .. } = shape;
+        let panels = shape.panels(isa.properties().tiling);
+        let [weights] = parts.try_into().ok()?;
+        let weights = ReadOnly::lent(weights, panels.count() * taps * depth * panels.width)?;
+        Some(Self { isa, panels, taps, depth, weights, zeros: AlignedBuf::zeros(depth) })
     }
 
     pub fn isa(&self) -> Isa {

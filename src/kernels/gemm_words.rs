@@ -8,11 +8,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{Blocks, Panels};
+use super::blocking::{Blocks, Panels, Shape};
 use super::epilogue::{Destination, Epilogue};
 use super::isa::Isa;
 use super::output::{Output, Written};
 use super::parallel::{Disjoint, for_each_index, keep_words, take_words, with_scratch};
+use super::read_only::{LentBytes, ReadOnly};
 use super::simd::Simd;
 use super::tile::TileKernel;
 use super::word_product::{WordKernel, WordProduct, add_products, round_to_word, scale_of};
@@ -36,9 +37,9 @@ pub struct PackedWords {
     /// `depth` in whole groups.
     padded: usize,
     /// `[panel][padded / 2][panel width][2]`, zeros beyond `depth` and in columns that no weights fill.
-    weights: AlignedBuf<i16>,
+    weights: ReadOnly<i16>,
     /// `[panel][block][panel width]`.
-    scales: AlignedBuf<f32>,
+    scales: ReadOnly<f32>,
 }
 
 impl PackedWords {
@@ -65,7 +66,7 @@ impl PackedWords {
         let columns = panels.weight_columns();
         assert_eq!(weight.len(), columns * depth, "weights of {columns} x {depth}");
         let (width, lanes) = (panels.width, isa.properties().tiling.lanes);
-        let padded = depth.next_multiple_of(2 * lanes);
+        let padded = padded(depth, isa);
         let count = depth.div_ceil(DEPTH_BLOCK);
         let mut weights = AlignedBuf::zeros(panels.count() * padded * width);
         let mut scales = AlignedBuf::zeros(panels.count() * count * width);
@@ -88,7 +89,23 @@ impl PackedWords {
                 }
             }
         });
-        Self { isa, panels, depth, padded, weights, scales }
+        Self { isa, panels, depth, padded, weights: weights.into(), scales: scales.into() }
+    }
+
+    /// The bytes of its parts, from which [`Self::of_parts`] makes it again.
+    pub fn parts(&self) -> Vec<&[u8]> {
+        vec![self.weights.bytes(), self.scales.bytes()]
+    }
+
+    /// What has been packed for this set and shape before, if `parts` fit.
+    pub fn of_parts(parts: Vec<LentBytes>, shape: Shape, isa: Isa) -> Option<Self> {
+        let Shape { depth, .. } = shape;
+        let panels = shape.panels(isa.properties().tiling);
+        let padded = padded(depth, isa);
+        let [weights, scales] = parts.try_into().ok()?;
+        let weights = ReadOnly::lent(weights, panels.count() * padded * panels.width)?;
+        let scales = ReadOnly::lent(scales, panels.count() * depth.div_ceil(DEPTH_BLOCK) * panels.width)?;
+        Some(Self { isa, panels, depth, padded, weights, scales })
     }
 
     pub fn isa(&self) -> Isa {
@@ -157,6 +174,11 @@ impl PackedWords {
         // SAFETY: blocks cover all rows and columns.
         unsafe { Written::all_of(output) }
     }
+}
+
+/// `depth` in whole groups.
+fn padded(depth: usize, isa: Isa) -> usize {
+    depth.next_multiple_of(2 * isa.properties().tiling.lanes)
 }
 
 /// Some rows of floats to integers.

@@ -3,7 +3,7 @@
 //! A product unpacks what it is about to read, so that the kernels are those of bytes or words. A line is what some
 //! inputs have for all columns of a panel; what these inputs are, the products say.
 
-use super::aligned::AlignedBuf;
+use super::read_only::{LentBytes, ReadOnly};
 
 /// Neighboring inputs of an output, at one tap, that share a scale.
 pub const GROUP: usize = 32;
@@ -27,9 +27,24 @@ pub struct Grouped<'a> {
 pub(super) struct Nibbles {
     /// Value j of a line is in the lower half of its byte j, or, beyond the line's middle, in the upper half of byte j
     /// less the middle.
-    pub values: AlignedBuf<u8>,
+    pub values: ReadOnly<u8>,
     /// As many for each group as its lines have columns.
-    pub factors: AlignedBuf<i16>,
+    pub factors: ReadOnly<i16>,
+}
+
+impl Nibbles {
+    /// Those that somebody keeps, so many values' bytes and factors.
+    pub fn lent(
+        values: LentBytes,
+        values_len: usize,
+        factors: LentBytes,
+        factors_len: usize,
+    ) -> Option<Self> {
+        Some(Self {
+            values: ReadOnly::lent(values, values_len)?,
+            factors: ReadOnly::lent(factors, factors_len)?,
+        })
+    }
 }
 
 /// The scale of an output whose largest weight, or pair of weights, is this large: for integers up to 127.

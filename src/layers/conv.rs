@@ -3,11 +3,9 @@
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 
-use super::calibration::Probe;
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
-use super::simulation::Trial;
-use super::weight::{self, Form, Packing};
+use super::weight::{Form, Packing};
 use super::{Input, Params};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
@@ -142,7 +140,7 @@ pub struct Conv2d {
 }
 
 enum Weights {
-    Kernels(Product),
+    Kernels(Box<Product>),
     /// `[out, in, kernel, kernel]` and `[out]`.
     Candle {
         weight: Tensor,
@@ -163,33 +161,30 @@ impl Conv2d {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
         let backend = params.backend();
-        let weight = match backend.multiplies_words() && shape.keeps_rounded() {
-            true => params.weight_as_stored("weight", &dims)?,
-            false => params.weight("weight", &dims)?,
+        let weight = || match backend.multiplies_words() && shape.keeps_rounded() {
+            true => params.weight_as_stored("weight", &dims),
+            false => params.weight("weight", &dims),
         };
         let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let weights = match backend.kernels {
             Some(isa) => {
-                let name = || vec![params.path(&"weight")];
                 let in_words =
                     if kernel == 1 { params.floats_in_words() } else { backend.multiplies_words() };
                 let packing = shape.packing(isa, in_words);
-                let trial = Trial::enroll(backend, name, &weight, packing)?;
-                let probe = Probe::enroll(backend, name, packing);
-                let packed = weight::pack(weight, packing, isa);
-                Weights::Kernels(Product::new(packed, bias).on_trial(trial).probed(probe))
+                let parts = std::slice::from_ref(params);
+                Weights::Kernels(Box::new(Product::load(parts, packing, isa, weight, bias)?))
             }
             #[cfg(feature = "cuda")]
             None if backend.device.is_cuda() => {
                 let taps = kernel * kernel;
-                let weight = weight::taps_before_inputs(weight.into_f32(), in_channels, taps);
+                let weight = super::weight::taps_before_inputs(weight()?.into_f32(), in_channels, taps);
                 Weights::Cuda {
                     weight: backend.tensor(weight, (out_channels, taps * in_channels))?,
                     bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
                 }
             }
             None => Weights::Candle {
-                weight: backend.tensor(weight.into_f32(), &dims)?,
+                weight: backend.tensor(weight()?.into_f32(), &dims)?,
                 bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
             },
         };

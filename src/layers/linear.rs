@@ -3,10 +3,8 @@
 use anyhow::{Context, Result};
 use candle_core::{D, Tensor};
 
-use super::calibration::Probe;
 use super::meter::{self, Kind};
 use super::product::{Added, Product, Reads};
-use super::simulation::Trial;
 use super::weight::{self, Form, Packing};
 use super::{Input, Params};
 #[cfg(feature = "cuda")]
@@ -21,7 +19,7 @@ pub struct Linear {
 }
 
 enum Weights {
-    Kernels(Product),
+    Kernels(Box<Product>),
     /// `[out, in]` and `[out]`.
     Candle {
         weight: Tensor,
@@ -49,27 +47,21 @@ impl Linear {
 
     fn load_as(form: Form, parts: &[Params], inputs: usize, outputs: usize, biased: bool) -> Result<Self> {
         let backend = parts.first().context("no layers to stack")?.backend();
-        let (mut weights, mut bias) = (Vec::new(), Vec::new());
-        for part in parts {
-            weights.push(part.weight("weight", &[outputs, inputs])?);
-            if biased {
-                bias.append(&mut part.floats("bias", &[outputs])?);
-            }
+        let mut bias = Vec::new();
+        for part in parts.iter().filter(|_| biased) {
+            bias.append(&mut part.floats("bias", &[outputs])?);
         }
-        let stacked = weight::stack(weights)?;
+        let stacked = || {
+            let weights = parts.iter().map(|part| part.weight("weight", &[outputs, inputs]));
+            weight::stack(weights.collect::<Result<_>>()?)
+        };
         let in_words = parts.iter().all(Params::floats_in_words);
         let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
-            Some(isa) => {
-                let names = || parts.iter().map(|part| part.path(&"weight")).collect();
-                let trial = Trial::enroll(backend, names, &stacked, packing)?;
-                let probe = Probe::enroll(backend, names, packing);
-                let packed = weight::pack(stacked, packing, isa);
-                Weights::Kernels(Product::new(packed, bias).on_trial(trial).probed(probe))
-            }
+            Some(isa) => Weights::Kernels(Box::new(Product::load(parts, packing, isa, stacked, bias)?)),
             None => Weights::Candle {
-                weight: backend.tensor(stacked.into_f32(), (packing.outputs, inputs))?,
+                weight: backend.tensor(stacked()?.into_f32(), (packing.outputs, inputs))?,
                 bias: bias.map(|bias| backend.tensor(bias, packing.outputs)).transpose()?,
             },
         };

@@ -9,6 +9,7 @@ mod input;
 mod linear;
 pub mod meter;
 mod norm;
+mod prepacked;
 mod product;
 mod simulation;
 mod weight;
@@ -26,9 +27,10 @@ pub use conv::{Conv2d, ConvShape, Fused, Padding};
 pub use input::Input;
 pub use linear::Linear;
 pub use norm::{GroupNorm, LayerNorm, measure};
+pub use prepacked::layout;
 pub use simulation::{Candidate, Rounded, Simulation};
 
-use crate::checkpoint::TensorSet;
+use crate::checkpoint::{Keeper, TensorSet};
 use crate::kernels::{self, Isa};
 use crate::quantize::{Balance, Policy, QuantizedWeight, Weight};
 
@@ -47,6 +49,8 @@ pub struct Backend {
     pub simulation: Option<Arc<Simulation>>,
     /// Has float layers of ours tell what they read.
     pub calibration: Option<Arc<Calibration>>,
+    /// Hears what weights become when layers are loaded.
+    pub keeper: Option<Arc<dyn Keeper>>,
 }
 
 impl Backend {
@@ -62,6 +66,7 @@ impl Backend {
             kernels: Some(Isa::chosen().context(kernels::VARIABLE)?),
             simulation: None,
             calibration: None,
+            keeper: None,
         })
     }
 
@@ -91,7 +96,7 @@ impl Backend {
 
     /// candle's operations in `dtype` on any device.
     pub fn candle(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, int8: false, kernels: None, simulation: None, calibration: None }
+        Self { device, dtype, int8: false, kernels: None, simulation: None, calibration: None, keeper: None }
     }
 
     /// Whether products of 16-bit integers take the place of others: more exact than those of bytes beside them.

@@ -1,13 +1,14 @@
 //! The matrix product inside convolutions and linear layers on the CPU, in whichever precision its weights are.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{Device, Shape, Tensor};
 
 use super::calibration::Probe;
 use super::simulation::Trial;
-use super::weight::Packed;
-use super::{Input, host};
-use crate::kernels::{self, Epilogue, Gather};
+use super::weight::{self, Packed, Packing};
+use super::{Input, Params, host, prepacked};
+use crate::kernels::{self, Epilogue, Gather, Isa};
+use crate::quantize::Weight;
 
 /// Packed weights `[out, taps, depth]` and what is always added to their products.
 pub struct Product {
@@ -53,18 +54,29 @@ pub struct Added<'a> {
 }
 
 impl Product {
-    pub fn new(weights: Packed, bias: Option<Vec<f32>>) -> Self {
-        Self { weights, bias, trial: None, probe: None }
-    }
-
-    /// The same as a part of a simulation, if it takes part in one.
-    pub fn on_trial(self, trial: Option<Trial>) -> Self {
-        Self { trial: trial.map(Box::new), ..self }
-    }
-
-    /// The same telling what it reads, if somebody asked.
-    pub fn probed(self, probe: Option<Probe>) -> Self {
-        Self { probe: probe.map(Box::new), ..self }
+    /// The product of the layers of `parts`, whose weights, one after the other, `read` reads unless a file holds them
+    /// packed. It takes part in a simulation and a calibration, if the back end holds one.
+    ///
+    /// # Errors
+    /// Those of `read`, or when whoever keeps packed weights fails.
+    pub fn load(
+        parts: &[Params],
+        packing: Packing,
+        isa: Isa,
+        read: impl FnOnce() -> Result<Weight>,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        if let Some(weights) = prepacked::take(parts, packing, isa) {
+            return Ok(Self { weights, bias, trial: None, probe: None });
+        }
+        let first = parts.first().context("no layers to multiply with")?;
+        let (backend, weight) = (first.backend(), read()?);
+        let names = || parts.iter().map(|part| part.path(&"weight")).collect();
+        let trial = Trial::enroll(backend, names, &weight, packing)?.map(Box::new);
+        let probe = Probe::enroll(backend, names, packing).map(Box::new);
+        let weights = weight::pack(weight, packing, isa);
+        prepacked::hand_over(backend, first, &weights)?;
+        Ok(Self { weights, bias, trial, probe })
     }
 
     /// How many times as fast as in f32 its multiply-accumulates could be; Winograd's algorithm does with 36 of 144.

@@ -1,11 +1,14 @@
 //! A model that was opened: configs checked against each other and nothing loaded; what is loaded lives in `Pipeline`.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device};
 
 use super::gpu_memory;
-use crate::checkpoint::{Checkpoint, TensorSet};
-use crate::layers::{Backend, Params, Placement};
+use crate::checkpoint::{Checkpoint, Keeper, Stopped, TensorSet, WriteError};
+use crate::layers::{self, Backend, Params, Placement};
 use crate::memory;
 use crate::networks::autoencoder::{LatentDecoder, LatentEncoder};
 use crate::networks::clip::TextEncoder;
@@ -62,6 +65,7 @@ pub struct Model {
     pub(super) unet_config: UnetConfig,
     pub(super) vae_config: VaeConfig,
     pub(super) schedule: NoiseSchedule,
+    notice: Option<String>,
 }
 
 impl Model {
@@ -72,6 +76,10 @@ impl Model {
     pub fn open(checkpoint: Checkpoint, numerics: &Numerics) -> Result<Self> {
         let backend = numerics.backend()?;
         checkpoint.check_complete()?;
+        let (checkpoint, notice) = match backend.kernels {
+            Some(isa) if backend.int8 => checkpoint.with_prepacked(isa.name(), || layers::layout(isa)),
+            _ => (checkpoint, None),
+        };
         let configs = checkpoint.configs();
         let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
             .context("the scheduler config is not usable")?;
@@ -102,6 +110,7 @@ impl Model {
             tile: Tile::default(),
             backend,
             checkpoint,
+            notice,
         })
     }
 
@@ -109,6 +118,45 @@ impl Model {
     #[must_use]
     pub fn with_tile(self, tile: Tile) -> Self {
         Self { tile, ..self }
+    }
+
+    /// Why weights that are packed already are of no use, if there are such.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    /// Where the weights belong, packed for the kernels that compute: beside the model, if it is a native file of
+    /// quantized weights, computed in int8 by kernels of ours.
+    pub fn prepacked_path(&self) -> Option<PathBuf> {
+        let isa = self.backend.kernels.filter(|_| self.backend.int8)?;
+        self.checkpoint.prepacked_path(isa.name())
+    }
+
+    /// Writes the weights as the kernels read them to [`Self::prepacked_path`]: models that are opened from then on use
+    /// them. Returns how many bytes that took.
+    ///
+    /// # Errors
+    /// When the model has no such path or can't be read, the file can't be written, or `stopped` says so.
+    pub fn prepack(&self, stopped: Stopped) -> Result<u64, WriteError> {
+        let isa = self.backend.kernels.filter(|_| self.backend.int8).context("only int8 is prepacked")?;
+        let layout = layers::layout(isa);
+        self.checkpoint.write_prepacked(isa.name(), layout, stopped, &|keeper| self.hand_over(keeper))
+    }
+
+    /// Loads every network once, one layer in memory at a time where a network allows it, and hands `keeper` what their
+    /// weights become.
+    fn hand_over(&self, keeper: Arc<dyn Keeper>) -> Result<()> {
+        let Self { checkpoint, clip_config, unet_config, vae_config, .. } = self;
+        let backend = Backend { keeper: Some(keeper), ..self.backend.clone() };
+        let tensors = checkpoint.tensors();
+        load_text_encoder(tensors, &backend, clip_config.clone(), Placement::File)?;
+        load_unet(tensors, &backend, unet_config.clone(), Placement::File)?;
+        let vae = Params::new(tensors, &backend, "vae");
+        LatentDecoder::load(&vae, vae_config)?;
+        if tensors.names().any(|name| name.starts_with("vae.encoder.")) {
+            LatentEncoder::load(&vae, vae_config)?;
+        }
+        Ok(())
     }
 
     pub fn checkpoint(&self) -> &Checkpoint {
@@ -257,16 +305,12 @@ impl Model {
     ) -> Result<TextEncoder> {
         let mut config = self.clip_config.clone();
         config.num_hidden_layers -= clip_skip - 1;
-        let params = Params::new(tensors, &self.backend, "text_encoder").placed(placement);
-        TextEncoder::load(&params, config)
+        load_text_encoder(tensors, &self.backend, config, placement)
     }
 
     /// In int8, equalized.
     pub(super) fn load_unet(&self, tensors: &TensorSet, placement: Placement) -> Result<Unet> {
-        let int8 = self.backend.int8;
-        let balance = if int8 { tensors.balance(&Policy::default())? } else { Balance::default() };
-        let params = Params::new(tensors, &self.backend, "unet").balanced(&balance).placed(placement);
-        Unet::load(&params, self.unet_config.clone())
+        load_unet(tensors, &self.backend, self.unet_config.clone(), placement)
     }
 
     pub(super) fn load_decoder(&self, tensors: &TensorSet) -> Result<LatentDecoder> {
@@ -276,6 +320,25 @@ impl Model {
     pub(super) fn load_encoder(&self, tensors: &TensorSet) -> Result<LatentEncoder> {
         LatentEncoder::load(&Params::new(tensors, &self.backend, "vae"), &self.vae_config)
     }
+}
+
+fn load_text_encoder(
+    tensors: &TensorSet,
+    backend: &Backend,
+    config: ClipConfig,
+    placement: Placement,
+) -> Result<TextEncoder> {
+    TextEncoder::load(&Params::new(tensors, backend, "text_encoder").placed(placement), config)
+}
+
+fn load_unet(
+    tensors: &TensorSet,
+    backend: &Backend,
+    config: UnetConfig,
+    placement: Placement,
+) -> Result<Unet> {
+    let balance = if backend.int8 { tensors.balance(&Policy::default())? } else { Balance::default() };
+    Unet::load(&Params::new(tensors, backend, "unet").balanced(&balance).placed(placement), config)
 }
 
 #[cfg(test)]

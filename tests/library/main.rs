@@ -22,6 +22,7 @@ mod oracle;
 mod parity;
 mod picture_in;
 mod png_metadata;
+mod prepacked;
 mod prompts;
 mod quantization;
 mod samplers;

@@ -34,6 +34,11 @@ Rates are in 10^9 multiply-accumulates per second. Cost is seconds times the rat
 product, measured in the same run, for each multiply-accumulate: 1 is as fast as that product, less is \
 better. Seconds are medians.";
 
+const PREPACK_NOTES: &str = "\
+The packed weights lie beside the file and are used whenever it is drawn with, as long as it stays what it was; they are \
+for one instruction set and one version of pochade, and take about as much room as the model. They can be deleted at \
+any time. Pictures are the same.";
+
 const LONG_ABOUT: &str = "\
 Draws pictures from text with Stable Diffusion 1.5, on an ordinary CPU.
 
@@ -91,6 +96,9 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Write a model as one file with int8 weights
     Quantize(QuantizeArgs),
+    /// Keep a quantized file's weights as this CPU reads them, so that loading them takes no time
+    #[command(after_help = PREPACK_NOTES)]
+    Prepack(PrepackArgs),
     /// Pull models from the Hugging Face Hub; list, show, check and remove them
     Models(ModelsArgs),
     /// Measure speed and memory on this machine
@@ -145,6 +153,17 @@ pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PrepackArgs {
+    /// File that `pochade quantize` made
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub model: PathBuf,
+
+    /// CPU threads [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 #[derive(Debug, Args)]

@@ -7,14 +7,15 @@ mod block;
 mod pack;
 
 use super::aligned::AlignedBuf;
-use super::blocking::{Blocks, Panels};
+use super::blocking::{Blocks, Panels, Shape};
 use super::epilogue::{Destination, Epilogue};
 use super::gather::{Gather, LinedUp};
 use super::isa::Isa;
-use super::nibbles::{Grouped, Nibbles};
+use super::nibbles::{self, GROUP, Grouped, Nibbles};
 use super::output::{Output, Written};
 use super::parallel::{for_each_index, with_scratch};
 use super::quantized_rows::QuantizedRows;
+use super::read_only::{LentBytes, ReadOnly};
 use block::Block;
 
 /// Inputs at most: 65536 products of 255 and 127 sum to less than 2^31.
@@ -29,9 +30,9 @@ pub struct PackedI8 {
     depth: usize,
     weights: Weights,
     /// The weights' sums over depth, `[panel][tap][panel width]`.
-    column_sums: AlignedBuf<i32>,
+    column_sums: ReadOnly<i32>,
     /// One per column of weights, in their order.
-    scales: Vec<f32>,
+    scales: ReadOnly<f32>,
     /// The row that padding reads, with what lies between its groups.
     zeros: AlignedBuf<u8>,
 }
@@ -39,9 +40,38 @@ pub struct PackedI8 {
 /// `[panel][tap]`, each as [`super::byte_product::ByteProduct`] says, zeros beyond `depth` and in columns that no weights fill.
 #[derive(Clone)]
 enum Weights {
-    Bytes(AlignedBuf<i8>),
+    Bytes(ReadOnly<i8>),
     /// In lines of [`super::byte_product::ByteProduct::LINE`] inputs.
     Nibbles(Nibbles),
+}
+
+/// How long a panel's parts are.
+struct Sizes {
+    bytes: usize,
+    nibbles: usize,
+    factors: usize,
+    sums: usize,
+    /// Of the row that padding reads.
+    zeros: usize,
+}
+
+impl Sizes {
+    fn new(panels: &Panels, taps: usize, depth: usize, isa: Isa) -> Self {
+        let (width, layout) = (panels.width, isa.properties().rows);
+        let padded_depth = layout.stride(depth);
+        let bytes = taps * padded_depth * width;
+        Self {
+            bytes,
+            nibbles: nibbles::line_bytes(bytes),
+            factors: taps * padded_depth.div_ceil(GROUP) * width,
+            sums: taps * width,
+            zeros: padded_depth * layout.together,
+        }
+    }
+
+    fn zeros(&self) -> AlignedBuf<u8> {
+        AlignedBuf::zeros(self.zeros)
+    }
 }
 
 impl PackedI8 {
@@ -86,6 +116,36 @@ impl PackedI8 {
     pub fn pack_gated_grouped(weight: Grouped<'_>, out: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0);
         Self::pack_grouped_into(weight, Panels::gated(isa.properties().byte_tiling, out), 1, depth, isa)
+    }
+
+    /// The bytes of its parts, from which [`Self::of_parts`] makes it again.
+    pub fn parts(&self) -> Vec<&[u8]> {
+        let mut parts = match &self.weights {
+            Weights::Bytes(weights) => vec![weights.bytes()],
+            Weights::Nibbles(Nibbles { values, factors }) => vec![values.bytes(), factors.bytes()],
+        };
+        parts.extend([self.column_sums.bytes(), self.scales.bytes()]);
+        parts
+    }
+
+    /// What has been packed for this set and shape before, if `parts` fit.
+    pub fn of_parts(parts: Vec<LentBytes>, shape: Shape, isa: Isa) -> Option<Self> {
+        let Shape { taps, depth, .. } = shape;
+        let panels = shape.panels(isa.properties().byte_tiling);
+        let sizes = Sizes::new(&panels, taps, depth, isa);
+        let mut weights = parts;
+        let [column_sums, scales] = weights.split_off(weights.len().checked_sub(2)?).try_into().ok()?;
+        let weights = match weights.len() {
+            1 => Weights::Bytes(ReadOnly::lent(weights.pop()?, panels.count() * sizes.bytes)?),
+            _ => {
+                let [values, factors] = weights.try_into().ok()?;
+                let lens = [sizes.nibbles, sizes.factors].map(|len| panels.count() * len);
+                Weights::Nibbles(Nibbles::lent(values, lens[0], factors, lens[1])?)
+            }
+        };
+        let column_sums = ReadOnly::lent(column_sums, panels.count() * sizes.sums)?;
+        let scales = ReadOnly::lent(scales, panels.weight_columns())?;
+        Some(Self { isa, panels, taps, depth, weights, column_sums, scales, zeros: sizes.zeros() })
     }
 
     pub fn isa(&self) -> Isa {

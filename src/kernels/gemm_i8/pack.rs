@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{MAX_DEPTH, PackedI8, Weights};
+use super::{MAX_DEPTH, PackedI8, Sizes, Weights};
 use crate::kernels::aligned::AlignedBuf;
 use crate::kernels::blocking::Panels;
 use crate::kernels::byte_product::{ByteKernel, ByteProduct};
@@ -33,16 +33,13 @@ impl PackedI8 {
             )
         });
         let scales: Vec<f32> = scales.collect();
-        let (width, layout) = (panels.width, isa.properties().rows);
-        let padded_depth = layout.stride(depth);
-        let values_len = nibbles::line_bytes(taps * padded_depth * width);
-        let factors_len = taps * padded_depth.div_ceil(GROUP) * width;
-        let mut values = AlignedBuf::zeros(panels.count() * values_len);
-        let mut factors = AlignedBuf::zeros(panels.count() * factors_len);
-        let mut column_sums = AlignedBuf::zeros(panels.count() * taps * width);
-        let packed = values.as_mut_slice().par_chunks_exact_mut(values_len);
-        let packed = packed.zip(factors.as_mut_slice().par_chunks_exact_mut(factors_len));
-        let packed = packed.zip(column_sums.as_mut_slice().par_chunks_exact_mut(taps * width));
+        let sizes = Sizes::new(&panels, taps, depth, isa);
+        let mut values = AlignedBuf::zeros(panels.count() * sizes.nibbles);
+        let mut factors = AlignedBuf::zeros(panels.count() * sizes.factors);
+        let mut column_sums = AlignedBuf::zeros(panels.count() * sizes.sums);
+        let packed = values.as_mut_slice().par_chunks_exact_mut(sizes.nibbles);
+        let packed = packed.zip(factors.as_mut_slice().par_chunks_exact_mut(sizes.factors));
+        let packed = packed.zip(column_sums.as_mut_slice().par_chunks_exact_mut(sizes.sums));
         packed.enumerate().for_each(|(panel, ((values, factors), sums))| {
             let (panels, scales) = (&panels, &scales);
             isa.run_bytes(PackGroupedPanel {
@@ -57,9 +54,9 @@ impl PackedI8 {
                 sums,
             });
         });
-        let weights = Weights::Nibbles(Nibbles { values, factors });
-        let zeros = AlignedBuf::zeros(padded_depth * layout.together);
-        Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
+        let weights = Weights::Nibbles(Nibbles { values: values.into(), factors: factors.into() });
+        let (column_sums, scales) = (column_sums.into(), scales.into());
+        Self { isa, panels, taps, depth, weights, column_sums, scales, zeros: sizes.zeros() }
     }
 
     pub(super) fn pack_into(
@@ -81,22 +78,18 @@ impl PackedI8 {
         } else {
             vec![1.0; columns]
         };
-        let panel_width = panels.width;
-        let layout = isa.properties().rows;
-        let padded_depth = layout.stride(depth);
-        let panel_len = taps * padded_depth * panel_width;
-        let mut weights = AlignedBuf::zeros(panels.count() * panel_len);
-        let mut column_sums = AlignedBuf::zeros(panels.count() * taps * panel_width);
-        let packed = weights.as_mut_slice().par_chunks_exact_mut(panel_len);
-        let sums = column_sums.as_mut_slice().par_chunks_exact_mut(taps * panel_width);
+        let sizes = Sizes::new(&panels, taps, depth, isa);
+        let mut weights = AlignedBuf::zeros(panels.count() * sizes.bytes);
+        let mut column_sums = AlignedBuf::zeros(panels.count() * sizes.sums);
+        let packed = weights.as_mut_slice().par_chunks_exact_mut(sizes.bytes);
+        let sums = column_sums.as_mut_slice().par_chunks_exact_mut(sizes.sums);
         packed.zip(sums).enumerate().for_each(|(panel, (packed, sums))| {
             let (panels, factors) = (&panels, &factors);
             isa.run_bytes(PackPanel { weight, factors, panels, panel, taps, depth, packed, sums });
         });
-        let scales = scales.iter().zip(&factors).map(|(scale, factor)| scale / factor).collect();
-        let zeros = AlignedBuf::zeros(padded_depth * layout.together);
-        let weights = Weights::Bytes(weights);
-        Self { isa, panels, taps, depth, weights, column_sums, scales, zeros }
+        let scales: Vec<f32> = scales.iter().zip(&factors).map(|(scale, factor)| scale / factor).collect();
+        let (weights, column_sums) = (Weights::Bytes(weights.into()), column_sums.into());
+        Self { isa, panels, taps, depth, weights, column_sums, scales: scales.into(), zeros: sizes.zeros() }
     }
 }
 

@@ -1,13 +1,14 @@
 //! Winograd's algorithm in f32.
 
 use super::super::aligned::AlignedBuf;
-use super::super::blocking::Panels;
+use super::super::blocking::{Panels, Shape};
 use super::super::epilogue::{Destination, Epilogue};
 use super::super::gather::Conv2d;
 use super::super::isa::Isa;
 use super::super::micro_kernel;
 use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, with_scratch};
+use super::super::read_only::{LentBytes, ReadOnly};
 use super::super::simd::{Kernel, MAX_LANES, Simd};
 use super::super::tile::TileKernel;
 use super::transforms::{self, COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
@@ -30,7 +31,7 @@ pub struct Winograd {
     panels: Panels,
     depth: usize,
     /// `[out][3 * 3][depth]`
-    weight: Vec<f32>,
+    weight: ReadOnly<f32>,
 }
 
 impl Winograd {
@@ -41,12 +42,26 @@ impl Winograd {
     pub fn new(weight: Vec<f32>, out: usize, depth: usize, isa: Isa) -> Self {
         assert!(out > 0 && depth > 0);
         assert_eq!(weight.len(), out * 9 * depth, "weights of {out} x 3 x 3 x {depth}");
-        Self { isa, panels: Panels::plain(isa.properties().tiling, out), depth, weight }
+        Self { isa, panels: Panels::plain(isa.properties().tiling, out), depth, weight: weight.into() }
+    }
+
+    /// The bytes of its parts, from which [`Self::of_parts`] makes it again.
+    pub fn parts(&self) -> Vec<&[u8]> {
+        vec![self.weight.bytes()]
+    }
+
+    /// What has been packed for this set and shape before, if `parts` fit.
+    pub fn of_parts(parts: Vec<LentBytes>, shape: Shape, isa: Isa) -> Option<Self> {
+        let Shape { out, depth, .. } = shape;
+        let [weight] = parts.try_into().ok()?;
+        let weight = ReadOnly::lent(weight, out * 9 * depth)?;
+        Some(Self { isa, panels: shape.panels(isa.properties().tiling), depth, weight })
     }
 
     /// The weights as `[panel][component][depth][panel width]`, zeros beyond the last column.
     fn transformed(&self) -> AlignedBuf<f32> {
         let Self { isa, panels, depth, weight } = self;
+        let weight = weight.as_slice();
         let (panel_width, depth) = (panels.width, *depth);
         let panel_len = COMPONENTS * depth * panel_width;
         let mut weights = AlignedBuf::zeros(panels.count() * panel_len);

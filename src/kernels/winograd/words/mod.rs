@@ -9,13 +9,14 @@ mod blocks;
 mod inputs;
 mod weights;
 
-use super::super::blocking::Panels;
+use super::super::blocking::{Panels, Shape};
 use super::super::epilogue::{Destination, Epilogue};
 use super::super::gather::Conv2d;
 use super::super::isa::Isa;
 use super::super::nibbles::Grouped;
 use super::super::output::{Output, Written};
 use super::super::parallel::{Disjoint, for_each_index, keep_words, take_words, with_scratch};
+use super::super::read_only::LentBytes;
 use super::super::simd::{MAX_LANES, Simd};
 use super::super::tile::TileKernel;
 use super::super::word_product::{WordKernel, WordProduct, add_products, scale_of};
@@ -65,6 +66,18 @@ impl WinogradWords {
     pub fn of_grouped(weight: Grouped<'_>, out: usize, depth: usize, isa: Isa) -> Self {
         let panels = Self::panels(isa, out);
         Self { isa, panels, depth, weights: Weights::of_grouped(weight, &panels, depth) }
+    }
+
+    /// The bytes of its parts, from which [`Self::of_parts`] makes it again.
+    pub fn parts(&self) -> Vec<&[u8]> {
+        self.weights.parts()
+    }
+
+    /// What has been packed for this set and shape before, if `parts` fit.
+    pub fn of_parts(parts: Vec<LentBytes>, shape: Shape, isa: Isa) -> Option<Self> {
+        let Shape { out, depth, .. } = shape;
+        let panels = Self::panels(isa, out);
+        Some(Self { isa, panels, depth, weights: Weights::of_parts(parts, &panels, depth)? })
     }
 
     fn panels(isa: Isa, out: usize) -> Panels {
@@ -235,8 +248,8 @@ impl<P: WordProduct> TileKernel<P> for Multiply<'_> {
             let known = first..(first + len).min(self.blocking.depth);
             let places = (panel + known.start) * depth..(panel + known.end) * depth;
             match &layer.weights {
-                Weights::F32(weights) => self.transform_weights(words, block, &weights[places]),
-                Weights::I8(weights, _) => self.transform_weights(words, block, &weights[places]),
+                Weights::F32(weights) => self.transform_weights(words, block, &weights.as_slice()[places]),
+                Weights::I8(weights, _) => self.transform_weights(words, block, &weights.as_slice()[places]),
                 Weights::Nibbles(nibbles, _) => {
                     let unpacked = std::mem::take(&mut self.unpacked);
                     // Known when compiled, which spares loops their remainders.

@@ -8,27 +8,28 @@ use super::super::super::aligned::AlignedBuf;
 use super::super::super::blocking::Panels;
 use super::super::super::interleave::Interleave;
 use super::super::super::nibbles::{self, GROUP, Grouped, Nibbles};
+use super::super::super::read_only::{LentBytes, ReadOnly};
 
 /// `[panel][depth][3 * 3][panel width]`, zeros beyond the last column.
 #[derive(Clone)]
 pub enum Weights {
-    F32(Vec<f32>),
+    F32(ReadOnly<f32>),
     /// With one scale per output.
-    I8(Vec<i8>, Vec<f32>),
+    I8(ReadOnly<i8>, ReadOnly<f32>),
     /// The same in lines of one input, which become words.
-    Nibbles(Nibbles, Vec<f32>),
+    Nibbles(Nibbles, ReadOnly<f32>),
 }
 
 impl Weights {
     /// See [`super::WinogradWords::of_f32`].
     pub fn of_f32(weight: &[f32], panels: &Panels, depth: usize) -> Self {
-        Self::F32(at_rest(weight, panels, depth))
+        Self::F32(at_rest(weight, panels, depth).into())
     }
 
     /// See [`super::WinogradWords::of_i8`].
     pub fn of_i8(weight: &[i8], scales: Vec<f32>, panels: &Panels, depth: usize) -> Self {
         assert_eq!(scales.len(), panels.out, "one scale for each of {} columns", panels.out);
-        Self::I8(at_rest(weight, panels, depth), scales)
+        Self::I8(at_rest(weight, panels, depth).into(), scales.into())
     }
 
     /// See [`super::WinogradWords::of_grouped`].
@@ -50,7 +51,7 @@ impl Weights {
         let largest: Vec<f32> = largest.collect();
         let width = panels.width;
         let line = 9 * width;
-        let (values_len, factors_len) = (depth * nibbles::line_bytes(line), filter_scales * width);
+        let (values_len, factors_len) = nibbles_lens(width, depth);
         let mut values = AlignedBuf::zeros(panels.count() * values_len);
         let mut factors = AlignedBuf::zeros(panels.count() * factors_len);
         let panels_values = values.as_mut_slice().par_chunks_exact_mut(values_len);
@@ -69,17 +70,52 @@ impl Weights {
                 }
             }
         });
-        let scales = largest.into_iter().map(nibbles::word_unit).collect();
-        Self::Nibbles(Nibbles { values, factors }, scales)
+        let scales: Vec<f32> = largest.into_iter().map(nibbles::word_unit).collect();
+        Self::Nibbles(Nibbles { values: values.into(), factors: factors.into() }, scales.into())
+    }
+
+    /// See [`super::WinogradWords::parts`].
+    pub fn parts(&self) -> Vec<&[u8]> {
+        match self {
+            Self::F32(weights) => vec![weights.bytes()],
+            Self::I8(weights, scales) => vec![weights.bytes(), scales.bytes()],
+            Self::Nibbles(Nibbles { values, factors }, scales) => {
+                vec![values.bytes(), factors.bytes(), scales.bytes()]
+            }
+        }
+    }
+
+    /// See [`super::WinogradWords::of_parts`].
+    pub fn of_parts(parts: Vec<LentBytes>, panels: &Panels, depth: usize) -> Option<Self> {
+        let len = panels.count() * depth * 9 * panels.width;
+        let mut parts = parts.into_iter();
+        Some(match (parts.next()?, parts.next(), parts.next()) {
+            (weights, None, None) => Self::F32(ReadOnly::lent(weights, len)?),
+            (weights, Some(scales), None) => {
+                Self::I8(ReadOnly::lent(weights, len)?, ReadOnly::lent(scales, panels.out)?)
+            }
+            (values, Some(factors), Some(scales)) => {
+                let (values_len, factors_len) = nibbles_lens(panels.width, depth);
+                let lens = [values_len, factors_len].map(|len| panels.count() * len);
+                let nibbles = Nibbles::lent(values, lens[0], factors, lens[1])?;
+                Self::Nibbles(nibbles, ReadOnly::lent(scales, panels.out)?)
+            }
+            (_, None, Some(_)) => return None,
+        })
     }
 
     /// What each output's results are to be multiplied with, if its weights are integers.
     pub fn scales(&self) -> Option<&[f32]> {
         match self {
             Self::F32(_) => None,
-            Self::I8(_, scales) | Self::Nibbles(_, scales) => Some(scales),
+            Self::I8(_, scales) | Self::Nibbles(_, scales) => Some(scales.as_slice()),
         }
     }
+}
+
+/// How long a panel's values and factors of four bits are.
+fn nibbles_lens(width: usize, depth: usize) -> (usize, usize) {
+    (depth * nibbles::line_bytes(9 * width), depth.div_ceil(GROUP) * 9 * width)
 }
 
 /// The weights of some input channels of a panel of `width` columns, `[channels][3 * 3][width]`, of `depth` in all.
