@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure, OrExit};
 use super::memory_guard::{Fit, Guard};
 use super::model::Choice;
 use super::printer::{Printer, Verbosity};
-use super::session::exit_code;
+use super::session::{exit_code, note_packed};
 use super::{backend, printer};
 use crate::bench::{self, Operation, Options, Part, Report};
 use crate::checkpoint::Checkpoint;
@@ -58,6 +58,7 @@ fn check_memory(
     printer: Printer,
 ) -> Result<Fit, Failure> {
     let model = Model::open(checkpoint.clone(), &Numerics::on_cpu(options.precision)).or_exit(Exit::Model)?;
+    note_packed(&model, &printer);
     let series = if options.repeats == 1 { Series::One } else { Series::Prompts };
     let guard = Guard { model: &model, pictures: PictureBytes::default(), ignore, streams: true, printer };
     guard.check(&options.request(0), series, None)

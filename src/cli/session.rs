@@ -115,9 +115,7 @@ impl Session {
             _ => {}
         }
         printer.detail(&format!("model {name}: {}, {}", choice.source, choice.rule));
-        if let Some(notice) = self.model.notice() {
-            printer.note(notice);
-        }
+        note_packed(&self.model, printer);
         if let Some(made_with) = embedded.and_then(Embedded::model).filter(|&made_with| made_with != name) {
             printer.note(&format!("the picture was made with model '{made_with}', this run uses '{name}'"));
         }
@@ -217,6 +215,13 @@ pub fn ends_every_run(error: &anyhow::Error) -> bool {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
         )
     })
+}
+
+/// Says why weights that are packed already are of no use, if there are such.
+pub fn note_packed(model: &Model, printer: &Printer) {
+    if let Some(notice) = model.notice() {
+        printer.note(&format!("{notice}; `pochade prepack` makes it anew"));
+    }
 }
 
 /// The exit code of a picture that was not made; that of a signal is known to who caught it.

@@ -227,7 +227,7 @@ request_fields! {
             },
             flag: "--clip-skip <N>",
             section: Section::Prompt,
-            help: "Text encoder's last layer to use: 1 is the last, 2 the one before [default: 1]",
+            help: "Last layer of the text encoder to use, from the end [default: 1]",
             parameter: Parameter { absent: Some("1"), left_out: true, ..Parameter::of("Clip skip") },
             info: "clip skip",
         };

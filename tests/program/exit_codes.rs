@@ -12,6 +12,7 @@ fn sandbox() -> Sandbox {
     sandbox.write("list.jsonl", b"{\"id\":\"a\",\"prompt\":\"x\",\"seed\":1,\"steps\":1}\n");
     sandbox.write("file", b"not a folder");
     sandbox.write("notes.txt", b"no model\n");
+    sandbox.write("int8.safetensors", include_bytes!("../../models/pocket/pocket.safetensors"));
     fs::create_dir(sandbox.join("goldens")).unwrap();
     files::copy_small(&sandbox.join("model"));
     let unet = sandbox.join("model/unet/diffusion_pytorch_model.safetensors");
@@ -61,6 +62,7 @@ const MISSING: &[(i32, &str)] = &[
     (2, "info gone.png"),
     (3, "convert gone new.safetensors"),
     (3, "quantize gone new.safetensors"),
+    (3, "prepack gone"),
     (2, "convert model new.safetensors --lora gone.safetensors"),
     (2, "quantize model new.safetensors --lora gone.safetensors"),
     (3, "bench -m gone"),
@@ -80,6 +82,7 @@ const BAD_MODEL: &[(i32, &str)] = &[
     (3, "sweep list.jsonl --size 64x64 --vary steps=1 --out-dir goldens -m BAD"),
     (3, "bench --size 64x64 --steps 1 --repeats 1 -m BAD"),
     (3, "quantize BAD new.safetensors"),
+    (3, "prepack BAD"),
     (3, "convert BAD new.safetensors"),
     (3, "convert BAD new --format diffusers"),
     (3, "tokens x -m BAD"),
@@ -108,6 +111,7 @@ const BAD_INPUT: &[(i32, &str)] = &[
     (2, "quantize model new.safetensors --size 1KB --report-steps 1 --report-size 64"),
     (2, "quantize model new.safetensors --size 9MB --measured notes.txt --report-size 64"),
     (2, "quantize model file"),
+    (2, "prepack model"),
     (2, "convert model file"),
     (2, "convert model new.safetensors --lora notes.txt"),
     (2, "convert model goldens/.. --format diffusers"),
@@ -149,6 +153,7 @@ const FULL_STDOUT: &[(i32, &str)] = &[
     (1, "sweep list.jsonl -q -m pocket --vary steps=1,2 --out-dir out -o {index}.png"),
     (1, "quantize model new.safetensors --force --report r.json --report-steps 1 --report-size 64"),
     (1, "quantize model new.safetensors --force --json"),
+    (1, "prepack int8.safetensors"),
     (1, "tokens x -m pocket"),
     (1, "info model"),
     (1, "bench -m pocket --steps 1 --repeats 1"),
@@ -167,6 +172,7 @@ const FULL_DISK: &[(i32, &str)] = &[
     (1, "sweep list.jsonl -q -m pocket --vary steps=1 --out-dir new"),
     (1, "convert model new.safetensors"),
     (1, "quantize model new.safetensors"),
+    (1, "prepack int8.safetensors"),
     (1, "convert model new --format diffusers"),
 ];
 
@@ -202,6 +208,8 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("models remove", "unwritable full", "it writes nothing"),
     ("convert", "interrupted", "hostile_files: a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept"),
     ("quantize", "interrupted", "hostile_files: a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept"),
+    ("prepack", "unwritable", "prepack: pictures_are_the_same_and_what_does_not_fit_is_noted"),
+    ("prepack", "interrupted", "hostile_files: a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept"),
     ("models pull", "interrupted", "hub::signals"),
     ("tokens, info, doctor, completions, man", "interrupted", "over before a signal can come"),
     ("models list", "interrupted", "over before a signal can come"),
@@ -267,7 +275,8 @@ fn a_bad_model_is_3() {
     for model in ["notes.txt", "cut", "nan"] {
         for (code, line) in BAD_MODEL {
             // What is not loaded can't be seen to be no number.
-            if model != "nan" || !(line.starts_with("tokens") || line.starts_with("models show")) {
+            let looks_only = ["tokens", "models show", "prepack"].iter().any(|name| line.starts_with(name));
+            if model != "nan" || !looks_only {
                 assert_all(&sandbox, &[(*code, &line.replace("BAD", model))]);
             }
         }

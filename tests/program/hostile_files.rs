@@ -352,16 +352,18 @@ fn a_signal_leaves_nothing_of_a_model_and_a_kill_is_swept() {
             &["convert", "pocket.safetensors", "new.safetensors", "--storage", "f32"][..],
             &["quantize", "pocket.safetensors", "new.safetensors"],
             &["convert", "pocket.safetensors", "new", "--format", "diffusers", "--storage", "f32"],
+            &["prepack", "int8.safetensors"],
             &trying,
         ] {
             if !sandbox.join("pocket.safetensors").exists() {
                 let built_in = Checkpoint::built_in().unwrap();
                 let floats = Storage::Float(pochade::checkpoint::FloatType::F32);
                 built_in.write_native(&sandbox.join("pocket.safetensors"), floats).unwrap();
+                sandbox.write("int8.safetensors", include_bytes!("../../models/pocket/pocket.safetensors"));
                 sandbox.write("r.json", costs(&built_in).to_string().as_bytes());
             }
             assert_eq!(ended_while_writing(&sandbox, args, signal), Some(code), "{args:?}");
-            assert_eq!(sandbox.files(), ["pocket.safetensors", "r.json"], "{args:?}");
+            assert_eq!(sandbox.files(), ["int8.safetensors", "pocket.safetensors", "r.json"], "{args:?}");
         }
     }
     for args in [

@@ -19,5 +19,6 @@ mod kernels;
 #[cfg(target_os = "linux")]
 mod limits;
 mod overwriting;
+mod prepack;
 mod sweep;
 mod within;

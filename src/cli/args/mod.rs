@@ -96,7 +96,7 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Write a model as one file with int8 weights
     Quantize(QuantizeArgs),
-    /// Keep a quantized file's weights as this CPU reads them, so that loading them takes no time
+    /// Keep a quantized file's weights as this CPU reads them: it then loads at once
     #[command(after_help = PREPACK_NOTES)]
     Prepack(PrepackArgs),
     /// Pull models from the Hugging Face Hub; list, show, check and remove them
