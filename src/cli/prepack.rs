@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::args::PrepackArgs;
 use super::exit::{Exit, Failure, OrExit};
+use super::model::{Choice, Rule, Source};
 use super::printer::{Printer, Verbosity};
 use super::signals::Signals;
 use super::{backend, destination, printer};
-use crate::checkpoint::{Checkpoint, WriteError, is_packed};
+use crate::checkpoint::{WriteError, is_packed};
 use crate::files;
 use crate::pipeline::{Model, Numerics};
 use crate::request::Precision;
@@ -20,8 +21,9 @@ pub fn run(args: &PrepackArgs) -> Result<Exit, Failure> {
     let signals = Signals::catch().or_exit(Exit::PictureFailed)?;
     let printer = Printer::new(Verbosity::Normal, false);
     backend::start_threads(args.threads, &printer)?;
-    let checkpoint = Checkpoint::open(&args.model).or_exit(Exit::Model)?;
-    let model = Model::open(checkpoint, &Numerics::on_cpu(Precision::Int8)).or_exit(Exit::Model)?;
+    let checkpoint = Choice { source: Source::named(&args.model), rule: Rule::Argument }.open()?;
+    // Files that are mapped can't be replaced on every system.
+    let model = Model::open_plain(checkpoint, &Numerics::on_cpu(Precision::Int8)).or_exit(Exit::Model)?;
     let Some(path) = model.prepacked_path() else {
         return Err(Failure::usage(format!("{} is no file of quantized weights", args.model.display()))
             .hint("make one with `pochade quantize`, and prepack that"));

@@ -69,17 +69,26 @@ pub struct Model {
 }
 
 impl Model {
-    /// Checks the configs of `checkpoint` against each other.
+    /// Checks the configs of `checkpoint` against each other. Weights that lie packed beside it are used, if they fit.
     ///
     /// # Errors
     /// Names the setting that is not supported.
     pub fn open(checkpoint: Checkpoint, numerics: &Numerics) -> Result<Self> {
         let backend = numerics.backend()?;
-        checkpoint.check_complete()?;
         let (checkpoint, notice) = match backend.kernels {
             Some(isa) if backend.int8 => checkpoint.with_prepacked(isa.name(), || layers::layout(isa)),
             _ => (checkpoint, None),
         };
+        Ok(Self { notice, ..Self::open_plain(checkpoint, numerics)? })
+    }
+
+    /// The same without weights that are packed already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_plain(checkpoint: Checkpoint, numerics: &Numerics) -> Result<Self> {
+        let backend = numerics.backend()?;
+        checkpoint.check_complete()?;
         let configs = checkpoint.configs();
         let scheduler: SchedulerConfig = serde_json::from_value(configs.scheduler.clone())
             .context("the scheduler config is not usable")?;
@@ -110,7 +119,7 @@ impl Model {
             tile: Tile::default(),
             backend,
             checkpoint,
-            notice,
+            notice: None,
         })
     }
 

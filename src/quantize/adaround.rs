@@ -222,60 +222,27 @@ fn inverse(share: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gptq::tests::{inputs, moments, noise, output_error};
+    use super::super::rounder::tests::{inputs, moments, noise};
     use super::*;
 
     #[test]
-    fn outputs_come_nearer_than_by_rounding_to_the_nearest() {
+    fn every_weight_becomes_one_of_its_two_neighbors() {
         for (inputs_count, taps, rows) in [(5, 1, 30), (150, 1, 9), (37, 9, 8)] {
             let columns = inputs_count * taps;
-            let inputs = inputs(2000, columns);
             let weights = noise(9, rows * columns);
-            let relaxation = Relaxation::of(moments(&inputs, inputs_count, taps)).unwrap();
+            let relaxation = Relaxation::of(moments(&inputs(2000, columns), inputs_count, taps)).unwrap();
             for grid in [Grid::Bytes, Grid::PairedBytes, Grid::Nibbles] {
-                let plain = Gridded::nearest(grid, &weights, &relaxation.squares, taps);
                 let learned = relaxation.round(grid, &weights).unwrap();
-                assert_eq!(plain.scales, learned.scales);
-                let error =
-                    |gridded: &Gridded| output_error(&inputs, &weights, &gridded.dequantize(), columns);
-                let gain = 10.0 * (error(&plain) / error(&learned)).log10();
-                assert!(gain > if columns > 100 { 5.0 } else { 0.5 }, "{grid:?} {columns}: {gain} dB");
-                // Every weight is one of its two neighbors, unless its partner left no room.
-                let steps = |at: usize| {
-                    learned.scales
-                        [at / columns * grid.scales(inputs_count, taps) + grid.scale_of(at % columns, taps)]
-                };
-                let away = (0..weights.len())
-                    .map(|at| (f32::from(learned.values[at]) - weights[at] / steps(at)).abs());
+                let scales = grid.scales(inputs_count, taps);
+                let away = weights.iter().zip(&learned.values).enumerate().map(|(at, (weight, value))| {
+                    let scale = at / columns * scales + grid.scale_of(at % columns, taps);
+                    (f32::from(*value) - weight / learned.scales[scale]).abs()
+                });
+                // But for those whose partner left no room.
                 let far = away.filter(|away| *away > 1.001).count();
                 assert!(far <= weights.len() / 20, "{far} of {}", weights.len());
             }
         }
-    }
-
-    #[test]
-    fn pairs_of_bytes_stay_small() {
-        let (columns, rows) = (64, 20);
-        let weights: Vec<f32> = noise(3, rows * columns).iter().map(|weight| weight.abs().sqrt()).collect();
-        let relaxation = Relaxation::of(moments(&inputs(500, columns), columns, 1)).unwrap();
-        let rounded = relaxation.round(Grid::PairedBytes, &weights).unwrap();
-        let sums = rounded.values.chunks(2).map(|pair| i32::from(pair[0]) + i32::from(pair[1]));
-        assert!(sums.map(i32::abs).max().unwrap() <= 128);
-    }
-
-    #[test]
-    fn inputs_that_say_nothing_are_no_trouble() {
-        let weights = noise(2, 12);
-        let plain = Gridded::nearest(Grid::Bytes, &weights, &[1.0; 4], 1);
-        for inputs in [&[][..], &[0.0; 40]] {
-            let relaxation = Relaxation::of(moments(inputs, 4, 1)).unwrap();
-            assert_eq!(relaxation.round(Grid::Bytes, &weights).unwrap(), plain);
-        }
-        assert!(Relaxation::of(moments(&[f32::NAN; 4], 4, 1)).is_err());
-        let relaxation = Relaxation::of(moments(&[1.0; 4], 4, 1)).unwrap();
-        assert!(relaxation.round(Grid::Bytes, &weights[..3]).is_err());
-        let zeros = relaxation.round(Grid::Nibbles, &[0.0; 8]).unwrap();
-        assert!(zeros.values.iter().all(|value| *value == 0));
     }
 
     #[test]

@@ -156,50 +156,9 @@ fn reorder(matrix: &mut [f32], side: usize, order: &[usize]) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::moments::Moments;
+mod tests {
+    use super::super::rounder::tests::{inputs, moments, noise, output_error};
     use super::*;
-
-    pub fn noise(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        (0..count).map(|_| next() + next() + next()).collect()
-    }
-
-    /// Inputs whose neighbors are alike.
-    pub fn inputs(rows: usize, columns: usize) -> Vec<f32> {
-        let mut values = noise(5, rows * columns);
-        for row in values.chunks_exact_mut(columns) {
-            for at in 1..columns {
-                row[at] = 0.9 * row[at - 1] + 0.3 * row[at] + 0.02;
-            }
-        }
-        values
-    }
-
-    pub fn moments(values: &[f32], inputs: usize, taps: usize) -> Finished {
-        let columns = inputs * taps;
-        let mut moments = Moments::new(Isa::best(), inputs, taps);
-        moments
-            .add(values.len() / columns, |row, to| to.copy_from_slice(&values[row * columns..][..columns]));
-        moments.finish()
-    }
-
-    /// The squared error of a layer's outputs, by definition.
-    pub fn output_error(inputs: &[f32], weights: &[f32], rounded: &[f32], columns: usize) -> f64 {
-        let errors: Vec<f32> = weights.iter().zip(rounded).map(|(a, b)| a - b).collect();
-        let mut sum = 0.0;
-        for input in inputs.chunks_exact(columns) {
-            for errors in errors.chunks_exact(columns) {
-                let output: f64 = input.iter().zip(errors).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                sum += output * output;
-            }
-        }
-        sum
-    }
 
     /// What errors of weights cost the outputs, by the triangles.
     fn cost(cancellation: &Cancellation, errors: &[f32]) -> f64 {
@@ -225,44 +184,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn outputs_come_nearer_than_by_rounding_to_the_nearest() {
+    fn what_is_said_of_the_cost_is_true() {
         for (inputs_count, taps, rows) in [(5, 1, 30), (150, 1, 9), (37, 9, 8)] {
             let columns = inputs_count * taps;
             let inputs = inputs(2000, columns);
             let weights = noise(9, rows * columns);
             let cancellation = Cancellation::of(moments(&inputs, inputs_count, taps)).unwrap();
-            for grid in [Grid::Bytes, Grid::PairedBytes, Grid::Nibbles] {
-                let plain = Gridded::nearest(grid, &weights, &cancellation.squares, taps);
-                let learned = cancellation.round(grid, &weights).unwrap();
-                assert_eq!(plain.scales, learned.scales);
-                let error =
-                    |gridded: &Gridded| output_error(&inputs, &weights, &gridded.dequantize(), columns);
-                let (plain_error, learned_error) = (error(&plain), error(&learned));
-                let gain = 10.0 * (plain_error / learned_error).log10();
-                assert!(gain > if columns > 100 { 5.0 } else { 0.5 }, "{grid:?} {columns}: {gain} dB");
-                // What is said of the cost is true, but for the damping.
-                let errors = |gridded: &Gridded| -> Vec<f32> {
-                    weights.iter().zip(gridded.dequantize()).map(|(a, b)| a - b).collect()
-                };
-                let cost = cost(&cancellation, &errors(&plain));
-                assert!((cost / plain_error - 1.0).abs() < 0.05, "{cost} {plain_error}");
-            }
+            let rounded = Gridded::nearest(Grid::Bytes, &weights, &cancellation.squares, taps).dequantize();
+            let errors: Vec<f32> = weights.iter().zip(&rounded).map(|(a, b)| a - b).collect();
+            let expected = output_error(&inputs, &weights, &rounded, columns);
+            // But for the damping.
+            let cost = cost(&cancellation, &errors);
+            assert!((cost / expected - 1.0).abs() < 0.05, "{cost} {expected}");
         }
-    }
-
-    #[test]
-    fn pairs_of_bytes_stay_small() {
-        let (columns, rows) = (64, 20);
-        let weights: Vec<f32> = noise(3, rows * columns).iter().map(|weight| weight.abs().sqrt()).collect();
-        let cancellation = Cancellation::of(moments(&inputs(500, columns), columns, 1)).unwrap();
-        let largest = |gridded: &Gridded| {
-            let pairs = gridded.values.chunks(2).map(|pair| i32::from(pair[0]) + i32::from(pair[1]));
-            pairs.map(i32::abs).max().unwrap()
-        };
-        assert!(largest(&cancellation.round(Grid::Bytes, &weights).unwrap()) > 200);
-        assert!(largest(&cancellation.round(Grid::PairedBytes, &weights).unwrap()) <= 128);
-        let nearest = Gridded::nearest(Grid::PairedBytes, &weights, &cancellation.squares, 1);
-        assert!(largest(&nearest) <= 128);
     }
 
     #[test]
@@ -280,23 +214,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn inputs_that_say_nothing_are_no_trouble() {
+    fn of_columns_that_are_the_same_only_the_sum_matters() {
         let weights = noise(2, 12);
-        let rounded = |inputs: &[f32]| {
-            Cancellation::of(moments(inputs, 4, 1)).unwrap().round(Grid::Bytes, &weights).unwrap()
-        };
-        let plain = Gridded::nearest(Grid::Bytes, &weights, &[1.0; 4], 1);
-        assert_eq!(rounded(&[]), plain);
-        assert_eq!(rounded(&[0.0; 40]), plain);
-        // All columns the same: only their sum matters.
-        let learned = rounded(&[1.0; 400]).dequantize();
+        let cancellation = Cancellation::of(moments(&[1.0; 400], 4, 1)).unwrap();
+        let learned = cancellation.round(Grid::Bytes, &weights).unwrap().dequantize();
         for (row, learned) in weights.chunks(4).zip(learned.chunks(4)) {
             let error = row.iter().sum::<f32>() - learned.iter().sum::<f32>();
             assert!(error.abs() < 0.01, "{error}");
         }
-        assert!(Cancellation::of(moments(&[f32::NAN; 4], 4, 1)).is_err());
-        assert!(
-            Cancellation::of(moments(&[1.0; 4], 4, 1)).unwrap().round(Grid::Bytes, &weights[..3]).is_err()
-        );
     }
 }

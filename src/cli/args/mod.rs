@@ -157,8 +157,8 @@ pub struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub struct PrepackArgs {
-    /// File that `pochade quantize` made
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// File that `pochade quantize` made, or a pulled model's id or alias
+    #[arg(value_name = "MODEL", value_hint = ValueHint::FilePath)]
     pub model: PathBuf,
 
     /// CPU threads [default: one per core]
