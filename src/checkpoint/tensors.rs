@@ -95,6 +95,11 @@ impl TensorSet {
         Self { prepacked: Some((0, Arc::new(prepacked))), ..self }
     }
 
+    /// Whether a file holds some of them packed.
+    pub fn is_prepacked(&self) -> bool {
+        self.prepacked.is_some()
+    }
+
     /// The kind and parts of packed weights, those called `names` one after the other, unless one of them comes from
     /// elsewhere or something laid over it changes it.
     pub fn prepacked(&self, names: impl IntoIterator<Item = String>) -> Option<(&str, Vec<LentBytes>)> {

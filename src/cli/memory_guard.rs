@@ -106,7 +106,12 @@ impl Guard<'_> {
                 Ok(Fit::Loaded)
             }
             Verdict::FitsStreamed(message) => {
-                printer.note(&format!("{place}{message}"));
+                let time = match (model.is_prepacked(), model.prepacked_path()) {
+                    (true, _) => "",
+                    (false, Some(_)) => " and more time (`pochade prepack` saves that)",
+                    (false, None) => " and more time",
+                };
+                printer.note(&format!("{place}{message}{time}"));
                 Ok(Fit::Streamed)
             }
             Verdict::TooLarge(message, _) if ignore => {
@@ -155,7 +160,7 @@ fn judge(
             let (least, available) = (readable(least), readable(available));
             return Verdict::FitsStreamed(format!(
                 "{needs}, and {available} are available: its weights stay in their file and are read at each step, which \
-                 takes {least} and more time"
+                 takes {least}"
             ));
         }
         needs = format!("{needs}, {} with its weights left in their file", readable(least));

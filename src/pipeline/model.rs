@@ -134,6 +134,11 @@ impl Model {
         self.notice.as_deref()
     }
 
+    /// Whether weights are used that are packed already.
+    pub fn is_prepacked(&self) -> bool {
+        self.checkpoint.tensors().is_prepacked()
+    }
+
     /// Where the weights belong, packed for the kernels that compute: beside the model, if it is a native file of
     /// quantized weights, computed in int8 by kernels of ours.
     pub fn prepacked_path(&self) -> Option<PathBuf> {

@@ -81,6 +81,7 @@ fn pictures_are_the_same() {
     let packed = prepack(&path);
     let model = model(&path);
     assert_eq!((taken(&plain), model.notice()), (0, None));
+    assert!(model.is_prepacked() && !plain.is_prepacked());
     assert!(taken(&model) > 60, "{}", taken(&model));
     for residency in [Residency::Kept, Residency::OneByOne, Residency::Streamed] {
         assert!(draw(&model, residency, None) == expected, "{residency:?}");

@@ -26,10 +26,15 @@ fn pictures_are_the_same_and_what_does_not_fit_is_noted() {
     };
     let (picture, stderr) = draw("packed.png", &[]);
     assert!(!stderr.contains("not used"), "{stderr}");
-    assert!(draw("streamed.png", &["--memory", "60MB"]).0 == picture);
+    let refused = sandbox.run(&[&PICTURE, &["no.png", "--memory", "30MB"][..]].concat());
+    let least = refused.stderr.split("--memory ").nth(1).unwrap().split(' ').next().unwrap();
+    let (streamed, stderr) = draw("streamed.png", &["--memory", least]);
+    assert!(streamed == picture && stderr.contains("stay in their file"), "{stderr}");
+    assert!(!stderr.contains("more time"), "{stderr}");
     let bytes = fs::read(sandbox.join(&packed)).unwrap();
     fs::remove_file(sandbox.join(&packed)).unwrap();
-    assert!(draw("plain.png", &[]).0 == picture);
+    let (plain, stderr) = draw("plain.png", &["--memory", least]);
+    assert!(plain == picture && stderr.contains("`pochade prepack` saves that"), "{stderr}");
 
     sandbox.write(&packed, &bytes[..bytes.len() / 2]);
     let (again, stderr) = draw("cut.png", &[]);
