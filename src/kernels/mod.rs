@@ -28,6 +28,7 @@ mod micro_kernel;
 mod nibbles;
 mod norm;
 mod output;
+pub mod pairs;
 mod parallel;
 mod quantized_rows;
 mod read_only;

@@ -1,14 +1,16 @@
 //! What int8 costs the built-in model as it is and with planted outliers: the tables of the README.
 //!
 //! `cargo test --release --test bench -- --ignored --nocapture outliers`
+//!
+//! The ones with seeds take another model where `POCHADE_FLOATS` names one of floats.
 
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage, TensorFile, TensorSet};
-use pochade::kernels::Isa;
 use pochade::quantize::Policy;
+use pochade::request::Defaults;
 use pochade::sensitivity::{Fidelity, Recording, Settings};
 use tempfile::TempDir;
 
@@ -32,9 +34,18 @@ pub fn floats(folder: &TempDir) -> Checkpoint {
     Checkpoint::open(&path).unwrap()
 }
 
+/// The model of floats that the environment names, or the built-in one.
+pub fn named_floats(folder: &TempDir) -> Checkpoint {
+    match std::env::var_os("POCHADE_FLOATS") {
+        Some(path) => Checkpoint::open(Path::new(&path)).unwrap(),
+        None => floats(folder),
+    }
+}
+
 pub fn record(source: &Checkpoint, count: usize, seed: u64) -> Recording {
     let prompts = prompts()[..count].to_vec();
-    let settings = Settings { prompts, steps: 1, width: 128, height: 128, seed };
+    let Defaults { width, height, .. } = source.defaults();
+    let settings = Settings { prompts, steps: 1, width, height, seed };
     Recording::new(source, settings, &mut |_, _| {}).unwrap()
 }
 
@@ -120,18 +131,20 @@ fn outliers_planted_everywhere() {
 /// The hardest two with 24 prompts, of planting and of pictures.
 fn planted_with_seed(seed: u64) {
     let folder = TempDir::new().unwrap();
-    let source = floats(&folder);
+    let source = named_floats(&folder);
     let compare = |checkpoint: &Checkpoint| {
         record(checkpoint, 24, 100 * seed).compare(checkpoint, &mut |_, _| {}).unwrap()
     };
-    row(&format!("seed {seed}, unplanted"), &compare(&source));
+    let psnr = |found: &Fidelity| (found.picture_mean_psnr.unwrap(), found.picture_worst_psnr.unwrap());
+    let unplanted = compare(&source);
+    row(&format!("seed {seed}, unplanted"), &unplanted);
+    let (mean, worst) = psnr(&unplanted);
     for (spread_name, spread) in [SPREADS[3], SPREADS[5]] {
         let found = compare(&plant(&source, Place::All, spread, seed, &folder.path().join("planted")));
         row(&format!("seed {seed}, {spread_name}"), &found);
-        // What is asked of kernels whose sums are exact; AVX2, which needs smaller weights, is 2 to 3 dB below them.
-        if !Isa::chosen().unwrap().name().contains("avx2") {
-            assert!(found.picture_mean_psnr.unwrap() >= 52.0 && found.picture_worst_psnr.unwrap() >= 48.0);
-        }
+        // What factors undo costs nothing; a single picture may happen to come out otherwise.
+        let found = psnr(&found);
+        assert!(found.0 >= mean - 0.5 && found.1 >= worst - 2.0, "{found:?} {mean} {worst}");
     }
 }
 

@@ -3,7 +3,6 @@
 //! `POCHADE_FLOATS=FOLDER cargo test --release --test bench -- --ignored --nocapture learning`, of the built-in model's
 //! int8 weights as floats where no other floats are named.
 
-use std::path::Path;
 use std::time::Instant;
 
 use pochade::calibration::{self, Kept, Learned, Lesson, Runs};
@@ -15,15 +14,12 @@ use pochade::request::Request;
 use pochade::sensitivity::Recording;
 use tempfile::TempDir;
 
-use crate::fidelity::{floats, record, row};
+use crate::fidelity::{named_floats, record, row};
 use crate::support::models::noise;
 
 /// The floats and what is learned from.
 fn source(folder: &TempDir) -> (Checkpoint, Runs) {
-    let source = match std::env::var_os("POCHADE_FLOATS") {
-        Some(path) => Checkpoint::open(Path::new(&path)).unwrap(),
-        None => floats(folder),
-    };
+    let source = named_floats(folder);
     let defaults = source.defaults();
     let requests: Vec<Request> = (1000..)
         .zip(calibration::PROMPTS)
