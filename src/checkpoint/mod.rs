@@ -13,6 +13,7 @@ pub mod lora;
 mod names;
 mod native;
 mod prepacked;
+mod prepacking;
 mod random;
 mod sd15;
 mod signature;
@@ -38,7 +39,8 @@ pub use component::Replaceable;
 pub use file::{TensorFile, TensorView};
 pub use header::{Container, check_header};
 pub use names::{Component, Layout};
-pub use prepacked::{Keeper, Stopped, is_packed};
+pub use prepacked::is_packed;
+pub use prepacking::{Keeper, Stopped};
 pub use signature::refuse_pickle;
 pub use storage::{FloatType, Storage};
 pub use summary::{ComponentSummary, Summary};
@@ -328,7 +330,7 @@ impl Checkpoint {
     ) -> Result<u64, WriteError> {
         let model =
             self.quantized_file().context("only a native file of quantized weights can be prepacked")?;
-        prepacked::write(&prepacked::path(model, kernel), model, layout, stopped, pack)
+        prepacking::write(&prepacked::path(model, kernel), model, layout, stopped, pack)
     }
 
     /// The model's short name, e.g. `pocket`.

@@ -6,12 +6,11 @@ pub const LARGEST_PAIR: i16 = 128;
 /// Factors that are tried.
 const STEPS: usize = 16;
 
-/// What `count` weights of an output, in steps of its scale, are multiplied with before they are rounded and their pairs
-/// [`cut`], so that least is lost, if pairs of one sign have these `sums` where they are too large. `whole` tells that
-/// the weights have been rounded before: those that stay as they are then lose nothing.
+/// What `count` integer weights of an output are multiplied with before they are rounded again and their pairs [`cut`], so
+/// that least is lost, if pairs of one sign have these `sums` where they are too large.
 ///
-/// A smaller factor makes all errors larger, a larger one cuts more.
-pub fn factor(count: usize, sums: &[f32], whole: bool) -> f32 {
+/// A smaller factor makes all errors larger, a larger one cuts more, and 1 leaves the others as they are.
+pub fn factor(count: usize, sums: &[f32]) -> f32 {
     let largest = sums.iter().fold(0.0, |largest: f32, sum| largest.max(*sum));
     let limit = f32::from(LARGEST_PAIR);
     if largest <= limit {
@@ -19,7 +18,7 @@ pub fn factor(count: usize, sums: &[f32], whole: bool) -> f32 {
     }
     let least = limit / largest;
     let cost = |factor: f32| {
-        let rounding = if whole && factor == 1.0 { 0.0 } else { count as f32 / (12.0 * factor * factor) };
+        let rounding = if factor == 1.0 { 0.0 } else { count as f32 / (12.0 * factor * factor) };
         // Each of the two takes half of it.
         rounding + sums.iter().map(|sum| (sum - limit / factor).max(0.0).powi(2) / 2.0).sum::<f32>()
     };
@@ -72,14 +71,13 @@ mod tests {
 
     #[test]
     fn factors_weigh_cuts_against_steps() {
-        assert_eq!(factor(100, &[], false), 1.0);
-        assert_eq!(factor(100, &[128.0], true), 1.0);
-        // One small cut among many weights is cheaper than larger steps for all, many deep ones are not.
-        assert_eq!(factor(5000, &[130.0], false), 1.0);
-        assert_eq!(factor(100, &[254.0; 50], false), 128.0 / 254.0);
-        assert_eq!(factor(5000, &[140.0], true), 1.0);
-        assert!(factor(100, &[140.0], true) < 1.0);
-        let between = factor(5000, &[160.0], false);
-        assert!(0.8 < between && between < 1.0, "{between}");
+        assert_eq!(factor(100, &[]), 1.0);
+        assert_eq!(factor(100, &[128.0]), 1.0);
+        // Few cuts among many weights are cheaper than larger steps for all, many deep ones are not.
+        assert_eq!(factor(5000, &[140.0]), 1.0);
+        assert!(factor(100, &[140.0]) < 1.0);
+        assert_eq!(factor(100, &[254.0; 50]), 128.0 / 254.0);
+        let between = factor(5000, &[165.0; 2]);
+        assert!(128.0 / 165.0 < between && between < 1.0, "{between}");
     }
 }

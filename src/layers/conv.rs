@@ -10,7 +10,6 @@ use super::{Input, Params};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
-use crate::quantize::Sums;
 
 /// The geometry of a convolution.
 #[derive(Debug, Clone, Copy)]
@@ -162,9 +161,9 @@ impl Conv2d {
         let ConvShape { in_channels, out_channels, kernel, .. } = shape;
         let dims = [out_channels, in_channels, kernel, kernel];
         let backend = params.backend();
-        let weight = |sums| match backend.multiplies_words() && shape.keeps_rounded() {
-            true => params.weight_as_stored("weight", &dims, sums),
-            false => params.weight("weight", &dims, sums),
+        let weight = || match backend.multiplies_words() && shape.keeps_rounded() {
+            true => params.weight_as_stored("weight", &dims),
+            false => params.weight("weight", &dims),
         };
         let bias = shape.bias.then(|| params.floats("bias", &[out_channels])).transpose()?;
         let weights = match backend.kernels {
@@ -178,15 +177,14 @@ impl Conv2d {
             #[cfg(feature = "cuda")]
             None if backend.device.is_cuda() => {
                 let taps = kernel * kernel;
-                let weight =
-                    super::weight::taps_before_inputs(weight(Sums::Alone)?.into_f32(), in_channels, taps);
+                let weight = super::weight::taps_before_inputs(weight()?.into_f32(), in_channels, taps);
                 Weights::Cuda {
                     weight: backend.tensor(weight, (out_channels, taps * in_channels))?,
                     bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
                 }
             }
             None => Weights::Candle {
-                weight: backend.tensor(weight(Sums::Alone)?.into_f32(), &dims)?,
+                weight: backend.tensor(weight()?.into_f32(), &dims)?,
                 bias: bias.map(|bias| backend.tensor(bias, out_channels)).transpose()?,
             },
         };

@@ -9,7 +9,6 @@ use super::weight::{self, Form, Packing};
 use super::{Input, Params};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::quantize::Sums;
 
 /// `y = x W^T + b`.
 pub struct Linear {
@@ -52,8 +51,8 @@ impl Linear {
         for part in parts.iter().filter(|_| biased) {
             bias.append(&mut part.floats("bias", &[outputs])?);
         }
-        let stacked = |sums| {
-            let weights = parts.iter().map(|part| part.weight("weight", &[outputs, inputs], sums));
+        let stacked = || {
+            let weights = parts.iter().map(|part| part.weight("weight", &[outputs, inputs]));
             weight::stack(weights.collect::<Result<_>>()?)
         };
         let in_words = parts.iter().all(Params::floats_in_words);
@@ -62,7 +61,7 @@ impl Linear {
         let weights = match backend.kernels {
             Some(isa) => Weights::Kernels(Box::new(Product::load(parts, packing, isa, stacked, bias)?)),
             None => Weights::Candle {
-                weight: backend.tensor(stacked(Sums::Alone)?.into_f32(), (packing.outputs, inputs))?,
+                weight: backend.tensor(stacked()?.into_f32(), (packing.outputs, inputs))?,
                 bias: bias.map(|bias| backend.tensor(bias, packing.outputs)).transpose()?,
             },
         };

@@ -32,7 +32,7 @@ pub use simulation::{Candidate, Rounded, Simulation};
 
 use crate::checkpoint::{Keeper, TensorSet};
 use crate::kernels::{self, Isa};
-use crate::quantize::{Balance, Policy, QuantizedWeight, Sums, Weight};
+use crate::quantize::{Balance, Policy, QuantizedWeight, Weight};
 
 /// What computes the layers.
 #[derive(Debug, Clone)]
@@ -241,26 +241,23 @@ impl<'a> Params<'a> {
         self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path))
     }
 
-    /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in; in int8 for products that are
-    /// summed as `sums` says.
+    /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.
     ///
     /// # Errors
     /// When the tensor is missing, has another shape or holds NaN or infinity.
-    pub(super) fn weight(&self, name: &str, shape: &[usize], sums: Sums) -> Result<Weight> {
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let stored = self.tensors.weight(&self.path(&name), shape)?;
-        self.prepared(name, stored, shape[0], sums)
+        self.prepared(name, stored, shape[0])
     }
 
-    fn prepared(&self, name: &str, stored: Weight, outputs: usize, sums: Sums) -> Result<Weight> {
+    fn prepared(&self, name: &str, stored: Weight, outputs: usize) -> Result<Weight> {
         let path = self.path(&name);
-        let int8 = self.computes_int8(name).then_some(sums);
-        let weight = match (self.balance, int8, stored) {
-            (Some(balance), int8, stored) => balance.weight(&path, stored, outputs, int8),
-            (None, Some(_), stored) if is_plain(&stored) => Ok(stored),
-            (None, Some(sums), stored) => {
-                QuantizedWeight::round_for(&stored.into_f32(), outputs, sums).map(Weight::Int8)
-            }
-            (None, None, stored) => Ok(Weight::Float(stored.into_f32())),
+        let int8 = self.computes_int8(name);
+        let weight = match (self.balance, stored) {
+            (Some(balance), stored) => balance.weight(&path, stored, outputs, int8),
+            (None, stored) if int8 && is_plain(&stored) => Ok(stored),
+            (None, stored) if int8 => QuantizedWeight::round(&stored.into_f32(), outputs).map(Weight::Int8),
+            (None, stored) => Ok(Weight::Float(stored.into_f32())),
         };
         weight.with_context(|| format!("tensor '{path}'"))
     }
@@ -269,12 +266,12 @@ impl<'a> Params<'a> {
     ///
     /// # Errors
     /// As [`Self::weight`].
-    pub(super) fn weight_as_stored(&self, name: &str, shape: &[usize], sums: Sums) -> Result<Weight> {
+    pub(super) fn weight_as_stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
         let stored = self.tensors.weight(&self.path(&name), shape)?;
         if self.balance.is_none() && is_plain(&stored) {
             Ok(stored)
         } else {
-            self.prepared(name, stored, shape[0], sums)
+            self.prepared(name, stored, shape[0])
         }
     }
 

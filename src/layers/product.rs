@@ -8,7 +8,7 @@ use super::simulation::Trial;
 use super::weight::{self, Packed, Packing};
 use super::{Input, Params, host, prepacked};
 use crate::kernels::{self, Epilogue, Gather, Isa};
-use crate::quantize::{Sums, Weight};
+use crate::quantize::Weight;
 
 /// Packed weights `[out, taps, depth]` and what is always added to their products.
 pub struct Product {
@@ -63,14 +63,14 @@ impl Product {
         parts: &[Params],
         packing: Packing,
         isa: Isa,
-        read: impl FnOnce(Sums) -> Result<Weight>,
+        read: impl FnOnce() -> Result<Weight>,
         bias: Option<Vec<f32>>,
     ) -> Result<Self> {
         if let Some(weights) = prepacked::take(parts, packing, isa) {
             return Ok(Self { weights, bias, trial: None, probe: None });
         }
         let first = parts.first().context("no layers to multiply with")?;
-        let (backend, weight) = (first.backend(), read(packing.sums(isa))?);
+        let (backend, weight) = (first.backend(), read()?);
         let names = || parts.iter().map(|part| part.path(&"weight")).collect();
         let trial = Trial::enroll(backend, names, &weight, packing)?.map(Box::new);
         let probe = Probe::enroll(backend, names, packing).map(Box::new);

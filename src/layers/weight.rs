@@ -4,7 +4,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 
 use crate::kernels::{GROUP, Grouped, Isa, PackedF32, PackedI8, PackedWords, Winograd, WinogradWords};
-use crate::quantize::{GroupedWeight, QuantizedWeight, Sums, Weight};
+use crate::quantize::{GroupedWeight, QuantizedWeight, Weight};
 
 /// Weights of several layers, one after the other: floats if one of them is, of four bits only if all of them are.
 ///
@@ -60,15 +60,6 @@ pub struct Packing {
     pub form: Form,
     /// Whether products of 16-bit integers may take the place of others.
     pub in_words: bool,
-}
-
-impl Packing {
-    /// How products of bytes are summed, if weights of eight bits become such.
-    pub fn sums(self, isa: Isa) -> Sums {
-        let Self { taps, form, in_words, .. } = self;
-        let words = in_words && matches!(form, Form::Winograd { .. });
-        if isa.sums_pairs() && !words { Sums::InPairs { taps } } else { Sums::Alone }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::equalize::{Channels, Matrix, factors, weights_sizes};
 use super::pairs::{Giver, PAIRS, PROMPT, Pair, blocks, layer_name};
-use super::{GroupedWeight, Origin, Policy, QuantizedWeight, Sums, Weight, divide_columns};
+use super::{GroupedWeight, Origin, Policy, QuantizedWeight, Weight, divide_columns};
 
 /// A model's tensors as equalization sees them.
 pub trait Tensors {
@@ -84,17 +84,17 @@ impl Balance {
         self.inputs.get(name).map(|factors| &**factors)
     }
 
-    /// The weight called `name`, `[outputs, ..]`, with its factors applied, for int8 products if there are `int8` sums.
+    /// The weight called `name`, `[outputs, ..]`, with its factors applied, for int8 products if `int8` says so.
     ///
     /// # Errors
     /// When values are infinite or NaN, or not as many as there are factors.
-    pub fn weight(&self, name: &str, stored: Weight, outputs: usize, int8: Option<Sums>) -> Result<Weight> {
+    pub fn weight(&self, name: &str, stored: Weight, outputs: usize, int8: bool) -> Result<Weight> {
         let (rows, columns) = (self.rows.get(name), self.columns(name));
         let mut weight = match stored {
-            Weight::Int8(weight) if int8.is_some() && weight.columns.as_deref() == columns => {
+            Weight::Int8(weight) if int8 && weight.columns.as_deref() == columns => {
                 Weight::Int8(QuantizedWeight { columns: None, ..weight })
             }
-            Weight::Int4(weight) if int8.is_some() && weight.columns.as_deref() == columns => {
+            Weight::Int4(weight) if int8 && weight.columns.as_deref() == columns => {
                 Weight::Int4(GroupedWeight { columns: None, ..weight })
             }
             stored => {
@@ -102,9 +102,10 @@ impl Balance {
                 if let Some(columns) = columns {
                     divide_columns(&mut values, columns)?;
                 }
-                match int8 {
-                    Some(sums) => Weight::Int8(QuantizedWeight::round_for(&values, outputs, sums)?),
-                    None => Weight::Float(values),
+                if int8 {
+                    Weight::Int8(QuantizedWeight::round(&values, outputs)?)
+                } else {
+                    Weight::Float(values)
                 }
             }
         };
@@ -264,8 +265,7 @@ mod tests {
         let values = vec![1.0, 8.0, 2.0, -1.0, 0.0, 4.0];
         let floats = |weight: Weight| weight.into_f32();
         let expected = [4.0, 4.0, 4.0, -2.0, 0.0, 4.0];
-        let apply =
-            |stored, int8: bool| balance.weight("a.weight", stored, 2, int8.then_some(Sums::Alone)).unwrap();
+        let apply = |stored, int8| balance.weight("a.weight", stored, 2, int8).unwrap();
         assert_eq!(floats(apply(Weight::Float(values.clone()), false)), expected);
         let near =
             |got: Vec<f32>| got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 0.2);
@@ -284,6 +284,6 @@ mod tests {
         assert_eq!(balance.vector("a.bias", vec![1.0, 1.0]).unwrap(), [2.0, 1.0]);
         assert_eq!(balance.vector("b.bias", vec![1.0, 1.0]).unwrap(), [1.0, 1.0]);
         assert!(balance.vector("a.bias", vec![1.0; 3]).is_err());
-        assert!(balance.weight("a.weight", Weight::Float(vec![1.0; 4]), 2, Some(Sums::Alone)).is_err());
+        assert!(balance.weight("a.weight", Weight::Float(vec![1.0; 4]), 2, true).is_err());
     }
 }

@@ -23,7 +23,7 @@ pub use grouped::GroupedWeight;
 pub use moments::{Finished, Moments};
 pub use policy::{Bits, Origin, Policy, Rule, Treatment};
 pub use rounder::{Learning, Rounder};
-pub use rounding::{Energy, QuantizedWeight, Sums, divide_columns, round_with_scales, scales, sqnr};
+pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
 
 /// Weights as they are stored, or as they are to be computed with.
 #[derive(Debug, Clone, PartialEq)]

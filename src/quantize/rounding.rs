@@ -5,8 +5,6 @@ use std::iter::Sum;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use crate::kernels::pairs::{self, LARGEST_PAIR};
-
 /// Values go from -127 to 127: symmetric, so that -128 never occurs.
 const LIMIT: f32 = 127.0;
 
@@ -21,18 +19,6 @@ pub struct QuantizedWeight {
     pub columns: Option<Vec<f32>>,
 }
 
-/// How products of bytes are summed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sums {
-    /// One by one, however large they are.
-    Alone,
-    /// Those of two neighboring inputs in 16 bits first.
-    InPairs {
-        /// Positions of the kernel.
-        taps: usize,
-    },
-}
-
 impl QuantizedWeight {
     /// Rounds `weight`, `[outputs, ..]`, to the nearest multiples of each output's scale.
     ///
@@ -44,41 +30,6 @@ impl QuantizedWeight {
     pub fn round(weight: &[f32], outputs: usize) -> Result<Self> {
         let scales = scales(weight, outputs)?;
         Ok(Self { values: round_with_scales(weight, &scales), scales, columns: None })
-    }
-
-    /// The same of `[outputs, inputs, taps]` for products that are summed as `sums` says: in pairs, the values of two
-    /// neighboring inputs at one tap make 128 at the most.
-    ///
-    /// # Errors
-    /// As [`Self::round`].
-    pub fn round_for(weight: &[f32], outputs: usize, sums: Sums) -> Result<Self> {
-        let Sums::InPairs { taps } = sums else { return Self::round(weight, outputs) };
-        let mut scales = scales(weight, outputs)?;
-        let filter = filter_len(weight.len(), outputs);
-        weight.par_chunks(filter).zip(&mut scales).filter(|(_, scale)| **scale > 0.0).for_each(
-            |(filter, scale)| {
-                let limit = f32::from(LARGEST_PAIR) * *scale;
-                let pairs =
-                    filter.chunks_exact(2 * taps).flat_map(|pair| pair[..taps].iter().zip(&pair[taps..]));
-                // Two of different signs make less.
-                let too_large = pairs.map(|(a, b)| (a + b).abs()).filter(|sum| *sum > limit);
-                let too_large: Vec<f32> = too_large.map(|sum| sum / *scale).collect();
-                *scale /= pairs::factor(filter.len(), &too_large, false);
-            },
-        );
-        let mut values = round_with_scales(weight, &scales);
-        values.par_chunks_mut(filter).for_each(|filter| match taps {
-            1 => pairs::cut(filter),
-            _ => {
-                for pair in filter.chunks_exact_mut(2 * taps) {
-                    let (first, second) = pair.split_at_mut(taps);
-                    for (a, b) in first.iter_mut().zip(second) {
-                        [*a, *b] = pairs::cut_pair([*a, *b]);
-                    }
-                }
-            }
-        });
-        Ok(Self { values, scales, columns: None })
     }
 
     /// The same for multiples of each output's scale and each input's factor.
@@ -224,61 +175,4 @@ pub fn sqnr(reference: &[f32], approximation: &[f32]) -> f64 {
     let mut energy = Energy::default();
     energy.add(reference, approximation);
     energy.sqnr()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Products of two normal values: some are much larger than most.
-    fn weights(count: usize) -> Vec<f32> {
-        let mut state = 7u64;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-        };
-        let mut normal = || (0..6).map(|_| next()).sum::<f32>();
-        (0..count).map(|_| normal() * normal()).collect()
-    }
-
-    #[test]
-    fn pairs_fit_into_16_bits_and_lose_less_than_bytes_made_smaller() {
-        const OUTPUTS: usize = 20;
-        for (inputs, taps) in [(64, 1), (2001, 1), (37, 9), (1, 4)] {
-            let columns = inputs * taps;
-            let weight = weights(OUTPUTS * columns);
-            let rounded = QuantizedWeight::round_for(&weight, OUTPUTS, Sums::InPairs { taps }).unwrap();
-            let pairs = |values: &[f32]| -> Vec<f32> {
-                let rows = values.chunks_exact(columns);
-                let at = |row: &[f32], input: usize, tap: usize| row[input * taps + tap];
-                rows.map(|row| {
-                    let pairs =
-                        (0..inputs - inputs % 2).step_by(2).flat_map(|i| (0..taps).map(move |tap| (i, tap)));
-                    let sums = pairs.map(|(i, tap)| (at(row, i, tap) + at(row, i + 1, tap)).abs());
-                    sums.fold(0.0, f32::max)
-                })
-                .collect()
-            };
-            let values: Vec<f32> = rounded.values.iter().map(|value| f32::from(*value)).collect();
-            assert!(pairs(&values).into_iter().all(|largest| largest <= 128.0), "{inputs} {taps}");
-
-            // As bytes first, then smaller ones without cuts.
-            let plain = QuantizedWeight::round(&weight, OUTPUTS).unwrap();
-            let bytes: Vec<f32> = plain.values.iter().map(|value| f32::from(*value)).collect();
-            let scales: Vec<f32> = pairs(&bytes)
-                .into_iter()
-                .zip(&plain.scales)
-                .map(|(pair, scale)| scale * (pair / 127.0).max(1.0))
-                .collect();
-            let values = round_with_scales(&plain.dequantize(), &scales);
-            let twice = QuantizedWeight { values, scales, columns: None };
-            let [plain, found, twice] =
-                [plain, rounded, twice].map(|weights| sqnr(&weight, &weights.dequantize()));
-            assert!(found <= plain && found >= twice, "{inputs} {taps}: {plain} {found} {twice}");
-            assert!(columns < 60 || found > twice + 0.5, "{inputs} {taps}: {plain} {found} {twice}");
-        }
-        let zeros = QuantizedWeight::round_for(&[0.0; 8], 2, Sums::InPairs { taps: 1 }).unwrap();
-        assert_eq!((zeros.values, zeros.scales), (vec![0; 8], vec![0.0; 2]));
-        assert!(QuantizedWeight::round_for(&[f32::NAN; 8], 2, Sums::InPairs { taps: 1 }).is_err());
-    }
 }

@@ -124,7 +124,7 @@ impl ByteKernel for Unsaturating<'_> {
         }
         // Two of different signs make less.
         let sums = taps().flatten().map(|pair| sum(*pair).abs()).filter(|sum| *sum > LARGEST_PAIR);
-        pairs::factor(self.weight.len(), &sums.map(f32::from).collect::<Vec<_>>(), true)
+        pairs::factor(self.weight.len(), &sums.map(f32::from).collect::<Vec<_>>())
     }
 }
 

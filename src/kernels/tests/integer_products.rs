@@ -28,7 +28,7 @@ fn effective(weight: &[i8], scales: &[f32], depth: usize, isa: Isa) -> Vec<f32> 
             sums.map(f32::abs).filter(|sum| *sum > 128.0).collect()
         };
         let saturates = isa.sums_pairs();
-        let factor = if saturates { pairs::factor(weight.len(), &pairs(weight), true) } else { 1.0 };
+        let factor = if saturates { pairs::factor(weight.len(), &pairs(weight)) } else { 1.0 };
         let scale = scale / factor;
         let mut values: Vec<i8> =
             weight.iter().map(|&w| (w as f32 * factor).round_ties_even() as i8).collect();
