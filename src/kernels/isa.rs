@@ -82,11 +82,6 @@ impl Isa {
         self.multiplies_words_fast() && 4.0 * self.word_rate() > self.byte_rate()
     }
 
-    /// Whether products of bytes are summed in 16 bits, in [pairs](super::pairs) of neighbors.
-    pub fn sums_pairs(self) -> bool {
-        self.properties().may_saturate
-    }
-
     /// Products of 16-bit integers in the time of one of f32, at the most.
     pub fn word_rate(self) -> f64 {
         self.properties().word_rate

@@ -28,7 +28,6 @@ mod micro_kernel;
 mod nibbles;
 mod norm;
 mod output;
-pub mod pairs;
 mod parallel;
 mod quantized_rows;
 mod read_only;

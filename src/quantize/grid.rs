@@ -3,7 +3,6 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::kernels;
 /// Inputs of a group that shares a scale at four bits. A group is of neighboring inputs of one output, at one tap of
 /// its kernel; the last may have fewer.
 pub use crate::kernels::GROUP;
@@ -22,8 +21,8 @@ pub enum Grid {
     Nibbles,
 }
 
-/// The most that two neighbors of one sign may make in [`Grid::PairedBytes`].
-pub const LARGEST_PAIR: f32 = kernels::pairs::LARGEST_PAIR as f32;
+/// The most that two neighbors of one sign may make in [`Grid::PairedBytes`]: 255 times as much is below 2^15.
+pub const LARGEST_PAIR: f32 = 128.0;
 
 /// The weights of one output, `[inputs][taps]`, and how much each counts: the mean square of what it is multiplied
 /// with.

@@ -79,8 +79,7 @@ impl PackedI8 {
     /// o has weights `scales[o] * weight[o]`.
     ///
     /// Where the instruction set sums pairs of products in 16 bits, as `vpmaddubsw` does, the weights of an
-    /// output are made smaller, its scale larger by as much, and pairs cut that could still saturate:
-    /// [`crate::kernels::pairs`].
+    /// output are made just small enough that no pair can saturate, and its scale larger by as much.
     ///
     /// # Panics
     /// If a size is zero, `depth` exceeds 65536, a slice has another length or a weight is -128.

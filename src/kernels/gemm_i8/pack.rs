@@ -8,7 +8,6 @@ use crate::kernels::blocking::Panels;
 use crate::kernels::byte_product::{ByteKernel, ByteProduct};
 use crate::kernels::isa::Isa;
 use crate::kernels::nibbles::{self, GROUP, Grouped, Nibbles};
-use crate::kernels::pairs::{self, LARGEST_PAIR};
 
 impl PackedI8 {
     pub(super) fn pack_grouped_into(
@@ -94,8 +93,8 @@ impl PackedI8 {
     }
 }
 
-/// What the weights of one output, `[taps][depth]`, are to be multiplied with before pairs of neighbors are cut that
-/// could bring the sum of their products with bytes to 2^15.
+/// What the weights of one output, `[taps][depth]`, are to be multiplied with so that no two neighbours can
+/// bring the sum of their products with bytes to 2^15: half at most, and for most layers little.
 struct Unsaturating<'a> {
     weight: &'a [i8],
     depth: usize,
@@ -108,23 +107,23 @@ impl ByteKernel for Unsaturating<'_> {
     fn run<B: ByteProduct>(self, _: B) -> f32 {
         // Loops over 16-bit numbers side by side, which run on vectors.
         const ABREAST: usize = 32;
-        let sum = |pair: [i8; 2]| {
-            let pair = i16::from_le_bytes(pair.map(i8::cast_unsigned));
-            ((pair << 8) >> 8) + (pair >> 8)
-        };
-        let taps = || self.weight.chunks_exact(self.depth).map(|tap| tap.as_chunks::<2>().0);
-        let mut largest = [0; ABREAST];
-        for pairs in taps().flat_map(|pairs| pairs.chunks(ABREAST)) {
-            for (largest, pair) in largest.iter_mut().zip(pairs) {
-                *largest = sum(*pair).abs().max(*largest);
+        let mut largest = [0i16; ABREAST];
+        for tap in self.weight.chunks_exact(self.depth) {
+            let (pairs, single) = tap.as_chunks();
+            for pairs in pairs.chunks(ABREAST) {
+                for (largest, pair) in largest.iter_mut().zip(pairs) {
+                    let pair = i16::from_le_bytes(pair.map(i8::cast_unsigned));
+                    let (a, b) = ((pair << 8) >> 8, pair >> 8);
+                    *largest = (*largest).max(a.max(0) + b.max(0)).max(-(a.min(0) + b.min(0)));
+                }
+            }
+            for &w in single {
+                largest[0] = largest[0].max(i16::from(w).abs());
             }
         }
-        if largest.into_iter().all(|largest| largest <= LARGEST_PAIR) {
-            return 1.0;
-        }
-        // Two of different signs make less.
-        let sums = taps().flatten().map(|pair| sum(*pair).abs()).filter(|sum| *sum > LARGEST_PAIR);
-        pairs::factor(self.weight.len(), &sums.map(f32::from).collect::<Vec<_>>())
+        let largest = largest.into_iter().fold(0, i16::max);
+        // 255 * 128 is below 2^15. Rounding adds at most one half to each of the two.
+        if largest <= 128 { 1.0 } else { 127.0 / f32::from(largest) }
     }
 }
 
@@ -138,7 +137,7 @@ fn scaled(w: i8, factor: f32) -> i8 {
 /// The weights of one panel, `[taps][depth]` of each column, to their places and their sums.
 struct PackPanel<'a> {
     weight: &'a [i8],
-    /// One per column of weights; see [`Unsaturating`].
+    /// One per column of weights; see [`unsaturating`].
     factors: &'a [f32],
     panels: &'a Panels,
     panel: usize,
@@ -163,9 +162,6 @@ impl ByteKernel for PackPanel<'_> {
                 // One loop for each, so that all run on vectors.
                 for (used, &w) in used.iter_mut().zip(&weight[(o * taps + tap) * depth..][..depth]) {
                     *used = scaled(w, factor);
-                }
-                if B::MAY_SATURATE {
-                    pairs::cut(&mut used);
                 }
                 sums[tap * width + column] = used.iter().map(|&w| i32::from(w)).sum();
                 B::pack_column(&used, column, width, &mut packed[tap * tap_len..][..tap_len]);

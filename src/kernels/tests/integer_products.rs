@@ -3,8 +3,7 @@
 use super::comparison::assert_close;
 use super::plain::{Random, geglu, im2col, on_threads, product};
 use crate::kernels::{
-    Conv2d, Epilogue, GROUP, Gather, Grouped, Isa, PackedF32, PackedI8, Padding, QuantizedRows, pairs,
-    quantize_rows,
+    Conv2d, Epilogue, GROUP, Gather, Grouped, Isa, PackedF32, PackedI8, Padding, QuantizedRows, quantize_rows,
 };
 
 fn weights(random: &mut Random, count: usize) -> Vec<i8> {
@@ -17,26 +16,21 @@ fn quantize(isa: Isa, input: &[f32], depth: usize) -> QuantizedRows {
     rows
 }
 
-/// What the packed weights of `depth` inputs a tap stand for: where the set asks for it, made smaller, and cut where a
-/// pair of neighbours still exceeds what 16 bits hold of its products with 255.
+/// What the packed weights of `depth` inputs a tap stand for: where the set asks for it, made so small that
+/// no pair of neighbours exceeds what 16 bits hold of its products with 255.
 fn effective(weight: &[i8], scales: &[f32], depth: usize, isa: Isa) -> Vec<f32> {
     let outputs = weight.chunks_exact(weight.len() / scales.len()).zip(scales);
     let values = outputs.flat_map(|(weight, scale)| {
-        let pairs = |weight: &[i8]| -> Vec<f32> {
-            let pairs = weight.chunks_exact(depth).flat_map(|tap| tap.chunks_exact(2));
-            let sums = pairs.map(|pair| f32::from(pair[0]) + f32::from(pair[1]));
-            sums.map(f32::abs).filter(|sum| *sum > 128.0).collect()
-        };
-        let saturates = isa.sums_pairs();
-        let factor = if saturates { pairs::factor(weight.len(), &pairs(weight)) } else { 1.0 };
-        let scale = scale / factor;
-        let mut values: Vec<i8> =
-            weight.iter().map(|&w| (w as f32 * factor).round_ties_even() as i8).collect();
-        if saturates {
-            values.chunks_exact_mut(depth).for_each(pairs::cut);
-            assert!(pairs(&values).is_empty());
+        let mut largest = 0;
+        for pair in weight.chunks_exact(depth).flat_map(|tap| tap.chunks(2)) {
+            for sign in [1, -1] {
+                largest = largest.max(pair.iter().map(|&w| (sign * w as i32).max(0)).sum());
+            }
         }
-        values.into_iter().map(move |value| f32::from(value) * scale)
+        let factor =
+            if isa.properties().may_saturate && largest > 128 { 127.0 / largest as f32 } else { 1.0 };
+        let scale = scale / factor;
+        weight.iter().map(move |&w| (w as f32 * factor).round_ties_even() * scale)
     });
     values.collect()
 }
