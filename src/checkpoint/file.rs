@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufReader, Cursor, Result as IoResult};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -126,6 +126,17 @@ impl TensorFile {
         match &self.storage {
             Storage::File(_, path) => Some(path),
             Storage::Embedded(_) => None,
+        }
+    }
+
+    /// What the system says of it.
+    ///
+    /// # Errors
+    /// When that fails, or it is part of the binary.
+    pub(super) fn stat(&self) -> IoResult<Metadata> {
+        match &self.storage {
+            Storage::File(file, _) => file.metadata(),
+            Storage::Embedded(_) => Err(std::io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -290,24 +290,26 @@ impl Checkpoint {
     }
 
     /// The native file of quantized weights that the model is, if it is one: what can be prepacked.
-    fn quantized_file(&self) -> Option<&Path> {
+    fn quantized_file(&self) -> Option<(&TensorFile, &Path)> {
         let is_one = self.origin == Origin::Native && self.tensors.is_quantized();
-        self.tensors.first_file().filter(|_| is_one)?.path()
+        let file = self.tensors.first_file().filter(|_| is_one)?;
+        Some((file, file.path()?))
     }
 
     /// Where the model's weights belong, packed for the kernels called `kernel`: beside its file, if it is a native one
     /// of quantized weights.
     pub fn prepacked_path(&self, kernel: &str) -> Option<PathBuf> {
-        Some(prepacked::path(self.quantized_file()?, kernel))
+        Some(prepacked::path(self.quantized_file()?.1, kernel))
     }
 
     /// The same model, of whose file's weights those that lie beside it, packed for the kernels called `kernel` in the
     /// layout of this name, are used; why not, if something is there that is of no use.
     pub fn with_prepacked(self, kernel: &str, layout: impl FnOnce() -> String) -> (Self, Option<String>) {
-        let Some(path) = self.prepacked_path(kernel).filter(|path| path.exists()) else {
+        let Some((model, path)) = self.quantized_file() else { return (self, None) };
+        let path = prepacked::path(path, kernel);
+        if !path.exists() {
             return (self, None);
-        };
-        let Some(model) = self.quantized_file() else { return (self, None) };
+        }
         match prepacked::Prepacked::open(&path, model, layout()) {
             Ok(found) => (Self { tensors: self.tensors.with_prepacked(found), ..self }, None),
             Err(error) => {
@@ -328,9 +330,9 @@ impl Checkpoint {
         stopped: Stopped,
         pack: &dyn Fn(Arc<dyn Keeper>) -> Result<()>,
     ) -> Result<u64, WriteError> {
-        let model =
+        let (model, path) =
             self.quantized_file().context("only a native file of quantized weights can be prepacked")?;
-        prepacking::write(&prepacked::path(model, kernel), model, layout, stopped, pack)
+        prepacking::write(&prepacked::path(path, kernel), model, layout, stopped, pack)
     }
 
     /// The model's short name, e.g. `pocket`.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
+use super::file::TensorFile;
 use super::header::Header;
 use crate::files;
 use crate::kernels::{Lender, LentBytes};
@@ -34,10 +35,12 @@ pub struct Source {
 }
 
 impl Source {
+    /// Of the file that is open, whatever has its name by now.
+    ///
     /// # Errors
-    /// When the file is gone.
-    pub fn of(model: &Path, layout: String) -> io::Result<Self> {
-        let metadata = model.metadata()?;
+    /// When the system does not tell.
+    pub fn of(model: &TensorFile, layout: String) -> io::Result<Self> {
+        let metadata = model.stat()?;
         let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         let modified = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
         Ok(Self { version: env!("CARGO_PKG_VERSION").to_owned(), layout, length: metadata.len(), modified })
@@ -82,7 +85,7 @@ impl Prepacked {
     ///
     /// # Errors
     /// Says in what it differs, or what is wrong with it.
-    pub fn open(path: &Path, model: &Path, layout: String) -> Result<Self> {
+    pub fn open(path: &Path, model: &TensorFile, layout: String) -> Result<Self> {
         let (header, found, file) = read(path)?;
         let expected = Source::of(model, layout)?;
         ensure!(
@@ -90,6 +93,7 @@ impl Prepacked {
             "it was made of another version of the model"
         );
         ensure!(found == expected, "it was made by another version of pochade");
+        let map = Map::new(&file)?;
         let mut weights: HashMap<String, Parts> = HashMap::new();
         // In the order of the parts' numbers, which have as many digits.
         for (name, entry) in header.entries {
@@ -97,13 +101,14 @@ impl Prepacked {
             let (Some(_), Some(kind), Some(weight)) = (fields.next(), fields.next(), fields.next()) else {
                 bail!("it has a part of no weight, '{name}'")
             };
+            ensure!(entry.bytes.end <= map.0.len(), "it was cut short meanwhile");
             let parts = weights.entry(weight.to_owned());
             parts
                 .or_insert_with(|| Parts { kind: kind.to_owned(), ranges: Vec::new() })
                 .ranges
                 .push(entry.bytes);
         }
-        Ok(Self { map: Arc::new(Map::new(&file)?), weights })
+        Ok(Self { map: Arc::new(map), weights })
     }
 
     /// The kind and parts of the weight called `name`.

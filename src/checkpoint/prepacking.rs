@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, anyhow, ensure};
 use safetensors::Dtype;
 
+use super::file::TensorFile;
 use super::prepacked::{KEY, Source};
 use super::sizes::Slot;
 use super::store;
@@ -115,7 +116,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When the model can't be read, the file not be written, or `stopped` says so.
 pub fn write(
     path: &Path,
-    model: &Path,
+    model: &TensorFile,
     layout: String,
     stopped: Stopped,
     pack: &dyn Fn(Arc<dyn Keeper>) -> Result<()>,

@@ -116,6 +116,9 @@ impl Session {
         }
         printer.detail(&format!("model {name}: {}, {}", choice.source, choice.rule));
         note_packed(&self.model, printer);
+        if let Some(path) = self.model.prepacked_path().filter(|_| self.model.is_prepacked()) {
+            printer.detail(&format!("weights are packed already: {}", path.display()));
+        }
         if let Some(made_with) = embedded.and_then(Embedded::model).filter(|&made_with| made_with != name) {
             printer.note(&format!("the picture was made with model '{made_with}', this run uses '{name}'"));
         }

@@ -72,7 +72,6 @@ impl<T: Number> ReadOnly<T> {
             Self::Plain(numbers) => numbers,
             Self::Lent { bytes, len } => {
                 let bytes = &bytes.bytes()[..len * size_of::<T>()];
-                debug_assert!(bytes.as_ptr().cast::<T>().is_aligned());
                 // SAFETY: the bytes are `len` elements; `lent` found them to begin with a line, which is alignment
                 // enough, and a lender's bytes stay where they are; any are a `T` (see `Number`).
                 unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), *len) }
@@ -82,14 +81,10 @@ impl<T: Number> ReadOnly<T> {
 
     /// The bytes that the numbers are.
     pub fn bytes(&self) -> &[u8] {
-        bytes_of(self.as_slice())
+        let numbers = self.as_slice();
+        // SAFETY: numbers have no bytes that are not initialized, and bytes need no alignment.
+        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
     }
-}
-
-/// The bytes that numbers are.
-pub(super) fn bytes_of<T: Number>(numbers: &[T]) -> &[u8] {
-    // SAFETY: numbers have no bytes that are not initialized, and bytes need no alignment.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
 
 impl<T: Number> From<AlignedBuf<T>> for ReadOnly<T> {

@@ -59,19 +59,22 @@ impl Packed {
     }
 }
 
+/// Every form there is, with as many taps as layers of it have.
+const FORMS: [(Form, usize); 5] = [
+    (Form::Plain, 1),
+    (Form::Plain, 9),
+    (Form::Gated, 1),
+    (Form::Winograd { large_maps: false }, 9),
+    (Form::Winograd { large_maps: true }, 9),
+];
+
 /// A name for how weights are packed for an instruction set: another one as soon as some weights would be packed
 /// otherwise, for which it packs a few of every kind.
 pub fn layout(isa: Isa) -> String {
     const INPUTS: usize = GROUP + 8;
     const OUTPUTS: usize = 72;
     let mut all = Vec::new();
-    for (form, taps) in [
-        (Form::Plain, 1),
-        (Form::Plain, 9),
-        (Form::Gated, 1),
-        (Form::Winograd { large_maps: false }, 9),
-        (Form::Winograd { large_maps: true }, 9),
-    ] {
+    for (form, taps) in FORMS {
         for in_words in [false, true] {
             let packing = Packing { outputs: OUTPUTS, inputs: INPUTS, taps, form, in_words };
             for weight in samples(packing) {
@@ -139,13 +142,7 @@ mod tests {
     fn every_kind_comes_back_and_fits_no_other_shape() {
         for &isa in Isa::available() {
             let mut kinds = std::collections::BTreeSet::new();
-            for (form, taps) in [
-                (Form::Plain, 1),
-                (Form::Plain, 9),
-                (Form::Gated, 1),
-                (Form::Winograd { large_maps: false }, 9),
-                (Form::Winograd { large_maps: true }, 9),
-            ] {
+            for (form, taps) in FORMS {
                 for (in_words, inputs) in [(false, 37), (true, 37), (true, 130)] {
                     let packing = Packing { outputs: 54, inputs, taps, form, in_words };
                     for weight in samples(packing) {

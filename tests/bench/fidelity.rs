@@ -145,6 +145,10 @@ fn planted_with_seed(seed: u64) {
         // What factors undo costs nothing; a single picture may happen to come out otherwise.
         let found = psnr(&found);
         assert!(found.0 >= mean - 0.5 && found.1 >= worst - 2.0, "{found:?} {mean} {worst}");
+        // The built-in model's floats are not as near to int8 unplanted.
+        if std::env::var_os("POCHADE_FLOATS").is_some() {
+            assert!(found.0 >= 52.0 && found.1 >= 48.0, "{found:?}");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pochade::checkpoint::{Checkpoint, Storage, WriteError, is_packed};
+use pochade::checkpoint::{Checkpoint, Replaceable, Storage, WriteError, is_packed};
 use pochade::pipeline::{DrawError, Model, Pipeline, Residency};
 use pochade::quantize::Policy;
 use pochade::request::{Draft, Lora, Precision};
@@ -88,6 +88,15 @@ fn pictures_are_the_same() {
     }
     // A LoRA is merged into weights that are not packed.
     assert!(draw(&model, Residency::Kept, Some("2")) == adapted);
+
+    // What comes from elsewhere is not in the model's file.
+    let mut replaced = Checkpoint::open(&path).unwrap();
+    replaced.replace(Replaceable::TextEncoder, &data("small/text_encoder")).unwrap();
+    let replaced = open(&replaced, Precision::Int8);
+    let names: Vec<_> = replaced.checkpoint().tensors().names().map(str::to_owned).collect();
+    let is_taken = |name: &String| replaced.checkpoint().tensors().prepacked([name.clone()]).is_some();
+    let (text, others) = names.iter().partition::<Vec<_>, _>(|name| name.starts_with("text_encoder."));
+    assert!(others.into_iter().any(is_taken) && !text.into_iter().any(is_taken));
 
     // What is in the file is what counts: it is read, not made again.
     let mut bytes = fs::read(&packed).unwrap();
