@@ -14,7 +14,7 @@ const LARGE: usize = 1 << 20;
 /// A huge page of x86-64, and of ARM with small pages of 4 KiB.
 const HUGE: usize = 2 << 20;
 /// Bytes of free blocks that are kept at most, and how many.
-const MOST_KEPT: usize = 256 << 20;
+const MOST_KEPT: usize = 400 << 20;
 const SLOTS: usize = 64;
 
 /// The program's allocator. Free blocks are kept as long as they fit below the most that was ever in use at once, so
@@ -34,6 +34,8 @@ struct Blocks {
     /// Oldest first, then vacant slots.
     kept: [Option<Block>; SLOTS],
     kept_bytes: usize,
+    /// Those that are lent for less than their length, in any order.
+    longer: [Option<Block>; SLOTS],
     lent_bytes: usize,
     most_lent: usize,
 }
@@ -41,7 +43,13 @@ struct Blocks {
 impl Heap {
     #[allow(clippy::new_without_default, reason = "a static can't call a trait's function")]
     pub const fn new() -> Self {
-        Self(Mutex::new(Blocks { kept: [None; SLOTS], kept_bytes: 0, lent_bytes: 0, most_lent: 0 }))
+        Self(Mutex::new(Blocks {
+            kept: [None; SLOTS],
+            kept_bytes: 0,
+            longer: [None; SLOTS],
+            lent_bytes: 0,
+            most_lent: 0,
+        }))
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Blocks) -> R) -> R {
@@ -74,14 +82,23 @@ fn class(size: usize) -> usize {
 }
 
 impl Blocks {
-    /// The block of this length that was freed last: it is the likeliest to be in a cache.
+    /// The shortest block of this length or up to twice as long; of equals the one that was freed last: it is the
+    /// likeliest to be in a cache.
     fn reuse(&mut self, len: usize) -> Option<Block> {
-        let at = self.kept.iter().rposition(|block| block.is_some_and(|block| block.len == len))?;
-        let block = self.kept[at].take();
+        let vacant = self.longer.iter().position(Option::is_none);
+        let most = if vacant.is_some() { 2 * len } else { len };
+        let kept = self.kept.iter().enumerate().rev();
+        let fits = kept.filter_map(|(at, block)| block.map(|block| (at, block)));
+        let fits = fits.filter(|(_, block)| (len..=most).contains(&block.len));
+        let (at, block) = fits.min_by_key(|(_, block)| block.len)?;
+        self.kept[at] = None;
         self.kept[at..].rotate_left(1);
-        self.kept_bytes -= len;
-        self.lent(len);
-        block
+        if block.len > len {
+            self.longer[vacant?] = Some(block);
+        }
+        self.kept_bytes -= block.len;
+        self.lent(block.len);
+        Some(block)
     }
 
     fn lent(&mut self, len: usize) {
@@ -90,7 +107,10 @@ impl Blocks {
         self.trim();
     }
 
-    fn take_back(&mut self, block: Block) {
+    /// Takes back the block from `start`, which was lent as one of `len` bytes.
+    fn take_back(&mut self, start: NonNull<u8>, len: usize) {
+        let longer = self.longer.iter_mut().find(|block| block.is_some_and(|block| block.start == start));
+        let block = longer.and_then(Option::take).unwrap_or(Block { start, len });
         if self.kept[SLOTS - 1].is_some() {
             self.unmap_oldest();
         }
@@ -174,7 +194,7 @@ unsafe impl GlobalAlloc for Heap {
             return unsafe { System.dealloc(start, layout) };
         }
         if let Some(start) = NonNull::new(start) {
-            self.with(|blocks| blocks.take_back(Block { start, len: class(layout.size()) }));
+            self.with(|blocks| blocks.take_back(start, class(layout.size())));
         }
     }
 
@@ -273,23 +293,31 @@ mod tests {
     fn what_is_kept_never_adds_to_the_most_in_use() {
         let heap = Heap::new();
         let mut random = Random::new(60);
-        let (mut held, mut lent, mut most): (Vec<(*mut u8, usize)>, usize, usize) = (Vec::new(), 0, 0);
+        let (mut held, mut most): (Vec<(*mut u8, usize)>, usize) = (Vec::new(), 0);
         for _ in 0..3000 {
             if held.is_empty() || random.size(0, 1) == 0 && held.len() < 40 {
                 let size = random.size(LARGE, 9 << 20);
                 // SAFETY: freed below.
                 held.push((unsafe { heap.alloc(layout(size)) }, size));
-                lent += class(size);
-                most = most.max(lent);
             } else {
                 let (start, size) = held.swap_remove(random.size(0, held.len() - 1));
                 // SAFETY: it comes from this heap and is freed once.
                 unsafe { heap.dealloc(start, layout(size)) };
-                lent -= class(size);
             }
             heap.with(|blocks| {
-                let kept: usize = blocks.kept.iter().flatten().map(|block| block.len).sum();
+                let sum =
+                    |blocks: &[Option<Block>]| blocks.iter().flatten().map(|block| block.len).sum::<usize>();
+                let is_longer = |start: *mut u8| {
+                    blocks.longer.iter().flatten().any(|block| block.start.as_ptr() == start)
+                };
+                let (longer, others): (Vec<_>, Vec<_>) =
+                    held.iter().copied().partition(|&(start, _)| is_longer(start));
+                let asked =
+                    |held: &[(*mut u8, usize)]| held.iter().map(|&(_, size)| class(size)).sum::<usize>();
+                let (kept, lent) = (sum(&blocks.kept), sum(&blocks.longer) + asked(&others));
                 assert_eq!((blocks.kept_bytes, blocks.lent_bytes), (kept, lent));
+                assert!(sum(&blocks.longer) <= 2 * asked(&longer));
+                most = most.max(lent);
                 assert!(lent + kept <= most && kept <= MOST_KEPT);
                 assert!(blocks.kept.is_sorted_by_key(Option::is_none));
             });

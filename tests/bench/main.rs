@@ -3,6 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+/// The program's, since huge pages are half of what some operations gain.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static HEAP: pochade::kernels::Heap = pochade::kernels::Heap::new();
+
 mod counts;
 mod fidelity;
 mod kernels;
