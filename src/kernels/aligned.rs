@@ -15,6 +15,8 @@ unsafe impl Number for f32 {}
 unsafe impl Number for i32 {}
 // SAFETY: a plain number of 2 bytes.
 unsafe impl Number for i16 {}
+// SAFETY: a plain number of 2 bytes.
+unsafe impl Number for u16 {}
 // SAFETY: a plain number of 1 byte.
 unsafe impl Number for i8 {}
 // SAFETY: a plain number of 1 byte.

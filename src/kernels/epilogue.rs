@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::aligned::LINE;
 use super::blocking::Panels;
 use super::math;
 use super::parallel::Disjoint;
@@ -48,6 +49,22 @@ pub(super) struct Destination<'a> {
 }
 
 impl Destination<'_> {
+    /// Asks for the memory that `finish` of the same rows and columns will want, which takes no processor's prefetching
+    /// by surprise but its own: stores to lines that are far away wait for each other.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, rows: Range<usize>, columns: Range<usize>) {
+        let out = self.panels.out;
+        for row in rows {
+            let start = row * out + columns.start;
+            for at in (start..start + columns.len()).step_by(LINE / size_of::<f32>()) {
+                simd.prefetch_to_write(self.output.address(at).cast());
+                if let Some(residual) = self.epilogue.residual {
+                    simd.prefetch(residual.as_ptr().wrapping_add(at).cast());
+                }
+            }
+        }
+    }
+
     /// Finishes output `rows` x `columns` from `sums`, whose rows are `pitch` apart.
     ///
     /// # Safety
@@ -128,29 +145,49 @@ impl Destination<'_> {
         columns: Range<usize>,
     ) {
         let out = self.panels.out;
-        for (sums, row) in sums.chunks(pitch).zip(rows) {
-            let (values, gates) = sums.split_at(pitch / 2);
-            let start = row * out + columns.start;
-            // SAFETY: the caller's promise.
-            let output = unsafe { self.output.part(start..start + columns.len()) };
-            for ((at, to), (values, gates)) in columns
-                .clone()
-                .step_by(S::LANES)
-                .zip(output.chunks_mut(S::LANES))
-                .zip(values.chunks_exact(S::LANES).zip(gates.chunks_exact(S::LANES)))
-            {
-                let lanes = at..at + to.len();
-                let gate_lanes = out + at..out + at + to.len();
-                let (mut value, mut gate) = (simd.read(values), simd.read(gates));
-                if let Some(scale) = self.scale {
-                    value = simd.mul(value, simd.read_up_to(&scale[lanes.clone()]));
-                    gate = simd.mul(gate, simd.read_up_to(&scale[gate_lanes.clone()]));
+        let (count, width) = (rows.len().min(sums.len() / pitch), columns.len());
+        let first = rows.start * out + columns.start;
+        if count == 0 {
+            return;
+        }
+        // SAFETY: the caller's promise.
+        let output = unsafe { self.output.rows(first, count, out, width) };
+        assert!(width <= pitch / 2 && sums.len() >= count * pitch);
+        let whole = width - width % S::LANES;
+        for at in (0..width).step_by(S::LANES) {
+            // What is the same for all rows is read once per column.
+            let lanes = columns.start + at..columns.start + (at + S::LANES).min(width);
+            let gate_lanes = out + lanes.start..out + lanes.end;
+            let one = simd.splat(1.0);
+            let [scale, gate_scale] = match self.scale {
+                Some(scale) => {
+                    [simd.read_up_to(&scale[lanes.clone()]), simd.read_up_to(&scale[gate_lanes.clone()])]
                 }
-                if let Some(bias) = self.epilogue.bias {
-                    value = simd.add(value, simd.read_up_to(&bias[lanes]));
-                    gate = simd.add(gate, simd.read_up_to(&bias[gate_lanes]));
+                None => [one, one],
+            };
+            let zero = simd.splat(0.0);
+            let [bias, gate_bias] = match self.epilogue.bias {
+                Some(bias) => [simd.read_up_to(&bias[lanes]), simd.read_up_to(&bias[gate_lanes])],
+                None => [zero, zero],
+            };
+            for row in 0..count {
+                // SAFETY: vectors of either half of row `row`, as asserted.
+                let (value, gate) = unsafe {
+                    let row = sums.as_ptr().add(row * pitch + at);
+                    (simd.load(row), simd.load(row.add(pitch / 2)))
+                };
+                let value = simd.add(simd.mul(value, scale), bias);
+                let gate = simd.add(simd.mul(gate, gate_scale), gate_bias);
+                let y = simd.mul(value, math::gelu(simd, gate));
+                if at < whole {
+                    // SAFETY: a vector of row `row` of the output, as promised.
+                    unsafe { simd.store(output.add(row * out + at), y) };
+                } else {
+                    for (lane, &y) in simd.lanes(y)[..width - at].iter().enumerate() {
+                        // SAFETY: within row `row` of the output, as promised.
+                        unsafe { *output.add(row * out + at + lane) = y };
+                    }
                 }
-                simd.write_up_to(to, simd.mul(value, math::gelu(simd, gate)));
             }
         }
     }

@@ -185,6 +185,7 @@ impl Block<'_> {
         let width = packed.panels.width;
         assert_eq!(width, NV * S::LANES);
         let rows = (end_row - first_row).next_multiple_of(MR);
+        let columns = packed.panels.columns(panel);
         let panel_weights =
             &packed.weights.as_slice()[panel * taps * depth * width..][..taps * depth * width];
         let zeros = packed.zeros.as_slice();
@@ -195,12 +196,17 @@ impl Block<'_> {
             let depth_len = depth_step.min(depth - first_depth);
             for first_tap in (0..taps).step_by(taps_at_once) {
                 let end_tap = (first_tap + taps_at_once).min(taps);
+                let is_last = first_depth + depth_len == depth && end_tap == taps;
                 for i in (0..rows).step_by(MR) {
                     let sums = &mut sums[i * width..][..MR * width];
                     let mut acc = [[simd.splat(0.0); NV]; MR];
                     if first_depth > 0 || first_tap > 0 {
                         // SAFETY: `sums` holds MR rows of `width` = NV vectors.
                         acc = unsafe { micro_kernel::load(simd, sums.as_ptr(), width) };
+                    }
+                    if is_last {
+                        let of_tile = (first_row + i).min(end_row)..(first_row + i + MR).min(end_row);
+                        destination.prefetch(simd, of_tile, columns.clone());
                     }
                     for tap in first_tap..end_tap {
                         let mut a = [zeros.as_ptr(); MR];
@@ -221,7 +227,6 @@ impl Block<'_> {
                 }
             }
         }
-        let columns = packed.panels.columns(panel);
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
     }

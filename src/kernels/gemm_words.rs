@@ -16,7 +16,9 @@ use super::parallel::{Disjoint, for_each_index, keep_words, take_words, with_scr
 use super::read_only::{LentBytes, ReadOnly};
 use super::simd::Simd;
 use super::tile::TileKernel;
-use super::word_product::{WordKernel, WordProduct, add_products, round_to_word, scale_of};
+use super::word_product::{
+    WordKernel, WordProduct, add_products, magnitude, round_to_word, scale_of, shifted,
+};
 
 /// Inputs of a block. Whole groups of every set: a group is two vectors, and a pair of two inputs that have the same
 /// place in either.
@@ -202,7 +204,6 @@ impl WordKernel for RoundRows<'_> {
         let Self { input, depth, padded, rows, words: to, scales } = self;
         let simd = words.simd();
         let lanes = const { P::Simd::LANES };
-        let zero = simd.splat(0.0);
         let count = depth.div_ceil(DEPTH_BLOCK);
         for row in rows {
             // SAFETY: each row is rounded once.
@@ -211,22 +212,15 @@ impl WordKernel for RoundRows<'_> {
             };
             let blocks = input[row * depth..][..depth].chunks(DEPTH_BLOCK).zip(to.chunks_mut(DEPTH_BLOCK));
             for ((values, to), scale) in blocks.zip(scales) {
-                let mut greatest = zero;
-                // Stays zero, unless there is NaN or infinity.
-                let mut poison = zero;
-                for values in values.chunks(lanes) {
-                    let x = simd.read_up_to(values);
-                    greatest = simd.max(simd.max(x, simd.sub(zero, x)), greatest);
-                    poison = simd.mul_add(x, zero, poison);
-                }
-                let (known, inverse) = scale_of(simd.greatest(greatest), LIMIT);
-                *scale = known + simd.sum(poison);
+                let (greatest, poison) = magnitude(simd, values);
+                let (known, inverse) = scale_of(greatest, LIMIT);
+                *scale = known + poison;
                 let inverse = simd.splat(inverse);
                 for (values, to) in values.chunks(2 * lanes).zip(to.chunks_exact_mut(2 * lanes)) {
                     let (first, second) = values.split_at(lanes.min(values.len()));
                     let pairs = words.pair(
-                        simd.mul(simd.read_up_to(first), inverse),
-                        simd.mul(simd.read_up_to(second), inverse),
+                        shifted(simd, simd.read_up_to(first), inverse),
+                        shifted(simd, simd.read_up_to(second), inverse),
                     );
                     // SAFETY: `to` holds as many pairs as a vector.
                     unsafe { words.store_pairs(to.as_mut_ptr(), pairs) };
@@ -267,6 +261,7 @@ impl<P: WordProduct> TileKernel<P> for Block<'_> {
         let PackedWords { panels, padded, depth, .. } = *packed;
         let width = const { NV * P::Simd::LANES };
         assert_eq!(panels.width, width);
+        let columns = panels.columns(panel);
         let count = depth.div_ceil(DEPTH_BLOCK);
         let panel_weights = &packed.weights.as_slice()[panel * padded * width..][..padded * width];
         let panel_scales = &packed.scales.as_slice()[panel * count * width..][..count * width];
@@ -285,6 +280,11 @@ impl<P: WordProduct> TileKernel<P> for Block<'_> {
                     a[i] = unsafe { inputs.as_ptr().add(row * padded + start) };
                     row_scales[i] = scales[row * count + block];
                 }
+                if start + len == padded {
+                    let of_tile =
+                        (rows.start + tile * MR).min(rows.end)..(rows.start + (tile + 1) * MR).min(rows.end);
+                    destination.prefetch(words.simd(), of_tile, columns.clone());
+                }
                 // SAFETY: each row has `len` words from there, and `weights` as many rows of NV vectors.
                 unsafe {
                     add_products::<P, MR, NV>(
@@ -299,7 +299,6 @@ impl<P: WordProduct> TileKernel<P> for Block<'_> {
                 }
             }
         }
-        let columns = panels.columns(panel);
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(words.simd(), sums, width, rows, columns) };
     }

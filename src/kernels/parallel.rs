@@ -60,6 +60,12 @@ impl<'a, T> Disjoint<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
 
+    /// Where element `at` lies, or would if there were as many.
+    #[inline(always)]
+    pub fn address(&self, at: usize) -> *const T {
+        self.start.wrapping_add(at)
+    }
+
     /// The first of `rows` rows of `width` elements, `pitch` apart, from `start`; all may be read and written.
     ///
     /// # Safety

@@ -37,9 +37,18 @@ pub(super) unsafe trait WordProduct: Token {
     /// `sums + a[0] * b[0] + a[1] * b[1]` in each lane, exact unless i32 overflows.
     fn dot(self, sums: Self::I, a: Self::Pair, b: Self::I) -> Self::I;
 
+    /// Whether [`Self::dot_bytes`] is to be used.
+    const MULTIPLIES_BYTES: bool = false;
+
+    /// `sums + a . b` in each lane, of four u8 by four i8 in the place of two words by two, exact unless i32 overflows.
+    fn dot_bytes(self, _sums: Self::I, _a: Self::Pair, _b: Self::I) -> Self::I {
+        unreachable!("a set without products of bytes beside those of words")
+    }
+
     fn to_f32(self, x: Self::I) -> <Self::Simd as Simd>::F;
 
-    /// Pairs of what two vectors hold in a lane, rounded to nearest, ties to even; all must lie in [-32768, 32767].
+    /// Pairs of the integers that two vectors hold in a lane; they must lie in [-32768, 32767] and come with
+    /// [`ROUNDING`] added to them.
     fn pair(self, first: <Self::Simd as Simd>::F, second: <Self::Simd as Simd>::F) -> Self::I;
 
     /// x * 2^n, where `shifted` is n + 1.5 * 2^23; x and the result must be normal.
@@ -52,6 +61,12 @@ pub(super) unsafe trait WordProduct: Token {
 
 /// Adding 1.5 * 2^23 to a number below 2^22 rounds it and leaves the integer in its lowest bits.
 pub(super) const ROUNDING: f32 = 12_582_912.0;
+
+/// x * factor, to become one of a pair: the nearest integer, ties to even, with [`ROUNDING`] added to it.
+#[inline(always)]
+pub(super) fn shifted<S: Simd>(simd: S, x: S::F, factor: S::F) -> S::F {
+    simd.mul_add(x, factor, simd.splat(ROUNDING))
+}
 
 /// x, of magnitude below 2^15, rounded to nearest, ties to even.
 #[inline(always)]
@@ -67,6 +82,19 @@ pub(super) fn scale_of(greatest: f32, limit: f32) -> (f32, f32) {
     if greatest < 1e-30 { (0.0, 0.0) } else { (greatest / limit, limit / greatest) }
 }
 
+/// The greatest magnitude of `values`, and zero, or NaN if there is NaN or infinity.
+#[inline(always)]
+pub(super) fn magnitude<S: Simd>(simd: S, values: &[f32]) -> (f32, f32) {
+    let zero = simd.splat(0.0);
+    let (mut greatest, mut poison) = (zero, zero);
+    for values in values.chunks(S::LANES) {
+        let x = simd.read_up_to(values);
+        greatest = simd.max(simd.max(x, simd.sub(zero, x)), greatest);
+        poison = simd.mul_add(x, zero, poison);
+    }
+    (simd.greatest(greatest), simd.sum(poison))
+}
+
 /// Sums of MR rows by NV vectors over `pairs` pairs: row i has its pairs `a_step` i16 apart from `a[i]`, `b` is
 /// `[pairs][NV]` vectors of pairs.
 ///
@@ -80,7 +108,25 @@ pub(super) unsafe fn accumulate<P: WordProduct, const MR: usize, const NV: usize
     b: *const i16,
     pairs: usize,
 ) -> [[P::I; NV]; MR] {
-    let mut acc = [[words.zero(); NV]; MR];
+    // SAFETY: the caller's promise.
+    unsafe { accumulate_from::<P, false, MR, NV>(words, a, a_step, b, pairs, [words.zero(); NV]) }
+}
+
+/// The same in addition to what each column has, and of four bytes instead of each pair if `BYTES`: u8 in rows, i8 in
+/// columns.
+///
+/// # Safety
+/// As for [`accumulate`].
+#[inline(always)]
+pub(super) unsafe fn accumulate_from<P: WordProduct, const BYTES: bool, const MR: usize, const NV: usize>(
+    words: P,
+    a: [*const i16; MR],
+    a_step: usize,
+    b: *const i16,
+    pairs: usize,
+    columns: [P::I; NV],
+) -> [[P::I; NV]; MR] {
+    let mut acc = [columns; MR];
     let vector_len = const { 2 * P::Simd::LANES };
     let mut b = b;
     let mut offset = 0usize;
@@ -95,7 +141,10 @@ pub(super) unsafe fn accumulate<P: WordProduct, const MR: usize, const NV: usize
             // SAFETY: `offset` is `k * a_step` with `k < pairs`, as promised for `a`.
             let x = unsafe { words.splat_pair(a[i].add(offset)) };
             for v in 0..NV {
-                acc[i][v] = words.dot(acc[i][v], x, columns[v]);
+                acc[i][v] = match BYTES {
+                    true => words.dot_bytes(acc[i][v], x, columns[v]),
+                    false => words.dot(acc[i][v], x, columns[v]),
+                };
             }
         }
         // Wrapping, because the last step may leave the allocation.

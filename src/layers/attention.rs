@@ -56,7 +56,7 @@ impl Attention {
             _ => 1.0,
         };
         meter::record(kind, macs, gain, || match self.kernels {
-            Some(isa) => self.by_kernels(isa, query, key, value),
+            Some(isa) => self.by_kernels(isa, kind, query, key, value),
             None if self.causal => causal_by_candle(query, key, value, self.heads),
             #[cfg(feature = "cuda")]
             None if query.device().is_cuda() => cuda::attention(query, key, value, self.heads),
@@ -64,7 +64,14 @@ impl Attention {
         })
     }
 
-    fn by_kernels(&self, isa: Isa, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    fn by_kernels(
+        &self,
+        isa: Isa,
+        kind: Kind,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Result<Tensor> {
         let (batch, q_len, channels) = query.dims3()?;
         let (heads, kv_len) = (self.heads, key.dim(1)?);
         host::with_rows(query, |q| {
@@ -80,6 +87,8 @@ impl Attention {
                     let output = kernels::collect(batch * q_len * channels, |output| {
                         anyhow::Ok(if self.causal {
                             attention.apply_causal(isa, q.data, k.data, v.data, output)
+                        } else if self.in_words && kind == Kind::SelfAttention {
+                            attention.apply_in_words_and_bytes(isa, q.data, k.data, v.data, output)
                         } else if self.in_words {
                             attention.apply_in_words(isa, q.data, k.data, v.data, output)
                         } else {

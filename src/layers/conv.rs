@@ -84,7 +84,8 @@ impl ConvShape {
     pub fn workspace_bytes(&self, batch: usize, height: usize, width: usize, int8: bool) -> usize {
         // A set that this CPU lacks is refused when a model is loaded.
         let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
-        let in_words = kernels::WinogradWords::bytes(isa, self.in_channels, batch, height, width);
+        let in_words =
+            kernels::WinogradWords::bytes(isa, self.out_channels, self.in_channels, batch, height, width);
         match self.form(isa) {
             Form::Winograd { .. } if int8 && isa.multiplies_words_fast() => in_words,
             Form::Winograd { large_maps: true } => {

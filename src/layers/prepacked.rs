@@ -168,9 +168,8 @@ mod tests {
                 ("i8", 3),
                 ("i8", 4),
                 ("winograd", 1),
-                ("winograd-words", 1),
                 ("winograd-words", 2),
-                ("winograd-words", 3),
+                ("winograd-words", 4),
                 ("words", 2),
             ];
             assert!(kinds.into_iter().eq(expected), "{isa}");

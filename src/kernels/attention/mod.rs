@@ -87,7 +87,25 @@ impl Attention {
     ) -> Written<'a> {
         let output = output.into();
         self.check(q, k, v, &output);
-        words::apply(self, isa, q, k, v, output)
+        words::apply(self, isa, false, q, k, v, output)
+    }
+
+    /// The same with queries and keys rounded to bytes, in five sixths of the time, where the instruction set multiplies
+    /// them as it does words (`vpdpbusd`). Results are then 53 dB above the error, 40 dB if attention is peaked.
+    ///
+    /// # Panics
+    /// As [`Attention::apply`].
+    pub fn apply_in_words_and_bytes<'a>(
+        &self,
+        isa: Isa,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        output: impl Into<Output<'a>>,
+    ) -> Written<'a> {
+        let output = output.into();
+        self.check(q, k, v, &output);
+        words::apply(self, isa, isa.properties().words_and_bytes, q, k, v, output)
     }
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], output: &Output<'_>) {

@@ -67,6 +67,7 @@ impl Block<'_> {
         let column_sums = &packed.column_sums.as_slice()[panel * taps * width..][..taps * width];
         let values = input.values.as_slice();
         let together = B::ROWS.together;
+        let columns = packed.panels.columns(panel);
         assert!(values.len() >= input.rows.next_multiple_of(together) * stride);
         assert!(packed.zeros.as_slice().len() == stride * together);
 
@@ -102,6 +103,10 @@ impl Block<'_> {
                         }
                     }
                 }
+                if tap + 1 == taps {
+                    let of_tile = (first_row + i).min(end_row)..(first_row + i + MR).min(end_row);
+                    destination.prefetch(simd, of_tile, columns.clone());
+                }
                 // SAFETY: each row has `stride` bytes in `groups` groups, as far apart as the layout says;
                 // `weights` has as many of NV vectors.
                 let acc = unsafe { bytes.accumulate::<MR, NV>(a, weights.as_ptr(), groups) };
@@ -113,7 +118,6 @@ impl Block<'_> {
                 }
             }
         }
-        let columns = packed.panels.columns(panel);
         // SAFETY: each block has rows and columns of its own.
         unsafe { destination.finish(simd, sums, width, first_row..end_row, columns) };
     }

@@ -59,7 +59,10 @@ unsafe impl Simd for Avx2 {
 
 /// Products of words, whose dot product is `$dot`.
 macro_rules! words {
-    ($token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr) => {
+    (
+        $token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr
+        $(, bytes => $dot_bytes:expr)?
+    ) => {
         // SAFETY: loads and stores are of one pair or of a whole vector.
         unsafe impl WordProduct for $token {
             type Simd = $simd;
@@ -102,6 +105,16 @@ macro_rules! words {
                 unsafe { $dot }
             }
 
+            $(
+                const MULTIPLIES_BYTES: bool = true;
+
+                #[inline(always)]
+                fn dot_bytes(self, $sums: Self::I, $a: Self::Pair, $b: Self::I) -> Self::I {
+                    // SAFETY: a token exists only where its instructions do.
+                    unsafe { $dot_bytes }
+                }
+            )?
+
             #[inline(always)]
             fn to_f32(self, x: Self::I) -> __m256 {
                 // SAFETY: a token exists only where its instructions do.
@@ -112,10 +125,8 @@ macro_rules! words {
             fn pair(self, first: __m256, second: __m256) -> Self::I {
                 // SAFETY: a token exists only where its instructions do.
                 unsafe {
-                    _mm256_blend_epi16::<0b1010_1010>(
-                    _mm256_cvtps_epi32(first),
-                    _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(second)),
-                )
+                    let second = _mm256_slli_epi32::<16>(_mm256_castps_si256(second));
+                    _mm256_blend_epi16::<0b1010_1010>(_mm256_castps_si256(first), second)
                 }
             }
 
@@ -132,7 +143,7 @@ macro_rules! words {
 }
 
 words!(Avx2, Avx2, self => self, (sums, a, b) => _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)));
-words!(AvxVnni, Avx2, self => self.0, (sums, a, b) => _mm256_dpwssd_avx_epi32(sums, a, b));
+words!(AvxVnni, Avx2, self => self.0, (sums, a, b) => _mm256_dpwssd_avx_epi32(sums, a, b), bytes => _mm256_dpbusd_avx_epi32(sums, a, b));
 
 /// Loads of byte products, and the end of a sum.
 macro_rules! bytes {

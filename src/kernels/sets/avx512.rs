@@ -53,7 +53,10 @@ unsafe impl Simd for Avx512 {
 
 /// Products of words, whose dot product is `$dot`.
 macro_rules! words {
-    ($token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr) => {
+    (
+        $token:ty, $simd:ty, $self:ident => $as_simd:expr, ($sums:ident, $a:ident, $b:ident) => $dot:expr
+        $(, bytes => $dot_bytes:expr)?
+    ) => {
         // SAFETY: loads and stores are of one pair or of a whole vector.
         unsafe impl WordProduct for $token {
             type Simd = $simd;
@@ -96,6 +99,16 @@ macro_rules! words {
                 unsafe { $dot }
             }
 
+            $(
+                const MULTIPLIES_BYTES: bool = true;
+
+                #[inline(always)]
+                fn dot_bytes(self, $sums: Self::I, $a: Self::Pair, $b: Self::I) -> Self::I {
+                    // SAFETY: a token exists only where its instructions do.
+                    unsafe { $dot_bytes }
+                }
+            )?
+
             #[inline(always)]
             fn to_f32(self, x: Self::I) -> __m512 {
                 // SAFETY: a token exists only where its instructions do.
@@ -106,11 +119,8 @@ macro_rules! words {
             fn pair(self, first: __m512, second: __m512) -> Self::I {
                 // SAFETY: a token exists only where its instructions do.
                 unsafe {
-                    _mm512_mask_blend_epi16(
-                    0xAAAA_AAAA,
-                    _mm512_cvtps_epi32(first),
-                    _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(second)),
-                )
+                    let second = _mm512_slli_epi32::<16>(_mm512_castps_si512(second));
+                    _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_castps_si512(first), second)
                 }
             }
 
@@ -127,7 +137,7 @@ macro_rules! words {
 }
 
 words!(Avx512, Avx512, self => self, (sums, a, b) => _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)));
-words!(Avx512Vnni, Avx512, self => self.0, (sums, a, b) => _mm512_dpwssd_epi32(sums, a, b));
+words!(Avx512Vnni, Avx512, self => self.0, (sums, a, b) => _mm512_dpwssd_epi32(sums, a, b), bytes => _mm512_dpbusd_epi32(sums, a, b));
 
 /// Loads of byte products, and the end of a sum.
 macro_rules! bytes {

@@ -140,6 +140,8 @@ pub(super) struct Properties {
     pub may_saturate: bool,
     /// See [`ByteProduct::RATE`].
     pub byte_rate: f64,
+    /// See [`WordProduct::MULTIPLIES_BYTES`].
+    pub words_and_bytes: bool,
     /// See [`WordProduct::RATE`].
     pub word_rate: f64,
 }
@@ -155,6 +157,7 @@ impl Properties {
             rows: B::ROWS,
             may_saturate: B::MAY_SATURATE,
             byte_rate: B::RATE,
+            words_and_bytes: B::Words::MULTIPLIES_BYTES,
             word_rate: B::Words::RATE,
         }
     }

@@ -230,8 +230,7 @@ unsafe impl WordProduct for Neon {
     fn pair(self, first: float32x4_t, second: float32x4_t) -> Self::I {
         // SAFETY: NEON is part of AArch64.
         unsafe {
-            let first = vreinterpretq_s16_s32(vcvtnq_s32_f32(first));
-            let second = vreinterpretq_s16_s32(vcvtnq_s32_f32(second));
+            let (first, second) = (vreinterpretq_s16_f32(first), vreinterpretq_s16_f32(second));
             vreinterpretq_s32_s16(vuzp1q_s16(first, second))
         }
     }

@@ -80,8 +80,8 @@ unsafe impl<S: Simd> WordProduct for Plain<S> {
     #[inline(always)]
     fn pair(self, first: S::F, second: S::F) -> Self::I {
         let (first, second) = (self.0.lanes(first), self.0.lanes(second));
-        let round = |x: f32| x.round_ties_even() as i32;
-        std::array::from_fn(|lane| (round(first[lane]) & 0xFFFF) | (round(second[lane]) << 16))
+        let integer = |x: f32| x.to_bits().cast_signed();
+        std::array::from_fn(|lane| (integer(first[lane]) & 0xFFFF) | (integer(second[lane]) << 16))
     }
 
     #[inline(always)]

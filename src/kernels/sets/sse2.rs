@@ -99,8 +99,8 @@ unsafe impl WordProduct for Sse2 {
     fn pair(self, first: __m128, second: __m128) -> Self::I {
         // SAFETY: SSE2 is part of x86-64.
         unsafe {
-            let low = _mm_and_si128(_mm_cvtps_epi32(first), _mm_set1_epi32(0xFFFF));
-            _mm_or_si128(low, _mm_slli_epi32::<16>(_mm_cvtps_epi32(second)))
+            let low = _mm_and_si128(_mm_castps_si128(first), _mm_set1_epi32(0xFFFF));
+            _mm_or_si128(low, _mm_slli_epi32::<16>(_mm_castps_si128(second)))
         }
     }
 

@@ -16,6 +16,20 @@ macro_rules! memory {
         }
 
         #[inline(always)]
+        fn prefetch(self, from: *const u8) {
+            // SAFETY: every x86-64 has the instruction, which may be given any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        }
+
+        #[inline(always)]
+        fn prefetch_to_write(self, to: *const u8) {
+            // SAFETY: every x86-64 has the instruction, if only as one that does nothing, and it may be given any address.
+            unsafe {
+                std::arch::asm!("prefetchw [{}]", in(reg) to, options(nostack, preserves_flags, readonly));
+            }
+        }
+
+        #[inline(always)]
         fn splat(self, x: f32) -> Self::F {
             // SAFETY: a token exists only where its instructions do.
             unsafe { $splat(x) }

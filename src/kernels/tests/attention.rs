@@ -167,6 +167,34 @@ fn words_are_55_to_60_db_above_their_error() {
 }
 
 #[test]
+fn queries_and_keys_in_bytes_are_38_to_52_db_above_their_error() {
+    let mut random = Random::new(28);
+    for (batch, heads, head_dim, q_len, kv_len) in
+        [(1, 1, 1, 1, 1), (2, 2, 13, 100, 65), (2, 3, 40, 49, 130), (1, 2, 80, 33, 77), (1, 1, 512, 70, 90)]
+    {
+        let sizes = Attention::dense(batch, heads, head_dim, q_len, kv_len);
+        let width = heads * head_dim;
+        let (q, k, v) = (
+            random.floats(batch * q_len * width),
+            // A large mean costs nothing.
+            random.floats(batch * kv_len * width).iter().map(|k| k + 20.0).collect::<Vec<f32>>(),
+            random.floats(batch * kv_len * width),
+        );
+        for factor in [0.0, 1.0, 8.0] {
+            let q: Vec<f32> = q.iter().map(|q| q * factor).collect();
+            let expected = expected(&sizes, &q, &k, &v);
+            for &isa in Isa::available() {
+                let mut output = vec![f32::NAN; expected.len()];
+                sizes.apply_in_words_and_bytes(isa, &q, &k, &v, &mut output);
+                let found = signal_to_error(&output, &expected);
+                let least = if factor < 8.0 { 52.0 } else { 38.0 };
+                assert!(found > least, "{isa} {sizes:?} x {factor}: {found:.1} dB");
+            }
+        }
+    }
+}
+
+#[test]
 fn words_do_not_lose_what_lies_beyond_their_precision() {
     let mut random = Random::new(24);
     let (head_dim, q_len, kv_len) = (40, 20, 2000);
@@ -206,14 +234,20 @@ fn words_read_rows_apart_and_any_number_of_threads_writes_the_same() {
     let (q, k, v) = (&rows[..], &rows[width..], &rows[2 * width..]);
     let expected = expected(&sizes, q, k, v);
     for &isa in Isa::available() {
-        let run = || {
+        let run = |in_bytes: bool| {
             let mut output = vec![f32::NAN; expected.len()];
-            sizes.apply_in_words(isa, q, k, v, &mut output);
+            if in_bytes {
+                sizes.apply_in_words_and_bytes(isa, q, k, v, &mut output);
+            } else {
+                sizes.apply_in_words(isa, q, k, v, &mut output);
+            }
             output
         };
-        let output = on_threads(1, run);
-        assert!(signal_to_error(&output, &expected) > 60.0, "{isa}");
-        assert_eq!(output, on_threads(2, run), "{isa}");
+        for (in_bytes, least) in [(false, 60.0), (true, 45.0)] {
+            let output = on_threads(1, || run(in_bytes));
+            assert!(signal_to_error(&output, &expected) > least, "{isa}");
+            assert_eq!(output, on_threads(2, || run(in_bytes)), "{isa}");
+        }
     }
 }
 
@@ -230,6 +264,9 @@ fn words_at_their_limits() {
         for &isa in Isa::available() {
             let mut output = vec![f32::NAN; expected.len()];
             sizes.apply_in_words(isa, &q, &k, &v, &mut output);
+            assert_close(&output, &expected, 2e-3, format_args!("{isa}"));
+            output.fill(f32::NAN);
+            sizes.apply_in_words_and_bytes(isa, &q, &k, &v, &mut output);
             assert_close(&output, &expected, 2e-3, format_args!("{isa}"));
         }
     }
@@ -259,19 +296,25 @@ fn words_pass_on_what_is_not_finite() {
     let (q, kv) = (70 * 6, 130 * 6);
     for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for &isa in Isa::available() {
-            let run = |place: usize| {
-                let [mut q, mut k, mut v] = [vec![0.5; q], vec![0.25; kv], vec![0.75; kv]];
-                [&mut q, &mut k, &mut v][place][6 * 65 + 2] = fault;
-                let mut output = vec![f32::NAN; q.len()];
-                sizes.apply_in_words(isa, &q, &k, &v, &mut output);
-                output
-            };
-            let query = run(0);
-            assert!(query[6 * 65..6 * 66].iter().all(|y| y.is_nan()), "{isa} {fault}");
-            assert!(query[..6 * 65].iter().all(|&y| y == 0.75), "{isa} {fault}");
-            assert!(run(1).iter().all(|y| y.is_nan()), "{isa} {fault}");
-            let value = run(2);
-            assert!(value.chunks_exact(6).all(|row| row[2].is_nan() && row[1] == 0.75), "{isa} {fault}");
+            for in_bytes in [false, true] {
+                let run = |place: usize| {
+                    let [mut q, mut k, mut v] = [vec![0.5; q], vec![0.25; kv], vec![0.75; kv]];
+                    [&mut q, &mut k, &mut v][place][6 * 65 + 2] = fault;
+                    let mut output = vec![f32::NAN; q.len()];
+                    if in_bytes {
+                        sizes.apply_in_words_and_bytes(isa, &q, &k, &v, &mut output);
+                    } else {
+                        sizes.apply_in_words(isa, &q, &k, &v, &mut output);
+                    }
+                    output
+                };
+                let query = run(0);
+                assert!(query[6 * 65..6 * 66].iter().all(|y| y.is_nan()), "{isa} {fault}");
+                assert!(query[..6 * 65].iter().all(|&y| y == 0.75), "{isa} {fault}");
+                assert!(run(1).iter().all(|y| y.is_nan()), "{isa} {fault}");
+                let value = run(2);
+                assert!(value.chunks_exact(6).all(|row| row[2].is_nan() && row[1] == 0.75), "{isa} {fault}");
+            }
         }
     }
 }

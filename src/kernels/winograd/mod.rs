@@ -76,6 +76,17 @@ impl<'a> Tiles<'a> {
         pixels
     }
 
+    /// Asks for the memory that `finish` will want.
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, simd: S, tile: usize, destination: &Destination<'_>, columns: Range<usize>) {
+        let (height, width) = self.conv.seen_size();
+        let (image, y, x) = self.position(tile);
+        for i in 0..OUTPUT_SIDE.min(height - y) {
+            let row = (image * height + y + i) * width + x;
+            destination.prefetch(simd, row..row + OUTPUT_SIDE.min(width - x), columns.clone());
+        }
+    }
+
     /// Finishes `columns` of a tile's outputs from `sums`, `[4 * 4][pitch]`.
     ///
     /// # Safety

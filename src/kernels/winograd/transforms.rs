@@ -58,15 +58,22 @@ fn input_line<S: Simd>(simd: S, d: [S::F; 6]) -> [S::F; 6] {
 /// G g G^T.
 #[inline(always)]
 pub(super) fn weight<S: Simd>(simd: S, g: [[S::F; 3]; 3]) -> [[S::F; 6]; 6] {
-    let mut columns = [[simd.splat(0.0); 6]; 3];
-    for (x, column) in columns.iter_mut().enumerate() {
-        *column = weight_line(simd, [g[0][x], g[1][x], g[2][x]]);
-    }
+    let columns = weight_columns(simd, g);
     let mut out = [[simd.splat(0.0); 6]; 6];
     for (y, row) in out.iter_mut().enumerate() {
         *row = weight_line(simd, [columns[0][y], columns[1][y], columns[2][y]]);
     }
     out
+}
+
+/// The columns of G g.
+#[inline(always)]
+pub(super) fn weight_columns<S: Simd>(simd: S, g: [[S::F; 3]; 3]) -> [[S::F; 6]; 3] {
+    let mut columns = [[simd.splat(0.0); 6]; 3];
+    for (x, column) in columns.iter_mut().enumerate() {
+        *column = weight_line(simd, [g[0][x], g[1][x], g[2][x]]);
+    }
+    columns
 }
 
 /// G g, with
@@ -79,7 +86,7 @@ pub(super) fn weight<S: Simd>(simd: S, g: [[S::F; 3]; 3]) -> [[S::F; 6]; 6] {
 ///         0     0     1
 /// ```
 #[inline(always)]
-fn weight_line<S: Simd>(simd: S, g: [S::F; 3]) -> [S::F; 6] {
+pub(super) fn weight_line<S: Simd>(simd: S, g: [S::F; 3]) -> [S::F; 6] {
     let even = simd.mul(simd.add(g[0], g[2]), simd.splat(1.0 / 6.0));
     let odd = simd.mul(g[1], simd.splat(1.0 / 6.0));
     let two = simd.mul_add(g[1], simd.splat(1.0 / 15.0), simd.mul(g[2], simd.splat(2.0 / 15.0)));

@@ -3,7 +3,7 @@
 use super::super::super::math;
 use super::super::super::micro_kernel;
 use super::super::super::simd::Simd;
-use super::super::super::word_product::{ROUNDING, WordProduct, accumulate};
+use super::super::super::word_product::{ROUNDING, WordProduct, accumulate, accumulate_from};
 use super::head::ONE;
 use super::panel::Panel;
 
@@ -23,7 +23,7 @@ pub struct Block<'a> {
 impl Block<'_> {
     /// Writes the products of queries and keys to `scores`, `[key][lanes]`, and returns the greatest of each lane.
     #[inline(always)]
-    pub fn score<P: WordProduct, const MR: usize, const QV: usize>(
+    pub fn score<P: WordProduct, const BYTES: bool, const MR: usize, const QV: usize>(
         &self,
         words: P,
         panel: &Panel<'_>,
@@ -32,7 +32,13 @@ impl Block<'_> {
         let simd = words.simd();
         let lanes = QV * P::Simd::LANES;
         let mut greatest = [simd.splat(f32::NEG_INFINITY); QV];
-        assert!(panel.queries.len() == self.depth * lanes && self.keys.len() >= self.len * self.depth);
+        assert!(panel.queries.len() == (self.depth + 2) * lanes && self.keys.len() >= self.len * self.depth);
+        let mut before = [words.zero(); QV];
+        for (v, before) in before.iter_mut().enumerate() {
+            let at = self.depth * lanes + 2 * v * P::Simd::LANES;
+            // SAFETY: the last row of queries, of `lanes` pairs.
+            *before = unsafe { words.load_pairs(panel.queries.as_ptr().add(at)) };
+        }
         for first in (0..self.len).step_by(MR) {
             let mut a = [self.keys.as_ptr(); MR];
             for (i, a) in a.iter_mut().enumerate() {
@@ -40,7 +46,10 @@ impl Block<'_> {
                 *a = unsafe { a.add((first + i).min(self.len - 1) * self.depth) };
             }
             // SAFETY: each key has `depth` words; the queries are `depth / 2` rows of `lanes` pairs.
-            let acc = unsafe { accumulate::<P, MR, QV>(words, a, 2, panel.queries.as_ptr(), self.depth / 2) };
+            let acc = unsafe {
+                let (queries, pairs) = (panel.queries.as_ptr(), self.depth / 2);
+                accumulate_from::<P, BYTES, MR, QV>(words, a, 2, queries, pairs, before)
+            };
             let mut tile = [[simd.splat(0.0); QV]; MR];
             for (tile, acc) in tile.iter_mut().zip(&acc) {
                 for v in 0..QV {
@@ -93,7 +102,7 @@ impl Block<'_> {
                 total[v] = simd.add(total[v], simd.add(x, y));
                 let to = &mut to[2 * v * vector..][..2 * vector];
                 // SAFETY: `to` holds as many pairs as a vector.
-                unsafe { words.store_pairs(to.as_mut_ptr(), words.pair(x, y)) };
+                unsafe { words.store_pairs(to.as_mut_ptr(), pair(words, x, y)) };
             }
         }
         if self.len % 2 == 1 {
@@ -104,7 +113,7 @@ impl Block<'_> {
                 total[v] = simd.add(total[v], x);
                 let to = &mut to[2 * v * vector..][..2 * vector];
                 // SAFETY: `to` holds as many pairs as a vector.
-                unsafe { words.store_pairs(to.as_mut_ptr(), words.pair(x, zero)) };
+                unsafe { words.store_pairs(to.as_mut_ptr(), pair(words, x, zero)) };
             }
         }
         for (to, total) in panel.total.chunks_exact_mut(vector).zip(total) {
@@ -156,6 +165,13 @@ impl Block<'_> {
 #[inline(always)]
 fn scaled<S: Simd>(simd: S, scores: &[f32], scale: S::F, greatest: S::F) -> S::F {
     simd.sub(simd.mul(simd.read(scores), scale), greatest)
+}
+
+/// Pairs of two exponentials, rounded.
+#[inline(always)]
+fn pair<P: WordProduct>(words: P, x: <P::Simd as Simd>::F, y: <P::Simd as Simd>::F) -> P::I {
+    let rounding = words.simd().splat(ROUNDING);
+    words.pair(words.simd().add(x, rounding), words.simd().add(y, rounding))
 }
 
 /// `ONE * 2^x` for x in [-126, 0], or below, which counts as -126; relative error below 4e-6, a tenth of what

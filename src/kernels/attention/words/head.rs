@@ -10,32 +10,40 @@ pub const VALUE_LIMIT: f32 = 1023.0;
 const _: () = assert!(ONE as u64 * VALUE_LIMIT as u64 * (KEY_BLOCK as u64) < 1 << 31);
 const _: () = assert!(KEY_BLOCK.is_multiple_of(2));
 
-/// The greatest query or key as an integer, so that sums over `depth` stay below 2^31.
-pub fn score_limit(depth: usize) -> f32 {
-    (f64::from(i32::MAX) / depth as f64).sqrt().floor().min(32767.0) as f32
-}
+/// What is added to keys as bytes, which are u8.
+pub const KEY_ZERO: i32 = 128;
 
 /// How keys and values of a head lie in memory.
 #[derive(Clone, Copy)]
 pub struct Layout {
     pub head_dim: usize,
     pub kv_len: usize,
-    /// `head_dim` in whole pairs.
+    /// Words of a query or key, in whole pairs: `head_dim`, or half as many if they are bytes.
     pub depth: usize,
+    /// Whether queries and keys are bytes, i8 and u8.
+    pub in_bytes: bool,
     /// `head_dim` in whole tiles.
     pub padded_dim: usize,
     pub blocks: usize,
 }
 
 impl Layout {
-    pub fn new(head_dim: usize, kv_len: usize, tile_height: usize) -> Self {
+    pub fn new(head_dim: usize, kv_len: usize, tile_height: usize, in_bytes: bool) -> Self {
+        let depth = if in_bytes { head_dim.next_multiple_of(4) / 2 } else { head_dim.next_multiple_of(2) };
         Self {
             head_dim,
             kv_len,
-            depth: head_dim.next_multiple_of(2),
+            depth,
+            in_bytes,
             padded_dim: head_dim.next_multiple_of(tile_height),
             blocks: kv_len.div_ceil(KEY_BLOCK),
         }
+    }
+
+    /// The greatest query or key as an integer, so that sums stay below 2^31.
+    pub fn score_limit(self) -> f32 {
+        let of_words = (f64::from(i32::MAX) / self.depth as f64).sqrt().floor().min(32767.0) as f32;
+        if self.in_bytes { 127.0 } else { of_words }
     }
 
     pub fn keys_len(self) -> usize {
@@ -48,7 +56,7 @@ impl Layout {
 
     /// f32 beside the words: see [`Head`].
     pub fn floats_len(self) -> usize {
-        self.blocks + (self.blocks + 1) * self.padded_dim
+        self.blocks + (self.blocks + 1) * self.padded_dim + self.head_dim
     }
 }
 
@@ -65,13 +73,16 @@ pub struct Head<'a> {
     pub value_scales: &'a [f32],
     /// `[padded_dim]`.
     pub value_means: &'a [f32],
+    /// What queries are multiplied with before they are rounded, `[head_dim]`: keys have been divided by it.
+    pub query_factors: &'a [f32],
 }
 
 impl<'a> Head<'a> {
     pub fn split(layout: Layout, keys: &'a [i16], values: &'a [i16], floats: &'a [f32]) -> Self {
         let (key_scales, rest) = floats.split_at(layout.blocks);
-        let (value_scales, value_means) = rest.split_at(layout.blocks * layout.padded_dim);
-        Self { layout, keys, values, key_scales, value_scales, value_means }
+        let (value_scales, rest) = rest.split_at(layout.blocks * layout.padded_dim);
+        let (value_means, query_factors) = rest.split_at(layout.padded_dim);
+        Self { layout, keys, values, key_scales, value_scales, value_means, query_factors }
     }
 }
 
@@ -86,6 +97,12 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn row(self, row: usize, len: usize) -> &'a [f32] {
         &self.values[row * self.stride..][..len]
+    }
+
+    /// Those from row `row` on.
+    #[inline(always)]
+    pub fn starting_at(self, row: usize) -> Self {
+        Self { values: &self.values[row * self.stride..], stride: self.stride }
     }
 
     /// The mean of each column over `rows` rows.
@@ -113,6 +130,9 @@ pub fn magnitude(x: f32) -> u32 {
 /// Rounds keys and values of one head.
 pub struct Pack<'a> {
     pub layout: Layout,
+    /// Queries, which are not rounded here, and how many.
+    pub q: Rows<'a>,
+    pub q_len: usize,
     pub k: Rows<'a>,
     pub v: Rows<'a>,
     /// As in [`Head`], all zero.
@@ -126,16 +146,23 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { layout, k, v, keys, values, floats } = self;
-        let Layout { head_dim, kv_len, depth, padded_dim, blocks } = layout;
+        let Self { layout, q, q_len, k, v, keys, values, floats } = self;
+        let Layout { head_dim, kv_len, depth, in_bytes, padded_dim, blocks } = layout;
         let (key_scales, rest) = floats.split_at_mut(blocks);
-        let (value_scales, value_means) = rest.split_at_mut(blocks * padded_dim);
+        let (value_scales, rest) = rest.split_at_mut(blocks * padded_dim);
+        let (value_means, query_factors) = rest.split_at_mut(padded_dim);
         let value_means = &mut value_means[..head_dim];
         v.means(kv_len, value_means);
         let mut key_means = vec![0.0; head_dim];
         k.means(kv_len, &mut key_means);
 
-        let limit = score_limit(depth);
+        let limit = layout.score_limit();
+        let mut key_factors = vec![1.0; head_dim];
+        if in_bytes {
+            balance(q, q_len, (k, &key_means, kv_len), query_factors, &mut key_factors);
+        } else {
+            query_factors.fill(1.0);
+        }
         let mut greatest = vec![0; head_dim];
         let mut inverses = vec![0.0; head_dim];
         for block in 0..blocks {
@@ -144,13 +171,19 @@ impl Kernel for Pack<'_> {
             for token in tokens.clone() {
                 centered_magnitudes(k.row(token, head_dim), &key_means, &mut greatest);
             }
-            let (scale, inverse) =
-                scale_of(f32::from_bits(greatest.iter().copied().max().unwrap_or(0)), limit);
+            let scaled = greatest.iter().zip(&key_factors);
+            let greatest_key = scaled.map(|(&x, factor)| magnitude(f32::from_bits(x) * factor)).max();
+            let (scale, inverse) = scale_of(f32::from_bits(greatest_key.unwrap_or(0)), limit);
             key_scales[block] = scale;
             for token in tokens.clone() {
-                let to = &mut keys[token * depth..][..head_dim];
-                for ((to, x), mean) in to.iter_mut().zip(k.row(token, head_dim)).zip(&key_means) {
-                    *to = round_to_word((x - mean) * inverse);
+                let to = &mut keys[token * depth..][..depth];
+                let row = k.row(token, head_dim);
+                if in_bytes {
+                    round_to_bytes(row, &key_means, &key_factors, inverse, to);
+                } else {
+                    for ((to, x), mean) in to.iter_mut().zip(row).zip(&key_means) {
+                        *to = round_to_word((x - mean) * inverse);
+                    }
                 }
             }
 
@@ -181,5 +214,49 @@ impl Kernel for Pack<'_> {
 fn centered_magnitudes(row: &[f32], means: &[f32], greatest: &mut [u32]) {
     for ((greatest, x), mean) in greatest.iter_mut().zip(row).zip(means) {
         *greatest = (*greatest).max(magnitude(x - mean));
+    }
+}
+
+/// Makes channels of queries and keys equally large: what queries are to be multiplied with, and keys, which leaves their
+/// products as they are. Large channels of either would else leave bytes nothing for the others (what Xiao et al.,
+/// "SmoothQuant", 2023, do between layers). `keys` are rows, their means and their number.
+#[inline(always)]
+fn balance(
+    q: Rows<'_>,
+    q_len: usize,
+    keys: (Rows<'_>, &[f32], usize),
+    query_factors: &mut [f32],
+    key_factors: &mut [f32],
+) {
+    let head_dim = query_factors.len();
+    let (k, key_means, kv_len) = keys;
+    let [mut of_queries, mut of_keys] = [vec![0; head_dim], vec![0; head_dim]];
+    let zeros = vec![0.0; head_dim];
+    for row in 0..q_len {
+        centered_magnitudes(q.row(row, head_dim), &zeros, &mut of_queries);
+    }
+    for row in 0..kv_len {
+        centered_magnitudes(k.row(row, head_dim), key_means, &mut of_keys);
+    }
+    let channels = of_queries.into_iter().zip(of_keys).zip(query_factors.iter_mut().zip(key_factors));
+    for ((of_queries, of_keys), (query_factor, key_factor)) in channels {
+        let ratio = (f32::from_bits(of_keys) / f32::from_bits(of_queries)).sqrt();
+        // A channel that is zero in either has no part in any product, and one that is not finite spoils them all.
+        let ratio = if (1e-15..1e15).contains(&ratio) { ratio } else { 1.0 };
+        (*query_factor, *key_factor) = (ratio, 1.0 / ratio);
+    }
+}
+
+/// `row - means`, times `factors` and `inverse`, as bytes with [`KEY_ZERO`] added, two in each of `to`.
+#[inline(always)]
+fn round_to_bytes(row: &[f32], means: &[f32], factors: &[f32], inverse: f32, to: &mut [i16]) {
+    let byte =
+        |x: f32, mean: f32, factor: f32| round_to_word((x - mean) * factor * inverse) + KEY_ZERO as i16;
+    let (rows, means, factors) = (row.as_chunks::<2>(), means.as_chunks::<2>(), factors.as_chunks::<2>());
+    for (((to, x), mean), factor) in to.iter_mut().zip(rows.0).zip(means.0).zip(factors.0) {
+        *to = byte(x[0], mean[0], factor[0]) | byte(x[1], mean[1], factor[1]) << 8;
+    }
+    if let ([x], [mean], [factor]) = (rows.1, means.1, factors.1) {
+        to[row.len() / 2] = byte(*x, *mean, *factor);
     }
 }

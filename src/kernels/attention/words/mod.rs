@@ -26,6 +26,7 @@ use panel::Panel;
 pub fn apply<'a>(
     sizes: &Attention,
     isa: Isa,
+    in_bytes: bool,
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -33,7 +34,7 @@ pub fn apply<'a>(
 ) -> Written<'a> {
     let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;
     let (height, lanes) = isa.properties().attention_tile;
-    let layout = Layout::new(head_dim, kv_len, height);
+    let layout = Layout::new(head_dim, kv_len, height, in_bytes);
     let (keys_len, values_len, floats_len) = (layout.keys_len(), layout.values_len(), layout.floats_len());
     let count = batch * heads;
     let mut keys = AlignedBuf::<i16>::zeros(count * keys_len);
@@ -55,6 +56,8 @@ pub fn apply<'a>(
             };
             isa.run(Pack {
                 layout,
+                q: Rows { values: &q[item * q_len * sizes.q_stride + column..], stride: sizes.q_stride },
+                q_len,
                 k: Rows { values: &k[item * kv_len * sizes.k_stride + column..], stride: sizes.k_stride },
                 v: Rows { values: &v[item * kv_len * sizes.v_stride + column..], stride: sizes.v_stride },
                 keys,
@@ -145,8 +148,13 @@ impl Task<'_> {
 
         for p in 0..panels {
             let mut panel = Panel::of(rounded, state, p, head.layout, lanes);
-            // Lanes beyond the last query repeat it.
-            panel.begin(depth, scale, |lane| q.row((p * lanes + lane).min(queries - 1), head_dim));
+            panel.begin(
+                words.simd(),
+                head.layout,
+                (scale, head.query_factors),
+                q.starting_at(p * lanes),
+                queries - p * lanes,
+            );
         }
 
         for (block, first_key) in (0..kv_len).step_by(KEY_BLOCK).enumerate() {
@@ -160,21 +168,24 @@ impl Task<'_> {
             };
             for p in 0..panels {
                 let mut panel = Panel::of(rounded, state, p, head.layout, lanes);
-                let greatest = block.score::<P, MR, QV>(words, &panel, scores);
+                let greatest = match P::MULTIPLIES_BYTES && head.layout.in_bytes {
+                    true => block.score::<P, true, MR, QV>(words, &panel, scores),
+                    false => block.score::<P, false, MR, QV>(words, &panel, scores),
+                };
                 let decay = block.exponentials(words, greatest, &mut panel, scores, exponentials);
                 block.add_values::<P, MR, QV>(words, &mut panel, exponentials, decay);
             }
         }
 
         for p in 0..panels {
-            let panel = Panel::of(rounded, state, p, head.layout, lanes);
+            let mut panel = Panel::of(rounded, state, p, head.layout, lanes);
+            panel.finish(words.simd(), head.value_means);
             let first = p * lanes;
             for lane in 0..lanes.min(queries - first) {
                 // SAFETY: this task has the part, and no other query's results are in use.
                 let to = unsafe { results.of_query(first + lane, head_dim) };
-                let inverse = 1.0 / panel.total[lane];
-                for (d, (to, mean)) in to.iter_mut().zip(head.value_means).enumerate() {
-                    *to = panel.sums[d * lanes + lane] * inverse + mean;
+                for (to, of_lanes) in to.iter_mut().zip(panel.sums.chunks_exact(lanes)) {
+                    *to = of_lanes[lane];
                 }
             }
         }

@@ -2,12 +2,13 @@
 
 use std::f32::consts::LOG2_E;
 
-use super::super::super::word_product::{round_to_word, scale_of};
-use super::head::{Layout, magnitude, score_limit};
+use super::super::super::simd::Simd;
+use super::super::super::word_product::{scale_of, shifted};
+use super::head::{KEY_ZERO, Layout, Rows};
 
 /// What a panel of queries carries from block to block, all with queries in the lanes.
 pub struct Panel<'a> {
-    /// The rounded queries, `[depth / 2][lanes][2]`.
+    /// The rounded queries, `[depth / 2][lanes][2]`, of pairs or of four bytes; then what sums begin with, i32 `[lanes]`.
     pub queries: &'a mut [i16],
     /// The values summed so far, `[padded_dim][lanes]`.
     pub sums: &'a mut [f32],
@@ -39,30 +40,84 @@ impl<'a> Panel<'a> {
     }
 
     pub fn words_len(layout: Layout, lanes: usize) -> usize {
-        layout.depth * lanes
+        (layout.depth + 2) * lanes
     }
 
     pub fn floats_len(layout: Layout, lanes: usize) -> usize {
         (layout.padded_dim + 3) * lanes
     }
 
-    /// Rounds the queries that `row` gives for each lane.
+    /// Rounds a query for each lane, times `factors`; lanes beyond the last of `count` queries repeat it.
     #[inline(always)]
-    pub fn begin<'r>(&mut self, depth: usize, scale: f32, row: impl Fn(usize) -> &'r [f32]) {
+    pub fn begin<S: Simd>(
+        &mut self,
+        simd: S,
+        layout: Layout,
+        (scale, factors): (f32, &[f32]),
+        queries: Rows<'_>,
+        count: usize,
+    ) {
         let lanes = self.scales.len();
-        let limit = score_limit(depth);
+        let limit = layout.score_limit();
         self.sums.fill(0.0);
         self.queries.fill(0);
         self.greatest.fill(f32::NEG_INFINITY);
         for lane in 0..lanes {
-            let row = row(lane);
-            let greatest = row.iter().fold(0, |greatest, &x| magnitude(x).max(greatest));
-            let (query_scale, inverse) = scale_of(f32::from_bits(greatest), limit);
+            let row = queries.row(lane.min(count - 1), layout.head_dim);
+            let zero = simd.splat(0.0);
+            let (mut greatest, mut poison) = (zero, zero);
+            for (values, factors) in row.chunks(S::LANES).zip(factors.chunks(S::LANES)) {
+                let x = simd.mul(simd.read_up_to(values), simd.read_up_to(factors));
+                greatest = simd.max(simd.max(x, simd.sub(zero, x)), greatest);
+                poison = simd.mul_add(x, zero, poison);
+            }
+            let (greatest, poison) = (simd.greatest(greatest), simd.sum(poison));
+            let (query_scale, inverse) = scale_of(greatest, limit);
             self.scales[lane] = query_scale * scale * LOG2_E;
             // Zero, or NaN where the query has NaN or infinity.
-            self.total[lane] = 0.0 * query_scale;
-            for (d, &x) in row.iter().enumerate() {
-                self.queries[(d / 2 * lanes + lane) * 2 + d % 2] = round_to_word(x * inverse);
+            self.total[lane] = poison;
+            let inverse = simd.splat(inverse);
+            let mut sum = 0;
+            let mut place = 2 * lane;
+            for (values, factors) in row.chunks(S::LANES).zip(factors.chunks(S::LANES)) {
+                // Zeros have become integers of zero, too.
+                let values = simd.mul(simd.read_up_to(values), simd.read_up_to(factors));
+                let rounded = simd.lanes(shifted(simd, values, inverse));
+                let rounded = rounded.map(|x| x.to_bits() as i16);
+                if layout.in_bytes {
+                    for quad in rounded[..S::LANES].as_chunks::<4>().0 {
+                        sum += quad.iter().map(|&x| i32::from(x)).sum::<i32>();
+                        let [a, b, c, d] = quad.map(|x| x & 0xFF);
+                        if let Some(to) = self.queries.get_mut(place..place + 2) {
+                            to.copy_from_slice(&[a | b << 8, c | d << 8]);
+                        }
+                        place += 2 * lanes;
+                    }
+                } else {
+                    for pair in rounded[..S::LANES].as_chunks::<2>().0 {
+                        if let Some(to) = self.queries.get_mut(place..place + 2) {
+                            to.copy_from_slice(pair);
+                        }
+                        place += 2 * lanes;
+                    }
+                }
+            }
+            // What keys have too much, as the last row says of all queries.
+            let offset = if layout.in_bytes { -KEY_ZERO * sum } else { 0 };
+            let to = &mut self.queries[(layout.depth / 2 * lanes + lane) * 2..][..2];
+            to.copy_from_slice(&[offset as i16, (offset >> 16) as i16]);
+        }
+    }
+
+    /// Makes the sums what the queries get: divided by the totals, and with the values' means, which they had lost.
+    #[inline(always)]
+    pub fn finish<S: Simd>(&mut self, simd: S, means: &[f32]) {
+        let lanes = self.total.len();
+        for at in (0..lanes).step_by(S::LANES) {
+            let inverse = simd.div(simd.splat(1.0), simd.read(&self.total[at..]));
+            for (sums, &mean) in self.sums.chunks_exact_mut(lanes).zip(means) {
+                let sum = simd.read(&sums[at..]);
+                simd.write(&mut sums[at..], simd.mul_add(sum, inverse, simd.splat(mean)));
             }
         }
     }

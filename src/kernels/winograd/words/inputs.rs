@@ -4,23 +4,44 @@ use std::ops::Range;
 
 use super::super::super::parallel::Disjoint;
 use super::super::super::simd::Simd;
-use super::super::super::word_product::{WordKernel, WordProduct, scale_of};
+use super::super::super::word_product::{WordKernel, WordProduct, shifted};
 use super::super::Pixels;
-use super::super::transforms::{self, COMPONENTS, INPUT_SIDE};
-use super::blocks::Blocking;
+use super::super::transforms::{self, COMPONENTS, INPUT_SIDE, OUTPUT_SIDE};
+use super::blocks::{Blocking, LEAST};
 
 /// One tile of inputs to its components.
 pub struct TransformInput<'a> {
     pub pixels: Pixels<'a>,
     pub blocking: Blocking,
-    /// Of this block of tiles.
+    pub limits: &'a Limits,
+    /// Of those for which there is room.
     pub tile: usize,
-    pub per_block: usize,
     /// `[vector][component][lanes]` of a depth block, of unspecified contents.
     pub components: &'a mut [f32],
-    /// See [`Inputs`].
-    pub words: &'a Disjoint<'a, i16>,
-    pub scales: &'a Disjoint<'a, f32>,
+    pub to: &'a InputsRoom<'a>,
+}
+
+/// What integers of the inputs may be, and stand for.
+pub struct Limits {
+    /// The greatest of each component.
+    pub greatest: [f32; COMPONENTS],
+    /// What the scale of each component, the greatest value's, is multiplied with.
+    pub factors: [f32; COMPONENTS],
+}
+
+impl Limits {
+    /// For weights of which an integer stands for this much.
+    pub fn new(greatest: [f32; COMPONENTS], mut factors: [f32; COMPONENTS]) -> Self {
+        factors.iter_mut().zip(&greatest).for_each(|(factor, greatest)| *factor /= greatest);
+        Self { greatest, factors }
+    }
+}
+
+/// Room for [`Inputs`].
+pub struct InputsRoom<'a> {
+    pub words: Disjoint<'a, i16>,
+    pub scales: Disjoint<'a, f32>,
+    pub per_block: usize,
 }
 
 impl WordKernel for TransformInput<'_> {
@@ -28,7 +49,8 @@ impl WordKernel for TransformInput<'_> {
 
     #[inline(always)]
     fn run<P: WordProduct>(self, words: P) {
-        let Self { pixels, blocking, tile, per_block, components, words: to, scales } = self;
+        let Self { pixels, blocking, limits, tile, components, to } = self;
+        let InputsRoom { words: ref to, ref scales, per_block } = *to;
         let simd = words.simd();
         let lanes = const { P::Simd::LANES };
         let zero = simd.splat(0.0);
@@ -54,12 +76,12 @@ impl WordKernel for TransformInput<'_> {
             let poison = simd.sum(poison);
             let mut inverses = [0.0; COMPONENTS];
             for (component, inverse) in inverses.iter_mut().enumerate() {
-                let scale;
-                (scale, *inverse) = scale_of(simd.greatest(greatest[component]), blocking.limit);
+                let greatest = simd.greatest(greatest[component]).max(LEAST);
+                *inverse = limits.greatest[component] / greatest;
                 let at = (component * blocking.count + block) * per_block + tile;
                 // SAFETY: each tile has a scale of its own in every component and block.
                 let place = unsafe { scales.part(at..at + 1) };
-                place[0] = scale + poison;
+                place[0] = greatest * limits.factors[component] + poison;
             }
             for (component, &inverse) in inverses.iter().enumerate() {
                 let at = blocking.component_len(per_block) * component + per_block * first + tile * len;
@@ -69,8 +91,8 @@ impl WordKernel for TransformInput<'_> {
                 for (group, row) in row.chunks_exact_mut(2 * lanes).enumerate() {
                     let pair = &components[(2 * group * COMPONENTS + component) * lanes..];
                     let pair = words.pair(
-                        simd.mul(simd.read(pair), inverse),
-                        simd.mul(simd.read(&pair[COMPONENTS * lanes..]), inverse),
+                        shifted(simd, simd.read(pair), inverse),
+                        shifted(simd, simd.read(&pair[COMPONENTS * lanes..]), inverse),
                     );
                     // SAFETY: `row` holds as many pairs as a vector.
                     unsafe { words.store_pairs(row.as_mut_ptr(), pair) };
@@ -89,10 +111,16 @@ fn read_pixels<S: Simd>(
 ) -> [[S::F; INPUT_SIDE]; INPUT_SIDE] {
     let mut d = [[simd.splat(0.0); INPUT_SIDE]; INPUT_SIDE];
     let whole = channels.len() == S::LANES;
-    for (d, pixel) in d.as_flattened_mut().iter_mut().zip(pixels.as_flattened()) {
-        if let Some(pixel) = pixel {
-            let values = &pixel[channels.clone()];
-            *d = if whole { simd.read(values) } else { simd.read_up_to(values) };
+    for (d, pixels) in d.iter_mut().zip(pixels) {
+        for (x, (d, pixel)) in d.iter_mut().zip(pixels).enumerate() {
+            if let Some(pixel) = pixel {
+                let values = &pixel[channels.clone()];
+                *d = if whole { simd.read(values) } else { simd.read_up_to(values) };
+                // What the next tile reads and this one doesn't: no processor finds that out in time by itself.
+                if x >= INPUT_SIDE - OUTPUT_SIDE {
+                    simd.prefetch(values.as_ptr().wrapping_add(OUTPUT_SIDE * pixel.len()).cast());
+                }
+            }
         }
     }
     d

@@ -1,4 +1,4 @@
-//! The weights of a 3x3 convolution at rest; they are transformed in `super`, panel by panel.
+//! The weights of a 3x3 convolution at rest; they are transformed in `filters`, panel by panel.
 
 use std::ops::Range;
 
@@ -9,10 +9,22 @@ use super::super::super::blocking::Panels;
 use super::super::super::interleave::Interleave;
 use super::super::super::nibbles::{self, GROUP, Grouped, Nibbles};
 use super::super::super::read_only::{LentBytes, ReadOnly};
+use super::super::transforms::COMPONENTS;
+use super::blocks::Blocking;
+use super::exact;
+use super::inputs::Limits;
+
+/// Weights at rest, and how great their components become.
+#[derive(Clone)]
+pub struct Weights {
+    pub values: Values,
+    /// See [`super::filters::greatest`]; none of bytes.
+    pub greatest: ReadOnly<u16>,
+}
 
 /// `[panel][depth][3 * 3][panel width]`, zeros beyond the last column.
 #[derive(Clone)]
-pub enum Weights {
+pub enum Values {
     F32(ReadOnly<f32>),
     /// With one scale per output.
     I8(ReadOnly<i8>, ReadOnly<f32>),
@@ -21,6 +33,59 @@ pub enum Weights {
 }
 
 impl Weights {
+    /// See [`super::WinogradWords::parts`].
+    pub fn parts(&self) -> Vec<&[u8]> {
+        let mut parts = self.values.parts();
+        if !matches!(self.values, Values::I8(..)) {
+            parts.push(self.greatest.bytes());
+        }
+        parts
+    }
+
+    /// What inputs that meet these weights become.
+    pub fn limits(&self, blocking: Blocking) -> Limits {
+        let (greatest, factors) = match self.values {
+            Values::I8(..) => exact::limits(blocking),
+            Values::F32(_) | Values::Nibbles(..) => ([blocking.limit; COMPONENTS], [1.0; COMPONENTS]),
+        };
+        Limits::new(greatest, factors)
+    }
+
+    /// See [`super::WinogradWords::of_parts`].
+    pub fn of_parts(parts: Vec<LentBytes>, panels: &Panels, blocking: Blocking) -> Option<Self> {
+        let len = panels.count() * blocking.depth * 9 * panels.width;
+        let greatest =
+            |part| ReadOnly::lent(part, panels.count() * blocking.count * COMPONENTS * panels.width);
+        let mut parts = parts.into_iter();
+        Some(match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
+            (weights, last, None, None) => match ReadOnly::lent(weights.clone(), len) {
+                Some(weights) => Self { values: Values::F32(weights), greatest: greatest(last)? },
+                None => Self {
+                    values: Values::I8(ReadOnly::lent(weights, len)?, ReadOnly::lent(last, panels.out)?),
+                    greatest: Vec::new().into(),
+                },
+            },
+            (values, factors, Some(scales), Some(last)) => {
+                let (values_len, factors_len) = nibbles_lens(panels.width, blocking.depth);
+                let lens = [values_len, factors_len].map(|len| panels.count() * len);
+                let nibbles = Nibbles::lent(values, lens[0], factors, lens[1])?;
+                let values = Values::Nibbles(nibbles, ReadOnly::lent(scales, panels.out)?);
+                Self { values, greatest: greatest(last)? }
+            }
+            _ => return None,
+        })
+    }
+
+    /// What each output's results are to be multiplied with, if its weights are integers.
+    pub fn scales(&self) -> Option<&[f32]> {
+        match &self.values {
+            Values::F32(_) => None,
+            Values::I8(_, scales) | Values::Nibbles(_, scales) => Some(scales.as_slice()),
+        }
+    }
+}
+
+impl Values {
     /// See [`super::WinogradWords::of_f32`].
     pub fn of_f32(weight: &[f32], panels: &Panels, depth: usize) -> Self {
         Self::F32(at_rest(weight, panels, depth).into())
@@ -74,41 +139,13 @@ impl Weights {
         Self::Nibbles(Nibbles { values: values.into(), factors: factors.into() }, scales.into())
     }
 
-    /// See [`super::WinogradWords::parts`].
-    pub fn parts(&self) -> Vec<&[u8]> {
+    fn parts(&self) -> Vec<&[u8]> {
         match self {
             Self::F32(weights) => vec![weights.bytes()],
             Self::I8(weights, scales) => vec![weights.bytes(), scales.bytes()],
             Self::Nibbles(Nibbles { values, factors }, scales) => {
                 vec![values.bytes(), factors.bytes(), scales.bytes()]
             }
-        }
-    }
-
-    /// See [`super::WinogradWords::of_parts`].
-    pub fn of_parts(parts: Vec<LentBytes>, panels: &Panels, depth: usize) -> Option<Self> {
-        let len = panels.count() * depth * 9 * panels.width;
-        let mut parts = parts.into_iter();
-        Some(match (parts.next()?, parts.next(), parts.next()) {
-            (weights, None, None) => Self::F32(ReadOnly::lent(weights, len)?),
-            (weights, Some(scales), None) => {
-                Self::I8(ReadOnly::lent(weights, len)?, ReadOnly::lent(scales, panels.out)?)
-            }
-            (values, Some(factors), Some(scales)) => {
-                let (values_len, factors_len) = nibbles_lens(panels.width, depth);
-                let lens = [values_len, factors_len].map(|len| panels.count() * len);
-                let nibbles = Nibbles::lent(values, lens[0], factors, lens[1])?;
-                Self::Nibbles(nibbles, ReadOnly::lent(scales, panels.out)?)
-            }
-            (_, None, Some(_)) => return None,
-        })
-    }
-
-    /// What each output's results are to be multiplied with, if its weights are integers.
-    pub fn scales(&self) -> Option<&[f32]> {
-        match self {
-            Self::F32(_) => None,
-            Self::I8(_, scales) | Self::Nibbles(_, scales) => Some(scales.as_slice()),
         }
     }
 }
