@@ -74,8 +74,16 @@ pub fn precision(asked: Option<Precision>, device: &Device) -> Result<Precision,
         (Some(Precision::F32), true) => Ok(Precision::F32),
         (None | Some(Precision::F16), false) => Ok(Precision::F16),
         (Some(Precision::F32), false) => Ok(Precision::F32),
-        (Some(Precision::F16), true) => Err(Failure::usage("precision f16 is not available on the CPU")
-            .hint("use `--precision int8` or `--precision f32`")),
+        (Some(Precision::F16), true) => match kernel()? {
+            kernel if kernel.multiplies_words_fast() => Ok(Precision::F16),
+            kernel => {
+                let name = kernel.short_name();
+                Err(Failure::usage(format!(
+                    "precision f16 is no faster than f32 with kernel '{name}', so there is none"
+                ))
+                .hint("use `--precision int8` or `--precision f32`"))
+            }
+        },
         (Some(Precision::Int8), false) => {
             Err(Failure::usage("precision int8 is not available on a GPU").hint("use `--precision f16`"))
         }
@@ -160,9 +168,13 @@ mod tests {
         let precision = |asked| precision(asked, &Device::Cpu);
         assert_eq!(precision(None).unwrap(), Precision::Int8);
         assert_eq!(precision(Some(Precision::F32)).unwrap(), Precision::F32);
-        let failure = precision(Some(Precision::F16)).unwrap_err();
-        assert!(failure.error.to_string().contains("f16"));
-        assert!(failure.hint.unwrap().contains("int8"));
+        match precision(Some(Precision::F16)) {
+            Ok(found) => assert!(found == Precision::F16 && kernel().unwrap().multiplies_words_fast()),
+            Err(failure) => {
+                assert!(failure.error.to_string().contains("f16"));
+                assert!(failure.hint.unwrap().contains("int8"));
+            }
+        }
     }
 
     #[cfg(not(any(feature = "cuda", feature = "metal")))]

@@ -95,8 +95,8 @@ impl Guard<'_> {
             return Ok(Fit::Loaded);
         };
         let int8 = match model.precision() {
-            Precision::F32 => in_precision(Precision::Int8),
-            _ => None,
+            Precision::F32 | Precision::F16 => in_precision(Precision::Int8),
+            Precision::Int8 => None,
         };
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
         match judge(&footprint, int8.as_ref(), request, series, streams, available) {

@@ -15,6 +15,7 @@ pub(super) trait Interleave: Copy + Default + Send + Sync {
 }
 
 impl Interleave for f32 {}
+impl Interleave for i16 {}
 
 impl Interleave for i8 {
     /// Eight by eight in registers, since a byte takes as long to store as eight.

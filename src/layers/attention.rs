@@ -20,14 +20,17 @@ pub struct Attention {
     kernels: Option<Isa>,
     /// Whether its products are of 16-bit integers.
     in_words: bool,
+    /// Whether queries and keys from the same rows may be bytes.
+    in_bytes: bool,
 }
 
 impl Attention {
     /// Between layers that take bytes, `beside_int8`, products of 16-bit integers lose nothing that counts.
     pub fn new(params: &Params, heads: usize, beside_int8: bool) -> Self {
         let backend = params.backend();
-        let (kernels, in_words) = (backend.kernels, beside_int8 && backend.multiplies_words());
-        Self { heads, causal: false, kernels, in_words }
+        let in_words = (beside_int8 || backend.words) && backend.multiplies_words();
+        let in_bytes = in_words && backend.int8;
+        Self { heads, causal: false, kernels: backend.kernels, in_words, in_bytes }
     }
 
     /// The same in which no row sees a later one, of few rows to themselves.
@@ -87,7 +90,7 @@ impl Attention {
                     let output = kernels::collect(batch * q_len * channels, |output| {
                         anyhow::Ok(if self.causal {
                             attention.apply_causal(isa, q.data, k.data, v.data, output)
-                        } else if self.in_words && kind == Kind::SelfAttention {
+                        } else if self.in_bytes && kind == Kind::SelfAttention {
                             attention.apply_in_words_and_bytes(isa, q.data, k.data, v.data, output)
                         } else if self.in_words {
                             attention.apply_in_words(isa, q.data, k.data, v.data, output)

@@ -46,10 +46,11 @@ impl ConvShape {
         Self { large_maps: true, ..self }
     }
 
-    fn packing(&self, isa: Isa, in_words: bool) -> Packing {
+    fn packing(&self, isa: Isa, in_words: bool, all_in_words: bool) -> Packing {
         let Self { in_channels, out_channels, kernel, .. } = *self;
         let taps = kernel * kernel;
-        Packing { outputs: out_channels, inputs: in_channels, taps, form: self.form(isa), in_words }
+        let form = self.form(isa);
+        Packing { outputs: out_channels, inputs: in_channels, taps, form, in_words, all_in_words }
     }
 
     /// Over large maps words are not only fast: nothing else is as exact beside int8.
@@ -171,7 +172,7 @@ impl Conv2d {
             Some(isa) => {
                 let in_words =
                     if kernel == 1 { params.floats_in_words() } else { backend.multiplies_words() };
-                let packing = shape.packing(isa, in_words);
+                let packing = shape.packing(isa, in_words, backend.words);
                 let parts = std::slice::from_ref(params);
                 Weights::Kernels(Box::new(Product::load(parts, packing, isa, weight, bias)?))
             }

@@ -56,7 +56,8 @@ impl Linear {
             weight::stack(weights.collect::<Result<_>>()?)
         };
         let in_words = parts.iter().all(Params::floats_in_words);
-        let packing = Packing { outputs: parts.len() * outputs, inputs, taps: 1, form, in_words };
+        let (outputs_of_all, all_in_words) = (parts.len() * outputs, backend.words);
+        let packing = Packing { outputs: outputs_of_all, inputs, taps: 1, form, in_words, all_in_words };
         let bias = biased.then_some(bias);
         let weights = match backend.kernels {
             Some(isa) => Weights::Kernels(Box::new(Product::load(parts, packing, isa, stacked, bias)?)),

@@ -17,7 +17,7 @@ mod weight;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Shape, Tensor};
 
 pub use activation::{Activation, Function, concat_channels};
@@ -42,6 +42,8 @@ pub struct Backend {
     pub dtype: DType,
     /// Whether kernels compute in int8 wherever the policy allows it.
     pub int8: bool,
+    /// Whether kernels multiply 16-bit integers in place of floats everywhere.
+    pub words: bool,
     /// Our kernels for this instruction set, or candle's own operations: on GPUs, and as the oracle of the
     /// kernels.
     pub kernels: Option<Isa>,
@@ -63,6 +65,7 @@ impl Backend {
             device: Device::Cpu,
             dtype: DType::F32,
             int8: false,
+            words: false,
             kernels: Some(Isa::chosen().context(kernels::VARIABLE)?),
             simulation: None,
             calibration: None,
@@ -76,6 +79,20 @@ impl Backend {
     /// See [`Backend::cpu`].
     pub fn cpu_int8() -> Result<Self> {
         Ok(Self { int8: true, ..Self::cpu()? })
+    }
+
+    /// Our kernels for 16-bit integers in place of floats.
+    ///
+    /// # Errors
+    /// See [`Backend::cpu`], and where such products are no faster than floats'.
+    pub fn cpu_words() -> Result<Self> {
+        let backend = Self { words: true, ..Self::cpu()? };
+        ensure!(
+            backend.multiplies_words(),
+            "precision f16 is no faster than f32 with kernel '{}'",
+            backend.name()
+        );
+        Ok(backend)
     }
 
     /// Our f32 kernels, some of which can be made to lose what int8 would.
@@ -96,12 +113,21 @@ impl Backend {
 
     /// candle's operations in `dtype` on any device.
     pub fn candle(device: Device, dtype: DType) -> Self {
-        Self { device, dtype, int8: false, kernels: None, simulation: None, calibration: None, keeper: None }
+        Self {
+            device,
+            dtype,
+            int8: false,
+            words: false,
+            kernels: None,
+            simulation: None,
+            calibration: None,
+            keeper: None,
+        }
     }
 
     /// Whether products of 16-bit integers take the place of others: more exact than those of bytes beside them.
     fn multiplies_words(&self) -> bool {
-        self.int8 && self.kernels.is_some_and(Isa::multiplies_words_fast)
+        (self.int8 || self.words) && self.kernels.is_some_and(Isa::multiplies_words_fast)
     }
 
     /// `values` as a tensor of this back end's type on its device.
@@ -191,7 +217,7 @@ impl<'a> Params<'a> {
 
     /// Whether a layer that reads one pixel has its floats as 16-bit integers.
     fn floats_in_words(&self) -> bool {
-        self.beside_int8 && self.backend.multiplies_words()
+        (self.beside_int8 || self.backend.words) && self.backend.multiplies_words()
     }
 
     pub fn placement(&self) -> Placement {

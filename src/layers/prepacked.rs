@@ -76,7 +76,8 @@ pub fn layout(isa: Isa) -> String {
     let mut all = Vec::new();
     for (form, taps) in FORMS {
         for in_words in [false, true] {
-            let packing = Packing { outputs: OUTPUTS, inputs: INPUTS, taps, form, in_words };
+            let packing =
+                Packing { outputs: OUTPUTS, inputs: INPUTS, taps, form, in_words, all_in_words: false };
             for weight in samples(packing) {
                 let packed = weight::pack(weight, packing, isa);
                 let (kind, parts) = packed.parts();
@@ -144,7 +145,7 @@ mod tests {
             let mut kinds = std::collections::BTreeSet::new();
             for (form, taps) in FORMS {
                 for (in_words, inputs) in [(false, 37), (true, 37), (true, 130)] {
-                    let packing = Packing { outputs: 54, inputs, taps, form, in_words };
+                    let packing = Packing { outputs: 54, inputs, taps, form, in_words, all_in_words: false };
                     for weight in samples(packing) {
                         let packed = weight::pack(weight, packing, isa);
                         let (kind, parts) = packed.parts();

@@ -60,6 +60,8 @@ pub struct Packing {
     pub form: Form,
     /// Whether products of 16-bit integers may take the place of others.
     pub in_words: bool,
+    /// Whether they are to take the place of all floats.
+    pub all_in_words: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,9 +86,14 @@ pub enum Packed {
 }
 
 pub fn pack(weight: Weight, packing: Packing, isa: Isa) -> Packed {
-    let Packing { outputs, inputs, taps, form, in_words } = packing;
+    let Packing { outputs, inputs, taps, form, in_words, all_in_words } = packing;
     match weight {
         Weight::Float(values) => {
+            if all_in_words && matches!(form, Form::Winograd { .. }) {
+                return Packed::WinogradWords(WinogradWords::of_floats_in_words(
+                    &values, outputs, inputs, isa,
+                ));
+            }
             if in_words && form == (Form::Winograd { large_maps: true }) {
                 return Packed::WinogradWords(WinogradWords::of_f32(&values, outputs, inputs, isa));
             }

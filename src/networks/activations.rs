@@ -17,6 +17,8 @@ pub enum Held {
     /// With a scale for each group.
     Int4,
     Int8,
+    /// As 16-bit integers, with scales for blocks of inputs.
+    Word,
     Float,
 }
 
@@ -30,6 +32,7 @@ impl Held {
         match self {
             Self::Int4 => count / 2 + 2 * count.div_ceil(GROUP as u64),
             Self::Int8 => count,
+            Self::Word => WORD * count + count / 16,
             Self::Float => FLOAT * count,
         }
     }

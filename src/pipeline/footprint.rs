@@ -93,11 +93,13 @@ impl Footprint {
             .filter(|name| computes(&format!("unet.{name}.weight")))
             .map(str::to_owned)
             .collect();
+        // Convolutions with a stride stay floats, which are few.
+        let float = if precision == Precision::F16 { Held::Word } else { Held::Float };
         let origin = |name: &str| tensors.origin(&format!("unet.{name}.weight"));
         let held = |name: &str| match (int8.contains(name), origin(name)) {
             (true, Origin::Int4) => Held::Int4,
             (true, _) => Held::Int8,
-            (false, _) => Held::Float,
+            (false, _) => float,
         };
         let autoencoder = |graph: &Graph| {
             let held = |name: &str| {
@@ -110,7 +112,7 @@ impl Footprint {
                 match (stays, tensors.origin(&format!("vae.{name}.weight"))) {
                     (true, Origin::Int4) => Held::Int4,
                     (true, Origin::Int8) => Held::Int8,
-                    _ => Held::Float,
+                    _ => float,
                 }
             };
             weight_bytes(graph, &held, false)
@@ -119,11 +121,11 @@ impl Footprint {
         Self {
             tokens: text.vocab_size as u64,
             positions: text.max_position_embeddings,
-            text_encoder: weight_bytes(&text_graph, &|_| Held::Float, false),
+            text_encoder: weight_bytes(&text_graph, &|_| float, false),
             unet: weight_bytes(&graph, &held, words),
             text_encoder_layer: reading_bytes(&text_graph, &|_| Held::Float),
             unet_layer: reading_bytes(&graph, &|name| {
-                if origin(name).is_rounded() { held(name) } else { Held::Float }
+                if origin(name).is_rounded() && float == Held::Float { held(name) } else { Held::Float }
             }),
             streamed: false,
             decoder: autoencoder(&describe_decoder(&vae)),
@@ -267,6 +269,7 @@ mod tests {
             (pocket(Precision::F32), one, [68, 84, 180, 340]),
             (sd15(Precision::Int8), one, [973, 995, 1088, 1796]),
             (sd15(Precision::F32), one, [3490, 3508, 3574, 3684]),
+            (sd15(Precision::F16), one, [1957, 1979, 2056, 2181]),
             (sd15(Precision::Int8), several, [1277, 1403, 1904, 2746]),
             (sd15(Precision::F32), several, [3734, 3849, 4349, 5191]),
         ];

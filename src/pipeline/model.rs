@@ -45,7 +45,7 @@ impl Numerics {
         match (&self.device, self.precision) {
             (Device::Cpu, Precision::F32) => Backend::cpu(),
             (Device::Cpu, Precision::Int8) => Backend::cpu_int8(),
-            (Device::Cpu, precision) => bail!("precision {precision} is not possible on the cpu"),
+            (Device::Cpu, Precision::F16) => Backend::cpu_words(),
             (device, Precision::F32) => Ok(Backend::candle(device.clone(), DType::F32)),
             (device, Precision::F16) => Ok(Backend::candle(device.clone(), DType::F16)),
             (_, Precision::Int8) => bail!("precision int8 is for the cpu"),

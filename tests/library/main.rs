@@ -31,4 +31,5 @@ mod sources;
 mod stages;
 mod tiling;
 mod unet_variants;
+mod words;
 mod writing;

@@ -97,13 +97,27 @@ fn values_are_checked_before_anything_runs() {
         (&["-q", "-v", "x"], &["--quiet", "--verbose"]),
         (&["--no-such-flag", "x"], &["--no-such-flag"]),
         (&["completions", "tcsh"], &["'tcsh'", "bash"]),
-        (&["--precision", "f16", "x"], &["f16", "hint: ", "int8"]),
         (&["--show", "x"], &["--show", "terminal"]),
         (&["man", "on", "a", "horse"], &["hint: ", "pochade -- man"]),
     ] {
         sandbox.run(args).refused(2, parts);
     }
     assert!(sandbox.files().is_empty());
+}
+
+/// f16 is for processors that multiply 16-bit integers faster than floats.
+#[test]
+fn f16_draws_where_it_is_fast_and_is_refused_elsewhere() {
+    let sandbox = Sandbox::new();
+    let args =
+        ["an apple", "--steps", "1", "-s", "1", "--device", "cpu", "--precision", "f16", "-o", "apple.png"];
+    let slow: Left = sandbox.command(&args).env("POCHADE_KERNEL", "scalar").output().unwrap().into();
+    slow.refused(2, &["f16", "kernel 'scalar'", "hint: ", "int8"]);
+    assert!(sandbox.files().is_empty());
+    if pochade::kernels::Isa::chosen().unwrap().multiplies_words_fast() {
+        sandbox.run(&args).done();
+        assert_eq!(sandbox.files(), ["apple.png"]);
+    }
 }
 
 #[cfg(not(any(feature = "cuda", feature = "metal")))]

@@ -29,6 +29,8 @@ pub struct ComputeArgs {
     pub device: DeviceChoice,
 
     /// Numbers to compute in; auto is int8 on the CPU, f16 on a GPU [default: auto, or as in --from]
+    ///
+    /// On a CPU, f16 is 16-bit integers with scales in common, which are multiplied twice as fast as f32 on x86-64.
     #[arg(long, value_name = "NAME", value_enum, help_heading = "Model")]
     pub precision: Option<PrecisionChoice>,
 

@@ -33,7 +33,7 @@ struct OfPanel<'a, W> {
 pub fn unpacked_len(values: &Values, blocking: Blocking, width: usize) -> usize {
     match values {
         Values::Nibbles(..) => blocking.step * 9 * width,
-        Values::F32(_) | Values::I8(..) => 0,
+        Values::F32(_) | Values::I8(..) | Values::Words(..) => 0,
     }
 }
 
@@ -60,6 +60,7 @@ impl<P: WordProduct, W: Work> TileKernel<P> for OfPanel<'_, W> {
         match values {
             Values::F32(weights) => work.run::<P, NV, _>(words, &weights.as_slice()[places]),
             Values::I8(weights, _) => work.run::<P, NV, _>(words, &weights.as_slice()[places]),
+            Values::Words(weights, _) => work.run::<P, NV, _>(words, &weights.as_slice()[places]),
             Values::Nibbles(nibbles, _) => {
                 let unpacked = &mut unpacked[..known.len() * filter];
                 weights::unpack(nibbles, panel, blocking.depth, width, known, unpacked);

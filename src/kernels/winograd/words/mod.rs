@@ -52,6 +52,15 @@ impl WinogradWords {
         Self::of_values(Values::of_f32(weight, &panels, depth), panels, depth, isa)
     }
 
+    /// Takes `weight`, `[out][depth][3 * 3]`, and keeps 16 bits of each, with a scale for each output.
+    ///
+    /// # Panics
+    /// If a size is zero or `weight` has another length.
+    pub fn of_floats_in_words(weight: &[f32], out: usize, depth: usize, isa: Isa) -> Self {
+        let panels = Self::panels(isa, out);
+        Self::of_values(Values::of_floats_in_words(weight, &panels, depth), panels, depth, isa)
+    }
+
     /// Takes `weight`, `[out][depth][3 * 3]`, where output o has weights `scales[o] * weight[o]`.
     ///
     /// # Panics

@@ -9,6 +9,7 @@ use super::super::super::blocking::Panels;
 use super::super::super::interleave::Interleave;
 use super::super::super::nibbles::{self, GROUP, Grouped, Nibbles};
 use super::super::super::read_only::{LentBytes, ReadOnly};
+use super::super::super::word_product::{round_to_word, scale_of};
 use super::super::transforms::COMPONENTS;
 use super::blocks::Blocking;
 use super::exact;
@@ -26,8 +27,9 @@ pub struct Weights {
 #[derive(Clone)]
 pub enum Values {
     F32(ReadOnly<f32>),
-    /// With one scale per output.
+    /// With one scale per output, like all that follow.
     I8(ReadOnly<i8>, ReadOnly<f32>),
+    Words(ReadOnly<i16>, ReadOnly<f32>),
     /// The same in lines of one input, which become words.
     Nibbles(Nibbles, ReadOnly<f32>),
 }
@@ -46,7 +48,9 @@ impl Weights {
     pub fn limits(&self, blocking: Blocking) -> Limits {
         let (greatest, factors) = match self.values {
             Values::I8(..) => exact::limits(blocking),
-            Values::F32(_) | Values::Nibbles(..) => ([blocking.limit; COMPONENTS], [1.0; COMPONENTS]),
+            Values::F32(_) | Values::Words(..) | Values::Nibbles(..) => {
+                ([blocking.limit; COMPONENTS], [1.0; COMPONENTS])
+            }
         };
         Limits::new(greatest, factors)
     }
@@ -65,6 +69,11 @@ impl Weights {
                     greatest: Vec::new().into(),
                 },
             },
+            (weights, scales, Some(last), None) => {
+                let weights = ReadOnly::lent(weights, len)?;
+                let values = Values::Words(weights, ReadOnly::lent(scales, panels.out)?);
+                Self { values, greatest: greatest(last)? }
+            }
             (values, factors, Some(scales), Some(last)) => {
                 let (values_len, factors_len) = nibbles_lens(panels.width, blocking.depth);
                 let lens = [values_len, factors_len].map(|len| panels.count() * len);
@@ -80,7 +89,9 @@ impl Weights {
     pub fn scales(&self) -> Option<&[f32]> {
         match &self.values {
             Values::F32(_) => None,
-            Values::I8(_, scales) | Values::Nibbles(_, scales) => Some(scales.as_slice()),
+            Values::I8(_, scales) | Values::Words(_, scales) | Values::Nibbles(_, scales) => {
+                Some(scales.as_slice())
+            }
         }
     }
 }
@@ -95,6 +106,18 @@ impl Values {
     pub fn of_i8(weight: &[i8], scales: Vec<f32>, panels: &Panels, depth: usize) -> Self {
         assert_eq!(scales.len(), panels.out, "one scale for each of {} columns", panels.out);
         Self::I8(at_rest(weight, panels, depth).into(), scales.into())
+    }
+
+    /// See [`super::WinogradWords::of_floats_in_words`].
+    pub fn of_floats_in_words(weight: &[f32], panels: &Panels, depth: usize) -> Self {
+        let (mut words, mut scales) = (Vec::with_capacity(weight.len()), Vec::with_capacity(panels.out));
+        for filters in weight.chunks_exact(9 * depth) {
+            let (scale, inverse) =
+                scale_of(filters.iter().fold(0.0, |most: f32, w| most.max(w.abs())), 32767.0);
+            scales.push(scale);
+            words.extend(filters.iter().map(|w| round_to_word(w * inverse)));
+        }
+        Self::Words(at_rest(&words, panels, depth).into(), scales.into())
     }
 
     /// See [`super::WinogradWords::of_grouped`].
@@ -143,6 +166,7 @@ impl Values {
         match self {
             Self::F32(weights) => vec![weights.bytes()],
             Self::I8(weights, scales) => vec![weights.bytes(), scales.bytes()],
+            Self::Words(weights, scales) => vec![weights.bytes(), scales.bytes()],
             Self::Nibbles(Nibbles { values, factors }, scales) => {
                 vec![values.bytes(), factors.bytes(), scales.bytes()]
             }
