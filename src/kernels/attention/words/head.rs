@@ -10,6 +10,9 @@ pub const VALUE_LIMIT: f32 = 1023.0;
 const _: () = assert!(ONE as u64 * VALUE_LIMIT as u64 * (KEY_BLOCK as u64) < 1 << 31);
 const _: () = assert!(KEY_BLOCK.is_multiple_of(2));
 
+/// Rows from which the size of channels is judged.
+const SAMPLED_ROWS: usize = 512;
+
 /// What is added to keys as bytes, which are u8.
 pub const KEY_ZERO: i32 = 128;
 
@@ -232,10 +235,12 @@ fn balance(
     let (k, key_means, kv_len) = keys;
     let [mut of_queries, mut of_keys] = [vec![0; head_dim], vec![0; head_dim]];
     let zeros = vec![0.0; head_dim];
-    for row in 0..q_len {
+    // Some rows tell enough: scales are taken from all of them afterwards.
+    let some = |rows: usize| (0..rows).step_by(rows.div_ceil(SAMPLED_ROWS));
+    for row in some(q_len) {
         centered_magnitudes(q.row(row, head_dim), &zeros, &mut of_queries);
     }
-    for row in 0..kv_len {
+    for row in some(kv_len) {
         centered_magnitudes(k.row(row, head_dim), key_means, &mut of_keys);
     }
     let channels = of_queries.into_iter().zip(of_keys).zip(query_factors.iter_mut().zip(key_factors));
