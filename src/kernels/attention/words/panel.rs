@@ -62,48 +62,50 @@ impl<'a> Panel<'a> {
         self.sums.fill(0.0);
         self.queries.fill(0);
         self.greatest.fill(f32::NEG_INFINITY);
+        let padded = layout.head_dim.next_multiple_of(S::LANES);
+        let (mut scaled, mut bytes) = (vec![0.0; padded], vec![0; padded]);
         for lane in 0..lanes {
             let row = queries.row(lane.min(count - 1), layout.head_dim);
             let zero = simd.splat(0.0);
             let (mut greatest, mut poison) = (zero, zero);
-            for (values, factors) in row.chunks(S::LANES).zip(factors.chunks(S::LANES)) {
+            let chunks = row.chunks(S::LANES).zip(factors.chunks(S::LANES));
+            for ((values, factors), to) in chunks.zip(scaled.chunks_exact_mut(S::LANES)) {
                 let x = simd.mul(simd.read_up_to(values), simd.read_up_to(factors));
                 greatest = simd.max(simd.max(x, simd.sub(zero, x)), greatest);
                 poison = simd.mul_add(x, zero, poison);
+                simd.write(to, x);
             }
-            let (greatest, poison) = (simd.greatest(greatest), simd.sum(poison));
-            let (query_scale, inverse) = scale_of(greatest, limit);
+            let (query_scale, inverse) = scale_of(simd.greatest(greatest), limit);
             self.scales[lane] = query_scale * scale * LOG2_E;
             // Zero, or NaN where the query has NaN or infinity.
-            self.total[lane] = poison;
+            self.total[lane] = simd.sum(poison);
             let inverse = simd.splat(inverse);
-            let mut sum = 0;
-            let mut place = 2 * lane;
-            for (values, factors) in row.chunks(S::LANES).zip(factors.chunks(S::LANES)) {
-                // Zeros have become integers of zero, too.
-                let values = simd.mul(simd.read_up_to(values), simd.read_up_to(factors));
-                let rounded = simd.lanes(shifted(simd, values, inverse));
-                let rounded = rounded.map(|x| x.to_bits() as i16);
-                if layout.in_bytes {
-                    for quad in rounded[..S::LANES].as_chunks::<4>().0 {
-                        sum += quad.iter().map(|&x| i32::from(x)).sum::<i32>();
-                        let [a, b, c, d] = quad.map(|x| x & 0xFF);
-                        if let Some(to) = self.queries.get_mut(place..place + 2) {
-                            to.copy_from_slice(&[a | b << 8, c | d << 8]);
-                        }
-                        place += 2 * lanes;
-                    }
-                } else {
-                    for pair in rounded[..S::LANES].as_chunks::<2>().0 {
-                        if let Some(to) = self.queries.get_mut(place..place + 2) {
-                            to.copy_from_slice(pair);
-                        }
-                        place += 2 * lanes;
-                    }
+            // What keys have too much, as the last row says of all queries.
+            let mut offset = 0;
+            let rows = self.queries.chunks_exact_mut(2 * lanes).take(layout.depth / 2);
+            if layout.in_bytes {
+                let middle = simd.splat(KEY_ZERO as f32);
+                for (x, to) in scaled.chunks_exact(S::LANES).zip(bytes.chunks_exact_mut(S::LANES)) {
+                    let x = simd.mul_add(simd.read(x), inverse, middle);
+                    // SAFETY: `to` holds as many bytes as a vector has lanes.
+                    unsafe { simd.store_u8(to.as_mut_ptr(), x) };
+                }
+                for (to, quad) in rows.zip(bytes.as_chunks::<4>().0) {
+                    // From u8 around KEY_ZERO to i8 around zero.
+                    let quad = u32::from_le_bytes(*quad) ^ 0x8080_8080;
+                    (to[2 * lane], to[2 * lane + 1]) = (quad as i16, (quad >> 16) as i16);
+                }
+                let sum: i32 = bytes.iter().map(|&byte| i32::from(byte) - KEY_ZERO).sum();
+                offset = -KEY_ZERO * sum;
+            } else {
+                for x in scaled.chunks_exact_mut(S::LANES) {
+                    let rounded = shifted(simd, simd.read(x), inverse);
+                    simd.write(x, rounded);
+                }
+                for (to, pair) in rows.zip(scaled.as_chunks::<2>().0) {
+                    (to[2 * lane], to[2 * lane + 1]) = (pair[0].to_bits() as i16, pair[1].to_bits() as i16);
                 }
             }
-            // What keys have too much, as the last row says of all queries.
-            let offset = if layout.in_bytes { -KEY_ZERO * sum } else { 0 };
             let to = &mut self.queries[(layout.depth / 2 * lanes + lane) * 2..][..2];
             to.copy_from_slice(&[offset as i16, (offset >> 16) as i16]);
         }
