@@ -1,9 +1,10 @@
 //! Winograd's algorithm by products of 16-bit integers: twice as fast as in f32, and more exact than int8 directly.
 //!
-//! Components are rounded with a scale for each tile, or output channel, and block of input channels; weights rest
-//! as they come, float or of eight or four bits, and are transformed panel by panel at each call. The 36 components'
-//! rounding errors grow on their way to the output, but 12 bits leave results 50 dB above them, where int8 inputs and
-//! weights, taken directly, leave 36 to 38.
+//! Components are rounded with a scale for each tile, or output channel, and block of input channels, but for those of
+//! weights of eight bits, which are integers as they are. Weights rest as they come, float, as words, or of eight or four
+//! bits, and are transformed panel by panel at each call. The 36 components' rounding errors grow on their way to the
+//! output, but 11 bits and more leave results 50 dB above them, where int8 inputs and weights, taken directly, leave 36
+//! to 38.
 
 mod blocks;
 mod exact;
