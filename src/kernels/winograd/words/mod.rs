@@ -13,6 +13,8 @@ mod inputs;
 mod products;
 mod weights;
 
+use std::ops::Range;
+
 use super::super::blocking::{Panels, Shape};
 use super::super::epilogue::{Destination, Epilogue};
 use super::super::gather::Conv2d;
@@ -195,7 +197,7 @@ impl Work<'_> {
     /// Weights are transformed once; each task brings the inputs of some tiles and meets them with all weights.
     fn by_tiles(&self, per_task: usize) {
         let Self { layer, tiles, blocking, .. } = *self;
-        let (isa, width, panels) = (layer.isa, layer.panels.width, layer.panels.count());
+        let (width, panels) = (layer.panels.width, layer.panels.count());
         let (words_len, scales_len) = (COMPONENTS * blocking.filters_len(width), COMPONENTS * width);
         let mut words = take_words(panels * blocking.count * words_len);
         let mut scales = vec![0.0; panels * blocking.count * scales_len];
@@ -249,17 +251,7 @@ impl Work<'_> {
                             words: &words.as_slice()[index * words_len..][..words_len],
                             scales: &scales[index * scales_len..][..scales_len],
                         };
-                        let results = &mut *results;
-                        isa.run_words(Multiply {
-                            layer,
-                            blocking,
-                            block,
-                            inputs,
-                            first_row: 0,
-                            rows,
-                            filters,
-                            results,
-                        });
+                        self.multiply(block, inputs, 0..rows, filters, results);
                     }
                     self.finish(panel, first, rows, results, &mut rest[..sums_len]);
                 }
@@ -272,7 +264,7 @@ impl Work<'_> {
     /// of them.
     fn by_panels(&self) {
         let Self { layer, tiles, blocking, .. } = *self;
-        let (isa, width) = (layer.isa, layer.panels.width);
+        let width = layer.panels.width;
         let per_block = tiles_per_block(tiles.count(), blocking);
         let mut words = take_words(COMPONENTS * blocking.component_len(per_block));
         let mut scales = vec![0.0; COMPONENTS * blocking.count * per_block];
@@ -310,23 +302,27 @@ impl Work<'_> {
                         let unpacked = &mut unpacked[..unpacked_len];
                         let room = Room { unpacked, words: &mut *words, scales: &mut *scales };
                         let filters = filters::transform(layer, blocking, (panel, block), room);
-                        let results = &mut *results;
-                        isa.run_words(Multiply {
-                            layer,
-                            blocking,
-                            block,
-                            inputs,
-                            first_row,
-                            rows,
-                            filters,
-                            results,
-                        });
+                        self.multiply(block, inputs, first_row..first_row + rows, filters, results);
                     }
                     self.finish(panel, first + first_row, rows, results, &mut rest[..sums_len]);
                 });
             });
         }
         keep_words(words);
+    }
+
+    /// Adds the products of rows of `inputs` and `filters`, both of block `block`, to `results`.
+    fn multiply(
+        &self,
+        block: usize,
+        inputs: Inputs<'_>,
+        rows: Range<usize>,
+        filters: Filters<'_>,
+        results: &mut [f32],
+    ) {
+        let Self { layer, blocking, .. } = *self;
+        let (first_row, rows) = (rows.start, rows.len());
+        layer.isa.run_words(Multiply { layer, blocking, block, inputs, first_row, rows, filters, results });
     }
 
     fn finish(&self, panel: usize, first_tile: usize, rows: usize, results: &[f32], sums: &mut [f32]) {
