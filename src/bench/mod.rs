@@ -13,10 +13,12 @@ use candle_core::Device;
 pub use report::{Operation, Part, Report};
 
 use crate::checkpoint::Checkpoint;
+use crate::kernels::Isa;
+use crate::layers::meter::Macs;
 use crate::memory;
 use crate::pipeline::{DrawError, Model, Numerics, Pipeline, Residency};
 use crate::request::{Defaults, Precision, Request, Sampler, Schedule};
-use watch::{Watch, median};
+use watch::{Sample, Watch, median};
 use work::Work;
 use yardstick::Yardstick;
 
@@ -74,7 +76,7 @@ impl Options {
 pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     options.validate()?;
     progress("f32 product");
-    let yardstick = Yardstick::new()?;
+    let mut yardstick = Yardstick::new(Isa::chosen()?)?;
     let mut rounds = vec![yardstick.run()?];
 
     progress("loading");
@@ -109,7 +111,11 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
 
     let work = Work::of(checkpoint, options)?;
     let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
-    let f32_gmacs = rate(&rounds.concat());
+    let (candle, kernels): (Vec<_>, Vec<_>) =
+        rounds.into_iter().map(|runs| (runs.candle, runs.kernels)).unzip();
+    let f32_gmacs = rate(&candle.concat());
+    let kernel_f32_gmacs = rate(&kernels.concat());
+    let part = |samples: &[Sample], macs: &Macs| Part::new(samples, macs, f32_gmacs, kernel_f32_gmacs);
     Ok(Report {
         model: checkpoint.name().to_owned(),
         precision: options.precision,
@@ -118,12 +124,13 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
         threads: rayon::current_num_threads(),
         kernels: vec![model.kernel()],
         f32_gmacs,
-        f32_gmacs_rounds: rounds.iter().map(|round| rate(round)).collect(),
+        f32_gmacs_rounds: candle.iter().map(|round| rate(round)).collect(),
+        kernel_f32_gmacs,
         inventing_seconds: inventing.as_secs_f64(),
         load_seconds: options.opening.as_secs_f64() + loading - inventing.as_secs_f64(),
-        text_encoder: Part::new(&watch.encode, &work.text_encoder, f32_gmacs),
-        unet_step: Part::new(&watch.steps, &work.unet_step, f32_gmacs),
-        vae_decode: Part::new(&watch.decode, &work.vae_decode, f32_gmacs),
+        text_encoder: part(&watch.encode, &work.text_encoder),
+        unet_step: part(&watch.steps, &work.unet_step),
+        vae_decode: part(&watch.decode, &work.vae_decode),
         peak_rss_bytes: peak,
     })
 }

@@ -40,7 +40,7 @@ pub struct Operation {
     pub gmac: f64,
     /// 10^9 multiply-accumulates per second; none where there are no products.
     pub gmacs: Option<f64>,
-    /// The same if its products were as fast as the processor makes them, going by the yardstick.
+    /// The same if its products were as fast as the kernels' own f32 product lets expect.
     pub best_gmacs: Option<f64>,
 }
 
@@ -55,9 +55,11 @@ pub struct Report {
     pub height: usize,
     pub threads: usize,
     pub kernels: Vec<String>,
-    /// The rate of the yardstick: the median over all rounds.
+    /// The rate of the yardstick, candle's f32 product: the median over all rounds.
     pub f32_gmacs: f64,
-    /// Before loading, then after each picture: far apart if the machine had other things to do.
+    /// The rate of the kernels' own f32 product.
+    pub kernel_f32_gmacs: f64,
+    /// Of the yardstick before loading, then after each picture: far apart if the machine had other things to do.
     pub f32_gmacs_rounds: Vec<f64>,
     /// Making up random weights, which is no part of loading; 0 for a real model.
     pub inventing_seconds: f64,
@@ -75,12 +77,12 @@ pub struct Report {
 
 impl Part {
     /// The median of `samples`, of which there is at least one, each of which multiplies `macs`.
-    pub(super) fn new(samples: &[Sample], macs: &Macs, f32_gmacs: f64) -> Self {
+    pub(super) fn new(samples: &[Sample], macs: &Macs, f32_gmacs: f64, kernel_f32_gmacs: f64) -> Self {
         let Sample { seconds, reading } = median(samples, |sample| sample.seconds);
         let operation = |kind, own: f64, macs: u64, gain: Option<f64>| {
             let gmac = macs as f64 / 1e9;
             let gmacs = (macs > 0).then(|| gmac / own);
-            let best_gmacs = gain.map(|gain| gain * f32_gmacs);
+            let best_gmacs = gain.map(|gain| gain * kernel_f32_gmacs);
             Operation { kind, seconds: own, share: own / seconds, gmac, gmacs, best_gmacs }
         };
         let mut operations = Vec::new();
@@ -116,6 +118,7 @@ impl Report {
             "kernels": self.kernels,
             "f32_gmacs": self.f32_gmacs,
             "f32_gmacs_rounds": self.f32_gmacs_rounds,
+            "kernel_f32_gmacs": self.kernel_f32_gmacs,
             "inventing_seconds": self.inventing_seconds,
             "load_seconds": self.load_seconds,
             "peak_rss_bytes": self.peak_rss_bytes,

@@ -1,9 +1,11 @@
-//! The rate every cost is measured by: an f32 matrix product of the `gemm` crate, through candle.
+//! f32 matrix products that others are measured by: candle's, which is the `gemm` crate's, and the kernels' own.
 
 use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+
+use crate::kernels::{Epilogue, Gather, Isa, PackedF32};
 
 const SIDE: usize = 1024;
 const WARM_UP: usize = 5;
@@ -13,28 +15,54 @@ const RUNS: usize = 25;
 pub struct Yardstick {
     a: Tensor,
     b: Tensor,
+    rows: Vec<f32>,
+    packed: PackedF32,
+    output: Vec<f32>,
+}
+
+/// Seconds of each of several products on all threads.
+pub struct Runs {
+    pub candle: Vec<f64>,
+    pub kernels: Vec<f64>,
 }
 
 impl Yardstick {
     /// 10^9 multiply-accumulates of one product.
     pub const GMAC: f64 = (SIDE * SIDE * SIDE) as f64 / 1e9;
 
-    pub fn new() -> Result<Self> {
+    pub fn new(isa: Isa) -> Result<Self> {
         let matrix = || Tensor::rand(-1f32, 1.0, (SIDE, SIDE), &Device::Cpu);
-        Ok(Self { a: matrix()?, b: matrix()? })
+        let (a, b) = (matrix()?, matrix()?);
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let packed = PackedF32::pack(&values(&b)?, SIDE, 1, SIDE, isa);
+        Ok(Self { rows: values(&a)?, packed, output: vec![0.0; SIDE * SIDE], a, b })
     }
 
-    /// Seconds of each of several products on all threads.
-    pub fn run(&self) -> Result<Vec<f64>> {
-        for _ in 0..WARM_UP {
-            self.a.matmul(&self.b)?;
-        }
-        (0..RUNS)
-            .map(|_| {
-                let start = Instant::now();
-                self.a.matmul(&self.b)?;
-                Ok(start.elapsed().as_secs_f64())
-            })
-            .collect()
+    pub fn run(&mut self) -> Result<Runs> {
+        let Self { a, b, rows, packed, output } = self;
+        let candle = timed(|| {
+            a.matmul(b)?;
+            Ok(())
+        })?;
+        let gather = Gather::identity(SIDE);
+        let kernels = timed(|| {
+            packed.apply(rows, &gather, &Epilogue::default(), &mut *output);
+            Ok(())
+        })?;
+        Ok(Runs { candle, kernels })
     }
+}
+
+/// Seconds of each run of `product`, the first few of which don't count.
+fn timed(mut product: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    for _ in 0..WARM_UP {
+        product()?;
+    }
+    (0..RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            product()?;
+            Ok(start.elapsed().as_secs_f64())
+        })
+        .collect()
 }

@@ -80,9 +80,10 @@ fn tables(report: &Report) -> String {
     let facts = [
         format!("{model}, {precision}, {width}x{height}, {threads} thread{plural}, {kernels}"),
         format!(
-            "f32 product of 1024: {:.1} GMAC/s ({} before and after each picture)",
+            "f32 product of 1024: {:.1} GMAC/s ({} before and after each picture), by our kernels {:.1}",
             report.f32_gmacs,
-            rounds.join(", ")
+            rounds.join(", "),
+            report.kernel_f32_gmacs
         ),
         format!("peak memory: {}", report.peak_rss_bytes.map_or_else(|| "unknown".to_owned(), gigabytes)),
     ];

@@ -4,6 +4,7 @@
 //! instructions take a few inputs of one row implements [`Dot`] and gets the rest; one whose instructions take
 //! several rows at once implements [`ByteProduct`] itself.
 
+use super::bf16_product::{Bf16Product, InFloats};
 use super::quantized_rows::RowLayout;
 use super::simd::Simd;
 use super::tile::{Tile, TileKernel};
@@ -22,6 +23,8 @@ pub(super) unsafe trait ByteProduct: Token {
     type Simd: Simd;
     /// The products of words of the same set.
     type Words: WordProduct<Simd = Self::Simd>;
+    /// The products of bfloat16 of the same set.
+    type Bf16: Bf16Product<Simd = Self::Simd>;
     /// Sums of one row and `LANES` outputs.
     type Sums: Copy;
     /// How rows of activations lie in memory; its group is that of the weights, too.
@@ -38,6 +41,8 @@ pub(super) unsafe trait ByteProduct: Token {
     fn simd(self) -> Self::Simd;
 
     fn words(self) -> Self::Words;
+
+    fn bf16(self) -> Self::Bf16;
 
     /// Runs `kernel` with the tile that is `vectors` wide.
     fn in_tile<T, K: TileKernel<T>>(vectors: usize, token: T, kernel: K);
@@ -138,6 +143,7 @@ pub(super) unsafe trait Dot: WordProduct {
 unsafe impl<D: Dot> ByteProduct for D {
     type Simd = D::Simd;
     type Words = D;
+    type Bf16 = InFloats<D::Simd>;
     type Sums = D::Sums;
     const ROWS: RowLayout = RowLayout { group: D::GROUP, together: 1, signed: false };
     const TILES: &'static [Tile] = D::Simd::TILES;
@@ -152,6 +158,11 @@ unsafe impl<D: Dot> ByteProduct for D {
     #[inline(always)]
     fn words(self) -> D {
         self
+    }
+
+    #[inline(always)]
+    fn bf16(self) -> InFloats<D::Simd> {
+        InFloats(WordProduct::simd(self))
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::bf16_product::Bf16Kernel;
 use super::byte_product::ByteKernel;
 use super::sets::{Properties, Set};
 use super::simd::Kernel;
@@ -76,15 +77,30 @@ impl Isa {
         self.word_rate() >= 2.0
     }
 
+    /// Whether products of bfloat16 take half the time of f32's.
+    pub fn multiplies_bf16_fast(self) -> bool {
+        self.bf16_rate() >= 2.0
+    }
+
     /// Whether 3x3 convolutions by Winograd's algorithm, which takes a fourth of the products, but of 16-bit integers,
     /// take less time than products of bytes.
     pub fn convolves_in_words(self) -> bool {
         self.multiplies_words_fast() && 4.0 * self.word_rate() > self.byte_rate()
     }
 
+    /// Whether products of bytes in the place of words take half of their time.
+    pub fn multiplies_words_and_bytes(self) -> bool {
+        self.properties().words_and_bytes
+    }
+
     /// Products of 16-bit integers in the time of one of f32, at the most.
     pub fn word_rate(self) -> f64 {
         self.properties().word_rate
+    }
+
+    /// Products of bfloat16 in the time of one of f32, at the most.
+    pub fn bf16_rate(self) -> f64 {
+        self.properties().bf16_rate
     }
 
     /// Products of bytes in the time of one of f32, at the most.
@@ -100,6 +116,11 @@ impl Isa {
     /// Runs `kernel` compiled for this set.
     pub(super) fn run_bytes<K: ByteKernel>(self, kernel: K) -> K::Output {
         self.0.run_bytes(kernel)
+    }
+
+    /// Runs `kernel` compiled for this set.
+    pub(super) fn run_bf16<K: Bf16Kernel>(self, kernel: K) -> K::Output {
+        self.0.run_bf16(kernel)
     }
 
     /// Runs `kernel` compiled for this set.

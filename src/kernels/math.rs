@@ -1,6 +1,6 @@
 //! Elementary functions of f32 vectors, each with its formula and error; loops over memory are elsewhere.
 
-use super::simd::Simd;
+use super::simd::{ROUNDING, Simd};
 
 /// e^x for x clamped to [-87.3, 88.3], so never zero, infinite or subnormal; relative error below 2e-7.
 ///
@@ -35,6 +35,24 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
     }
     let p = simd.mul_add(p, r, simd.splat(1.0));
     simd.mul(p, simd.pow2(n))
+}
+
+/// one * 2^x for x in [-126, 0], or below, which counts as -126; relative error below 4e-6, for results that are rounded
+/// to 16 bits or less.
+///
+/// x = n + r with |r| <= 1/2 and 2^r by a polynomial of degree 4 whose relative error is least (fitted by Lawson's
+/// algorithm), 2^n through the exponent bits.
+#[inline(always)]
+pub(super) fn exp2_of_few_bits<S: Simd>(simd: S, x: S::F, one: f32) -> S::F {
+    const COEFFICIENTS: [f32; 4] = [0.055_917_863, 0.240_247_44, 0.693_121_8, 0.999_999_3];
+    let x = simd.max(x, simd.splat(-126.0));
+    let shifted = simd.add(x, simd.splat(ROUNDING));
+    let r = simd.sub(x, simd.sub(shifted, simd.splat(ROUNDING)));
+    let mut p = simd.splat(0.009_570_102 * one);
+    for c in COEFFICIENTS {
+        p = simd.mul_add(p, r, simd.splat(c * one));
+    }
+    simd.scale_by_power(p, shifted)
 }
 
 /// x * sigmoid(x) = x / (1 + e^-x); relative error below 5e-7 where the result exceeds 1e-30 in magnitude.

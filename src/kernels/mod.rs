@@ -10,6 +10,7 @@
 
 mod aligned;
 mod attention;
+mod bf16_product;
 mod blocking;
 mod byte_product;
 #[cfg(feature = "cuda")]

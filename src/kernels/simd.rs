@@ -6,6 +6,9 @@ use super::token::{Token, Work};
 /// The widest vector of any implementation, in f32 lanes.
 pub(super) const MAX_LANES: usize = 16;
 
+/// Adding 1.5 * 2^23 to a number below 2^22 rounds it, ties to even, and leaves the integer in its lowest bits.
+pub(super) const ROUNDING: f32 = 12_582_912.0;
+
 /// f32 arithmetic of an instruction set.
 ///
 /// # Safety
@@ -45,6 +48,8 @@ pub(super) unsafe trait Simd: Token {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// 2^n for integral n in [-126, 127].
     fn pow2(self, n: Self::F) -> Self::F;
+    /// x * 2^n, where `shifted` is n + [`ROUNDING`]; x and the result must be normal.
+    fn scale_by_power(self, x: Self::F, shifted: Self::F) -> Self::F;
     /// Writes `LANES` bytes: each lane rounded to nearest, ties to even; lanes must lie in [0, 255].
     ///
     /// # Safety
@@ -76,11 +81,11 @@ pub(super) unsafe trait Simd: Token {
         unsafe { accumulate_singly(self, a, a_step, b, depth, acc) }
     }
 
-    /// The nearest integer for |x| < 2^22, ties to even: adding 1.5 * 2^23 leaves no bits for a fraction.
+    /// The nearest integer for |x| < 2^22, ties to even.
     #[inline(always)]
     fn round(self, x: Self::F) -> Self::F {
-        let magic = self.splat(12_582_912.0);
-        self.sub(self.add(x, magic), magic)
+        let rounding = self.splat(ROUNDING);
+        self.sub(self.add(x, rounding), rounding)
     }
 
     /// The first `LANES` values of `from`; panics if there are fewer.

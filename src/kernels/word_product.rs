@@ -1,7 +1,7 @@
 //! Products of pairs of i16 as one trait; its implementations are in `sets`, its uses in products.
 
 use super::micro_kernel;
-use super::simd::Simd;
+use super::simd::{ROUNDING, Simd};
 use super::token::{Token, Work};
 
 /// Products of 16-bit integers, two at a time, beside the f32 vectors of the same set.
@@ -50,17 +50,7 @@ pub(super) unsafe trait WordProduct: Token {
     /// Pairs of the integers that two vectors hold in a lane; they must lie in [-32768, 32767] and come with
     /// [`ROUNDING`] added to them.
     fn pair(self, first: <Self::Simd as Simd>::F, second: <Self::Simd as Simd>::F) -> Self::I;
-
-    /// x * 2^n, where `shifted` is n + 1.5 * 2^23; x and the result must be normal.
-    fn scale_by_power(
-        self,
-        x: <Self::Simd as Simd>::F,
-        shifted: <Self::Simd as Simd>::F,
-    ) -> <Self::Simd as Simd>::F;
 }
-
-/// Adding 1.5 * 2^23 to a number below 2^22 rounds it and leaves the integer in its lowest bits.
-pub(super) const ROUNDING: f32 = 12_582_912.0;
 
 /// x * factor, to become one of a pair: the nearest integer, ties to even, with [`ROUNDING`] added to it.
 #[inline(always)]

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::meter::{self, Kind};
-use super::{Params, host};
+use super::{Backend, Params, host};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
 use crate::kernels::{self, Isa};
@@ -18,24 +18,59 @@ pub struct Attention {
     /// Whether no row sees a later one.
     causal: bool,
     kernels: Option<Isa>,
-    /// Whether its products are of 16-bit integers.
-    in_words: bool,
-    /// Whether queries and keys from the same rows may be bytes.
-    in_bytes: bool,
+    products: Products,
+}
+
+/// What queries, keys and values are as they are multiplied by kernels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Products {
+    Floats,
+    Bf16,
+    Words,
+    /// Words, but for queries and keys from the same rows.
+    WordsAndBytes,
+}
+
+impl Products {
+    fn of(backend: &Backend, beside_int8: bool) -> Self {
+        if backend.words && backend.multiplies_words() {
+            Self::Words
+        } else if !(backend.int8 && beside_int8) {
+            Self::Floats
+        } else if backend.multiplies_words() {
+            Self::WordsAndBytes
+        } else if backend.kernels.is_some_and(Isa::multiplies_bf16_fast) {
+            Self::Bf16
+        } else {
+            Self::Floats
+        }
+    }
+
+    /// How many of them take the time of one in f32, at the most.
+    fn rate(self, isa: Isa, kind: Kind) -> f64 {
+        match self {
+            Self::Floats => 1.0,
+            Self::Bf16 => isa.bf16_rate(),
+            // Half of the products are of bytes, which take half the time.
+            Self::WordsAndBytes if kind == Kind::SelfAttention && isa.multiplies_words_and_bytes() => {
+                isa.word_rate() * 4.0 / 3.0
+            }
+            Self::Words | Self::WordsAndBytes => isa.word_rate(),
+        }
+    }
 }
 
 impl Attention {
-    /// Between layers that take bytes, `beside_int8`, products of 16-bit integers lose nothing that counts.
+    /// Between layers that take bytes, `beside_int8`, products of 16 bits lose nothing that counts.
     pub fn new(params: &Params, heads: usize, beside_int8: bool) -> Self {
         let backend = params.backend();
-        let in_words = (beside_int8 || backend.words) && backend.multiplies_words();
-        let in_bytes = in_words && backend.int8;
-        Self { heads, causal: false, kernels: backend.kernels, in_words, in_bytes }
+        let products = Products::of(backend, beside_int8);
+        Self { heads, causal: false, kernels: backend.kernels, products }
     }
 
     /// The same in which no row sees a later one, of few rows to themselves.
     pub fn causal(params: &Params, heads: usize) -> Self {
-        Self { causal: true, ..Self::new(params, heads, false) }
+        Self { causal: true, products: Products::Floats, ..Self::new(params, heads, false) }
     }
 
     /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.
@@ -54,10 +89,7 @@ impl Attention {
     fn run(&self, kind: Kind, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (batch, rows, channels) = query.dims3()?;
         let macs = 2 * batch * rows * key.dim(1)? * channels;
-        let gain = match self.kernels {
-            Some(isa) if self.in_words && !self.causal => isa.word_rate(),
-            _ => 1.0,
-        };
+        let gain = self.kernels.map_or(1.0, |isa| self.products.rate(isa, kind));
         meter::record(kind, macs, gain, || match self.kernels {
             Some(isa) => self.by_kernels(isa, kind, query, key, value),
             None if self.causal => causal_by_candle(query, key, value, self.heads),
@@ -88,14 +120,17 @@ impl Attention {
                         ..dense
                     };
                     let output = kernels::collect(batch * q_len * channels, |output| {
-                        anyhow::Ok(if self.causal {
-                            attention.apply_causal(isa, q.data, k.data, v.data, output)
-                        } else if self.in_bytes && kind == Kind::SelfAttention {
-                            attention.apply_in_words_and_bytes(isa, q.data, k.data, v.data, output)
-                        } else if self.in_words {
-                            attention.apply_in_words(isa, q.data, k.data, v.data, output)
-                        } else {
-                            attention.apply(isa, q.data, k.data, v.data, output)
+                        let (q, k, v) = (q.data, k.data, v.data);
+                        anyhow::Ok(match self.products {
+                            Products::Floats if self.causal => attention.apply_causal(isa, q, k, v, output),
+                            Products::Floats => attention.apply(isa, q, k, v, output),
+                            Products::Bf16 => attention.apply_in_bf16(isa, q, k, v, output),
+                            Products::WordsAndBytes if kind == Kind::SelfAttention => {
+                                attention.apply_in_words_and_bytes(isa, q, k, v, output)
+                            }
+                            Products::Words | Products::WordsAndBytes => {
+                                attention.apply_in_words(isa, q, k, v, output)
+                            }
                         })
                     })?;
                     Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)

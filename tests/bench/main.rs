@@ -55,6 +55,7 @@ fn the_report_is_complete_and_adds_up() {
     let json = report.json();
     for key in [
         "f32_gmacs",
+        "kernel_f32_gmacs",
         "load_seconds",
         "text_encoder_seconds",
         "text_encoder_cost",

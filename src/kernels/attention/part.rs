@@ -1,6 +1,7 @@
-//! How attention is cut up: blocks of keys, and parts of the queries with the place of their results.
+//! How attention is cut up: blocks of keys, parts of the queries with the place of their results, and rows of a head.
 
 use super::super::parallel::{Disjoint, for_each_index};
+use super::super::simd::Simd;
 use super::Attention;
 
 /// Keys whose scores exist at once: with 48 queries they take 12 KB of L1, as much as their keys and values.
@@ -65,5 +66,72 @@ impl<'a> Results<'a> {
         let at = self.start + query * self.stride;
         // SAFETY: the caller's promise.
         unsafe { self.output.part(at..at + head_dim) }
+    }
+
+    /// Gives `count` queries from `first` on what was summed for them, `[head_dim or more][lanes]`: divided by the total
+    /// of each, and with the values' means, which had been taken out.
+    ///
+    /// # Safety
+    /// Only the task that has the part may ask.
+    #[inline(always)]
+    pub unsafe fn finish<S: Simd>(
+        &self,
+        simd: S,
+        first: usize,
+        count: usize,
+        sums: &mut [f32],
+        totals: &[f32],
+        means: &[f32],
+    ) {
+        let lanes = totals.len();
+        for at in (0..lanes).step_by(S::LANES) {
+            let inverse = simd.div(simd.splat(1.0), simd.read(&totals[at..]));
+            for (sums, &mean) in sums.chunks_exact_mut(lanes).zip(means) {
+                let sum = simd.read(&sums[at..]);
+                simd.write(&mut sums[at..], simd.mul_add(sum, inverse, simd.splat(mean)));
+            }
+        }
+        for lane in 0..count {
+            // SAFETY: the caller's promise, one query after the other.
+            let to = unsafe { self.of_query(first + lane, means.len()) };
+            for (to, of_lanes) in to.iter_mut().zip(sums.chunks_exact(lanes)) {
+                *to = of_lanes[lane];
+            }
+        }
+    }
+}
+
+/// Rows of f32 of which the first values are meant.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    pub fn row(self, row: usize, len: usize) -> &'a [f32] {
+        &self.values[row * self.stride..][..len]
+    }
+
+    /// Those from row `row` on.
+    #[inline(always)]
+    pub fn starting_at(self, row: usize) -> Self {
+        Self { values: &self.values[row * self.stride..], stride: self.stride }
+    }
+
+    /// The mean of each column over `rows` rows.
+    #[inline(always)]
+    pub fn means(self, rows: usize, to: &mut [f32]) {
+        to.fill(0.0);
+        let width = to.len();
+        for row in 0..rows {
+            for (sum, x) in to.iter_mut().zip(self.row(row, width)) {
+                *sum += x;
+            }
+        }
+        for sum in to {
+            *sum /= rows as f32;
+        }
     }
 }

@@ -42,6 +42,10 @@ unsafe impl Simd for Avx2 {
         pow2(n) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)),
         ));
+        scale_by_power(x, shifted) = _mm256_castsi256_ps(_mm256_add_epi32(
+            _mm256_castps_si256(x),
+            _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)),
+        ));
     }
 
     #[inline(always)]
@@ -127,15 +131,6 @@ macro_rules! words {
                 unsafe {
                     let second = _mm256_slli_epi32::<16>(_mm256_castps_si256(second));
                     _mm256_blend_epi16::<0b1010_1010>(_mm256_castps_si256(first), second)
-                }
-            }
-
-            #[inline(always)]
-            fn scale_by_power(self, x: __m256, shifted: __m256) -> __m256 {
-                // SAFETY: a token exists only where its instructions do.
-                unsafe {
-                    let exponents = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
-                    _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponents))
                 }
             }
         }

@@ -42,6 +42,10 @@ unsafe impl Simd for Avx512 {
         pow2(n) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
             _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)),
         ));
+        scale_by_power(x, shifted) = _mm512_castsi512_ps(_mm512_add_epi32(
+            _mm512_castps_si512(x),
+            _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted)),
+        ));
     }
 
     #[inline(always)]
@@ -121,15 +125,6 @@ macro_rules! words {
                 unsafe {
                     let second = _mm512_slli_epi32::<16>(_mm512_castps_si512(second));
                     _mm512_mask_blend_epi16(0xAAAA_AAAA, _mm512_castps_si512(first), second)
-                }
-            }
-
-            #[inline(always)]
-            fn scale_by_power(self, x: __m512, shifted: __m512) -> __m512 {
-                // SAFETY: a token exists only where its instructions do.
-                unsafe {
-                    let exponents = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
-                    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponents))
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::arch::{asm, is_aarch64_feature_detected};
 
 use super::feature_token;
 use super::neon::{self, Neon};
+use crate::kernels::bf16_product::InFloats;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
 use crate::kernels::tile::tiles;
@@ -73,6 +74,7 @@ impl DotProd {
 unsafe impl ByteProduct for DotProd {
     type Simd = Neon;
     type Words = Neon;
+    type Bf16 = InFloats<Neon>;
     type Sums = int32x4_t;
     const ROWS: RowLayout = RowLayout { group: 4 * QUAD, together: 1, signed: true };
     const MAY_SATURATE: bool = false;
@@ -90,6 +92,11 @@ unsafe impl ByteProduct for DotProd {
     #[inline(always)]
     fn words(self) -> Neon {
         self.0
+    }
+
+    #[inline(always)]
+    fn bf16(self) -> InFloats<Neon> {
+        InFloats(self.0)
     }
 
     /// `[groups][4][width][4 inputs]`.

@@ -30,6 +30,7 @@ mod smmla_model;
 #[cfg(test)]
 mod tiles_model;
 
+use super::bf16_product::{self, Bf16Kernel, Bf16Product};
 use super::blocking::Tiling;
 use super::byte_product::{self, ByteKernel, ByteProduct};
 use super::quantized_rows::RowLayout;
@@ -112,6 +113,13 @@ macro_rules! sets {
                 }
             }
 
+            /// Runs `kernel` compiled for this set's products of bfloat16.
+            pub fn run_bf16<K: Bf16Kernel>(self, kernel: K) -> K::Output {
+                match self {
+                    $($(#[$attribute])* Self::$name(token) => bf16_product::vectorize(token.bf16(), kernel),)+
+                }
+            }
+
             /// Runs `kernel` compiled for this set's products of words.
             pub fn run_words<K: WordKernel>(self, kernel: K) -> K::Output {
                 match self {
@@ -136,6 +144,10 @@ pub(super) struct Properties {
     pub byte_tiling: Tiling,
     /// How rows of bytes lie in memory.
     pub rows: RowLayout,
+    /// Rows and columns of the tile of attention by products of bfloat16.
+    pub bf16_attention_tile: (usize, usize),
+    /// See [`Bf16Product::RATE`].
+    pub bf16_rate: f64,
     /// See [`ByteProduct::MAY_SATURATE`].
     pub may_saturate: bool,
     /// See [`ByteProduct::RATE`].
@@ -150,11 +162,14 @@ impl Properties {
     const fn of<B: ByteProduct>() -> Self {
         let lanes = B::Simd::LANES;
         let (rows, vectors) = B::Simd::ATTENTION_TILE;
+        let (bf16_rows, bf16_vectors) = B::Bf16::ATTENTION_TILE;
         Self {
             tiling: Tiling { lanes, tiles: B::Simd::TILES },
             attention_tile: (rows, vectors * lanes),
             byte_tiling: Tiling { lanes, tiles: B::TILES },
             rows: B::ROWS,
+            bf16_attention_tile: (bf16_rows, bf16_vectors * lanes),
+            bf16_rate: B::Bf16::RATE,
             may_saturate: B::MAY_SATURATE,
             byte_rate: B::RATE,
             words_and_bytes: B::Words::MULTIPLIES_BYTES,

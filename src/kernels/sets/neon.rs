@@ -4,6 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::intrinsics;
+use crate::kernels::bf16_product::InFloats;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
 use crate::kernels::simd::{self, Simd};
@@ -120,6 +121,10 @@ unsafe impl Simd for Neon {
         max(a, b) = vmaxq_f32(a, b);
         mul_add(a, b, c) = vfmaq_f32(c, a, b);
         pow2(n) = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127))));
+        scale_by_power(x, shifted) = vreinterpretq_f32_s32(vaddq_s32(
+            vreinterpretq_s32_f32(x),
+            vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted)),
+        ));
     }
 
     /// Four values of a row are one load where they lie side by side.
@@ -234,15 +239,6 @@ unsafe impl WordProduct for Neon {
             vreinterpretq_s32_s16(vuzp1q_s16(first, second))
         }
     }
-
-    #[inline(always)]
-    fn scale_by_power(self, x: float32x4_t, shifted: float32x4_t) -> float32x4_t {
-        // SAFETY: NEON is part of AArch64.
-        unsafe {
-            let exponents = vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted));
-            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), exponents))
-        }
-    }
 }
 
 /// The end of a sum over bytes that lie less 128: see [`RowLayout::signed`].
@@ -312,6 +308,7 @@ fn add_products(sums: [int32x4_t; 4], a: [int8x16_t; 4], w: int8x16_t) -> [int32
 unsafe impl ByteProduct for Neon {
     type Simd = Self;
     type Words = Self;
+    type Bf16 = InFloats<Self>;
     type Sums = int32x4_t;
     const ROWS: RowLayout = RowLayout { group: 4, together: 1, signed: true };
     const MAY_SATURATE: bool = false;
@@ -328,6 +325,11 @@ unsafe impl ByteProduct for Neon {
     #[inline(always)]
     fn words(self) -> Self {
         self
+    }
+
+    #[inline(always)]
+    fn bf16(self) -> InFloats<Self> {
+        InFloats(self)
     }
 
     /// `[groups][width / 4][2][4 outputs][2 inputs]`: half a vector has one pair of inputs of each of its outputs.

@@ -83,15 +83,6 @@ unsafe impl<S: Simd> WordProduct for Plain<S> {
         let integer = |x: f32| x.to_bits().cast_signed();
         std::array::from_fn(|lane| (integer(first[lane]) & 0xFFFF) | (integer(second[lane]) << 16))
     }
-
-    #[inline(always)]
-    fn scale_by_power(self, x: S::F, shifted: S::F) -> S::F {
-        let (x, shifted) = (self.0.lanes(x), self.0.lanes(shifted));
-        let scaled: [_; MAX_LANES] = std::array::from_fn(|lane| {
-            f32::from_bits(x[lane].to_bits().wrapping_add(shifted[lane].to_bits() << 23))
-        });
-        self.0.read(&scaled)
-    }
 }
 
 /// The pair that lies in these bytes.

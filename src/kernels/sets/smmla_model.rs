@@ -4,6 +4,7 @@
 
 use super::plain::Plain;
 use super::scalar::Scalar;
+use crate::kernels::bf16_product::InFloats;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
 use crate::kernels::tile::tiles;
@@ -36,6 +37,7 @@ fn usmmla(mut sums: [i32; 4], a: [u8; 16], w: [i8; 16]) -> [i32; 4] {
 unsafe impl ByteProduct for SmmlaModel {
     type Simd = Scalar;
     type Words = Plain<Scalar>;
+    type Bf16 = InFloats<Scalar>;
     type Sums = [i32; 4];
     const ROWS: RowLayout = RowLayout { group: 8, together: 2, signed: false };
     const MAY_SATURATE: bool = false;
@@ -49,6 +51,10 @@ unsafe impl ByteProduct for SmmlaModel {
 
     fn words(self) -> Plain<Scalar> {
         Plain(self.0)
+    }
+
+    fn bf16(self) -> InFloats<Scalar> {
+        InFloats(self.0)
     }
 
     unsafe fn accumulate<const MR: usize, const NV: usize>(

@@ -34,6 +34,10 @@ unsafe impl Simd for Sse2 {
         max(a, b) = _mm_max_ps(a, b);
         mul_add(a, b, c) = _mm_add_ps(_mm_mul_ps(a, b), c);
         pow2(n) = _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127))));
+        scale_by_power(x, shifted) = _mm_castsi128_ps(_mm_add_epi32(
+            _mm_castps_si128(x),
+            _mm_slli_epi32::<23>(_mm_castps_si128(shifted)),
+        ));
     }
 
     #[inline(always)]
@@ -101,15 +105,6 @@ unsafe impl WordProduct for Sse2 {
         unsafe {
             let low = _mm_and_si128(_mm_castps_si128(first), _mm_set1_epi32(0xFFFF));
             _mm_or_si128(low, _mm_slli_epi32::<16>(_mm_castps_si128(second)))
-        }
-    }
-
-    #[inline(always)]
-    fn scale_by_power(self, x: __m128, shifted: __m128) -> __m128 {
-        // SAFETY: SSE2 is part of x86-64.
-        unsafe {
-            let exponents = _mm_slli_epi32::<23>(_mm_castps_si128(shifted));
-            _mm_castsi128_ps(_mm_add_epi32(_mm_castps_si128(x), exponents))
         }
     }
 }

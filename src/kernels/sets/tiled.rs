@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use crate::kernels::bf16_product::InFloats;
 use crate::kernels::byte_product::ByteProduct;
 use crate::kernels::quantized_rows::RowLayout;
 use crate::kernels::simd::Simd;
@@ -114,6 +115,7 @@ unsafe fn bring_together(rows: &[*const u8; TILE_ROWS], offset: usize, groups: u
 unsafe impl<U: TileUnit> ByteProduct for Tiled<U> {
     type Simd = U::Simd;
     type Words = U::Words;
+    type Bf16 = InFloats<U::Simd>;
     type Sums = U::Sums;
     const ROWS: RowLayout = RowLayout { group: GROUP, together: 1, signed: false };
     const MAY_SATURATE: bool = false;
@@ -131,6 +133,11 @@ unsafe impl<U: TileUnit> ByteProduct for Tiled<U> {
     #[inline(always)]
     fn words(self) -> U::Words {
         self.0.words()
+    }
+
+    #[inline(always)]
+    fn bf16(self) -> InFloats<U::Simd> {
+        InFloats(self.simd())
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use super::comparison::assert_close;
 use super::plain::{Random, on_threads, signal_to_error};
 use crate::kernels::{Attention, Isa};
 
-fn expected(sizes: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+pub fn expected(sizes: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;
     let mut output = vec![0.0; batch * q_len * heads * head_dim];
     for item in 0..batch {

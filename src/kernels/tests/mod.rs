@@ -3,6 +3,7 @@
 //! `cargo test --release --lib kernels`
 
 mod attention;
+mod bf16_attention;
 mod causal_attention;
 #[allow(dead_code, reason = "the tests of networks and pictures share it")]
 #[path = "../../../tests/support/comparison.rs"]

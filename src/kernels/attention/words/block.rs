@@ -2,8 +2,8 @@
 
 use super::super::super::math;
 use super::super::super::micro_kernel;
-use super::super::super::simd::Simd;
-use super::super::super::word_product::{ROUNDING, WordProduct, accumulate, accumulate_from};
+use super::super::super::simd::{ROUNDING, Simd};
+use super::super::super::word_product::{WordProduct, accumulate, accumulate_from};
 use super::head::ONE;
 use super::panel::Panel;
 
@@ -97,8 +97,8 @@ impl Block<'_> {
         let rows = scores.chunks_exact(2 * lanes).zip(exponentials.chunks_exact_mut(2 * lanes));
         for (scores, to) in rows.take(self.len / 2) {
             for v in 0..QV {
-                let x = exponential(words, scaled(simd, &scores[v * vector..], scales[v], tops[v]));
-                let y = exponential(words, scaled(simd, &scores[lanes + v * vector..], scales[v], tops[v]));
+                let x = exponential(simd, scaled(simd, &scores[v * vector..], scales[v], tops[v]));
+                let y = exponential(simd, scaled(simd, &scores[lanes + v * vector..], scales[v], tops[v]));
                 total[v] = simd.add(total[v], simd.add(x, y));
                 let to = &mut to[2 * v * vector..][..2 * vector];
                 // SAFETY: `to` holds as many pairs as a vector.
@@ -109,7 +109,7 @@ impl Block<'_> {
             let scores = &scores[(self.len - 1) * lanes..];
             let to = &mut exponentials[(self.len - 1) * lanes..];
             for v in 0..QV {
-                let x = exponential(words, scaled(simd, &scores[v * vector..], scales[v], tops[v]));
+                let x = exponential(simd, scaled(simd, &scores[v * vector..], scales[v], tops[v]));
                 total[v] = simd.add(total[v], x);
                 let to = &mut to[2 * v * vector..][..2 * vector];
                 // SAFETY: `to` holds as many pairs as a vector.
@@ -174,21 +174,8 @@ fn pair<P: WordProduct>(words: P, x: <P::Simd as Simd>::F, y: <P::Simd as Simd>:
     words.pair(words.simd().add(x, rounding), words.simd().add(y, rounding))
 }
 
-/// `ONE * 2^x` for x in [-126, 0], or below, which counts as -126; relative error below 4e-6, a tenth of what
-/// rounding to an integer costs at least.
-///
-/// x = n + r with |r| <= 1/2 and 2^r by a polynomial of degree 4 whose relative error is least (fitted by Lawson's
-/// algorithm), 2^n through the exponent bits.
+/// `ONE * 2^x` for x in [-126, 0].
 #[inline(always)]
-fn exponential<P: WordProduct>(words: P, x: <P::Simd as Simd>::F) -> <P::Simd as Simd>::F {
-    const COEFFICIENTS: [f32; 4] = [0.055_917_863, 0.240_247_44, 0.693_121_8, 0.999_999_3];
-    let simd = words.simd();
-    let x = simd.max(x, simd.splat(-126.0));
-    let shifted = simd.add(x, simd.splat(ROUNDING));
-    let r = simd.sub(x, simd.sub(shifted, simd.splat(ROUNDING)));
-    let mut p = simd.splat(0.009_570_102 * ONE);
-    for c in COEFFICIENTS {
-        p = simd.mul_add(p, r, simd.splat(c * ONE));
-    }
-    words.scale_by_power(p, shifted)
+fn exponential<S: Simd>(simd: S, x: S::F) -> S::F {
+    math::exp2_of_few_bits(simd, x, ONE)
 }

@@ -2,7 +2,7 @@
 
 use super::super::super::simd::{Kernel, Simd};
 use super::super::super::word_product::{round_to_word, scale_of};
-use super::super::part::KEY_BLOCK;
+use super::super::part::{KEY_BLOCK, Rows};
 
 /// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
 pub const ONE: f32 = 32767.0;
@@ -74,7 +74,7 @@ pub struct Head<'a> {
     pub key_scales: &'a [f32],
     /// `[blocks][padded_dim]`.
     pub value_scales: &'a [f32],
-    /// `[padded_dim]`.
+    /// `[head_dim]`.
     pub value_means: &'a [f32],
     /// What queries are multiplied with before they are rounded, `[head_dim]`: keys have been divided by it.
     pub query_factors: &'a [f32],
@@ -85,42 +85,8 @@ impl<'a> Head<'a> {
         let (key_scales, rest) = floats.split_at(layout.blocks);
         let (value_scales, rest) = rest.split_at(layout.blocks * layout.padded_dim);
         let (value_means, query_factors) = rest.split_at(layout.padded_dim);
+        let value_means = &value_means[..layout.head_dim];
         Self { layout, keys, values, key_scales, value_scales, value_means, query_factors }
-    }
-}
-
-/// Rows of f32 of which the first values are meant.
-#[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub values: &'a [f32],
-    pub stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    pub fn row(self, row: usize, len: usize) -> &'a [f32] {
-        &self.values[row * self.stride..][..len]
-    }
-
-    /// Those from row `row` on.
-    #[inline(always)]
-    pub fn starting_at(self, row: usize) -> Self {
-        Self { values: &self.values[row * self.stride..], stride: self.stride }
-    }
-
-    /// The mean of each column over `rows` rows.
-    #[inline(always)]
-    pub fn means(self, rows: usize, to: &mut [f32]) {
-        to.fill(0.0);
-        let width = to.len();
-        for row in 0..rows {
-            for (sum, x) in to.iter_mut().zip(self.row(row, width)) {
-                *sum += x;
-            }
-        }
-        for sum in to {
-            *sum /= rows as f32;
-        }
     }
 }
 

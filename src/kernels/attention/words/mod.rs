@@ -17,9 +17,9 @@ use super::super::simd::Simd;
 use super::super::tile::TileKernel;
 use super::super::word_product::{WordKernel, WordProduct};
 use super::Attention;
-use super::part::{KEY_BLOCK, Part, Results};
+use super::part::{KEY_BLOCK, Part, Results, Rows};
 use block::Block;
-use head::{Head, Layout, Pack, Rows};
+use head::{Head, Layout, Pack};
 use panel::Panel;
 
 /// See [`Attention::apply_in_words`].
@@ -142,7 +142,7 @@ impl Task<'_> {
     #[inline(always)]
     fn attend<P: WordProduct, const MR: usize, const QV: usize>(self, words: P) {
         let Self { head, q, scale, queries, scores, exponentials, words: rounded, state, results } = self;
-        let Layout { head_dim, kv_len, depth, padded_dim, .. } = head.layout;
+        let Layout { kv_len, depth, padded_dim, .. } = head.layout;
         let lanes = QV * P::Simd::LANES;
         let panels = queries.div_ceil(lanes);
 
@@ -178,15 +178,12 @@ impl Task<'_> {
         }
 
         for p in 0..panels {
-            let mut panel = Panel::of(rounded, state, p, head.layout, lanes);
-            panel.finish(words.simd(), head.value_means);
+            let panel = Panel::of(rounded, state, p, head.layout, lanes);
             let first = p * lanes;
-            for lane in 0..lanes.min(queries - first) {
-                // SAFETY: this task has the part, and no other query's results are in use.
-                let to = unsafe { results.of_query(first + lane, head_dim) };
-                for (to, of_lanes) in to.iter_mut().zip(panel.sums.chunks_exact(lanes)) {
-                    *to = of_lanes[lane];
-                }
+            // SAFETY: this task has the part.
+            unsafe {
+                let count = lanes.min(queries - first);
+                results.finish(words.simd(), first, count, panel.sums, panel.total, head.value_means);
             }
         }
     }

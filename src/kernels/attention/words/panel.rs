@@ -4,7 +4,8 @@ use std::f32::consts::LOG2_E;
 
 use super::super::super::simd::Simd;
 use super::super::super::word_product::{scale_of, shifted};
-use super::head::{KEY_ZERO, Layout, Rows};
+use super::super::part::Rows;
+use super::head::{KEY_ZERO, Layout};
 
 /// What a panel of queries carries from block to block, all with queries in the lanes.
 pub struct Panel<'a> {
@@ -108,19 +109,6 @@ impl<'a> Panel<'a> {
             }
             let to = &mut self.queries[(layout.depth / 2 * lanes + lane) * 2..][..2];
             to.copy_from_slice(&[offset as i16, (offset >> 16) as i16]);
-        }
-    }
-
-    /// Makes the sums what the queries get: divided by the totals, and with the values' means, which they had lost.
-    #[inline(always)]
-    pub fn finish<S: Simd>(&mut self, simd: S, means: &[f32]) {
-        let lanes = self.total.len();
-        for at in (0..lanes).step_by(S::LANES) {
-            let inverse = simd.div(simd.splat(1.0), simd.read(&self.total[at..]));
-            for (sums, &mean) in self.sums.chunks_exact_mut(lanes).zip(means) {
-                let sum = simd.read(&sums[at..]);
-                simd.write(&mut sums[at..], simd.mul_add(sum, inverse, simd.splat(mean)));
-            }
         }
     }
 }

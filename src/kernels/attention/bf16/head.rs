@@ -1,0 +1,114 @@
+//! Keys and values of a head, rounded to bfloat16; what is multiplied with them is elsewhere.
+
+use half::bf16;
+
+use super::super::super::bf16_product::QUAD;
+use super::super::super::simd::{Kernel, Simd};
+use super::super::part::{KEY_BLOCK, Rows};
+
+/// Quads of a block's keys.
+pub const BLOCK_QUADS: usize = KEY_BLOCK / QUAD;
+const _: () = assert!(KEY_BLOCK.is_multiple_of(QUAD));
+
+/// How keys and values of a head lie in memory.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub head_dim: usize,
+    pub kv_len: usize,
+    /// `head_dim` in quads.
+    pub quads: usize,
+    /// `head_dim` in whole tiles.
+    pub padded_dim: usize,
+    /// `kv_len` in whole tiles.
+    padded_len: usize,
+}
+
+impl Layout {
+    pub fn new(head_dim: usize, kv_len: usize, tile_height: usize) -> Self {
+        Self {
+            head_dim,
+            kv_len,
+            quads: head_dim.div_ceil(QUAD),
+            padded_dim: head_dim.next_multiple_of(tile_height),
+            padded_len: kv_len.next_multiple_of(tile_height),
+        }
+    }
+
+    pub fn keys_len(self) -> usize {
+        self.padded_len * self.quads * QUAD
+    }
+
+    pub fn values_len(self) -> usize {
+        self.kv_len.div_ceil(KEY_BLOCK) * KEY_BLOCK * self.padded_dim
+    }
+
+    /// f32 beside the rounded numbers: see [`Head`].
+    pub fn floats_len(self) -> usize {
+        self.head_dim + 1
+    }
+}
+
+/// Keys and values of one head, both without their mean over all tokens.
+pub struct Head<'a> {
+    pub layout: Layout,
+    /// `[pairs of keys][quads of channels][2]` quads; tiles that reach further than the keys repeat the last.
+    pub keys: &'a [bf16],
+    /// `[blocks][pairs of channels][BLOCK_QUADS][2]` quads of tokens, zeros where there is none.
+    pub values: &'a [bf16],
+    /// `[head_dim]`.
+    pub value_means: &'a [f32],
+    /// Zero, or NaN if a key has NaN or infinity.
+    pub poison: f32,
+}
+
+impl<'a> Head<'a> {
+    pub fn split(layout: Layout, keys: &'a [bf16], values: &'a [bf16], floats: &'a [f32]) -> Self {
+        let (value_means, poison) = floats.split_at(layout.head_dim);
+        Self { layout, keys, values, value_means, poison: poison[0] }
+    }
+}
+
+/// Where number `at` of row `row` lies, in pairs of rows of `quads` quads.
+#[inline(always)]
+fn place(row: usize, at: usize, quads: usize) -> usize {
+    ((row / 2 * quads + at / QUAD) * 2 + row % 2) * QUAD + at % QUAD
+}
+
+/// Rounds keys and values of one head.
+pub struct Pack<'a> {
+    pub layout: Layout,
+    pub k: Rows<'a>,
+    pub v: Rows<'a>,
+    /// As in [`Head`], all zero.
+    pub keys: &'a mut [bf16],
+    pub values: &'a mut [bf16],
+    pub floats: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Self { layout, k, v, keys, values, floats } = self;
+        let Layout { head_dim, kv_len, quads, padded_dim, padded_len } = layout;
+        let (value_means, poison) = floats.split_at_mut(head_dim);
+        v.means(kv_len, value_means);
+        let mut key_means = vec![0.0; head_dim];
+        k.means(kv_len, &mut key_means);
+        poison[0] = key_means.iter().map(|mean| 0.0 * mean).sum();
+
+        for row in 0..padded_len {
+            let key = k.row(row.min(kv_len - 1), head_dim);
+            for (channel, (x, mean)) in key.iter().zip(&key_means).enumerate() {
+                keys[place(row, channel, quads)] = bf16::from_f32(x - mean);
+            }
+        }
+        for token in 0..kv_len {
+            let block = &mut values[token / KEY_BLOCK * KEY_BLOCK * padded_dim..];
+            for (channel, (x, mean)) in v.row(token, head_dim).iter().zip(&*value_means).enumerate() {
+                block[place(channel, token % KEY_BLOCK, BLOCK_QUADS)] = bf16::from_f32(x - mean);
+            }
+        }
+    }
+}
