@@ -17,8 +17,6 @@ unsafe impl Number for i32 {}
 unsafe impl Number for i16 {}
 // SAFETY: a plain number of 2 bytes.
 unsafe impl Number for u16 {}
-// SAFETY: a plain number of 2 bytes.
-unsafe impl Number for half::bf16 {}
 // SAFETY: a plain number of 1 byte.
 unsafe impl Number for i8 {}
 // SAFETY: a plain number of 1 byte.

@@ -42,7 +42,7 @@ mod token;
 mod winograd;
 mod word_product;
 
-pub use attention::Attention;
+pub use attention::{Attention, Products};
 pub use blocking::Shape;
 pub use epilogue::Epilogue;
 pub use gather::{Conv2d, Gather, Padding};

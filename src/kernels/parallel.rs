@@ -99,13 +99,12 @@ pub(super) fn for_each_index(count: usize, work: impl Fn(usize) + Send + Sync) {
 pub(super) struct Scratch {
     pub floats: AlignedBuf<f32>,
     pub words: AlignedBuf<i16>,
-    pub bf16: AlignedBuf<half::bf16>,
     pub bytes: AlignedBuf<i8>,
     pub indices: Vec<u32>,
 }
 
 /// Lends the thread's scratch with at least `floats` f32 and `indices` u32, of unspecified contents; who needs
-/// others reserves them.
+/// words or bytes reserves them.
 ///
 /// # Panics
 /// If used within itself: `work` must not lend again, nor wait for other rayon work.
@@ -114,7 +113,6 @@ pub(super) fn with_scratch<R>(floats: usize, indices: usize, work: impl FnOnce(&
         static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
             floats: AlignedBuf::zeros(0),
             words: AlignedBuf::zeros(0),
-            bf16: AlignedBuf::zeros(0),
             bytes: AlignedBuf::zeros(0),
             indices: Vec::new(),
         });

@@ -4,10 +4,10 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::meter::{self, Kind};
-use super::{Backend, Params, host};
+use super::{Params, host};
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda;
-use crate::kernels::{self, Isa};
+use crate::kernels::{self, Isa, Products};
 
 /// Bytes of scores that candle's operations have at once.
 const SCORES: usize = 256 << 20;
@@ -18,59 +18,25 @@ pub struct Attention {
     /// Whether no row sees a later one.
     causal: bool,
     kernels: Option<Isa>,
-    products: Products,
-}
-
-/// What queries, keys and values are as they are multiplied by kernels.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Products {
-    Floats,
-    Bf16,
-    Words,
-    /// Words, but for queries and keys from the same rows.
-    WordsAndBytes,
-}
-
-impl Products {
-    fn of(backend: &Backend, beside_int8: bool) -> Self {
-        if backend.words && backend.multiplies_words() {
-            Self::Words
-        } else if !(backend.int8 && beside_int8) {
-            Self::Floats
-        } else if backend.multiplies_words() {
-            Self::WordsAndBytes
-        } else if backend.kernels.is_some_and(Isa::multiplies_bf16_fast) {
-            Self::Bf16
-        } else {
-            Self::Floats
-        }
-    }
-
-    /// How many of them take the time of one in f32, at the most.
-    fn rate(self, isa: Isa, kind: Kind) -> f64 {
-        match self {
-            Self::Floats => 1.0,
-            Self::Bf16 => isa.bf16_rate(),
-            // Half of the products are of bytes, which take half the time.
-            Self::WordsAndBytes if kind == Kind::SelfAttention && isa.multiplies_words_and_bytes() => {
-                isa.word_rate() * 4.0 / 3.0
-            }
-            Self::Words | Self::WordsAndBytes => isa.word_rate(),
-        }
-    }
+    /// Of rows to themselves, and to others.
+    products: [Products; 2],
 }
 
 impl Attention {
     /// Between layers that take bytes, `beside_int8`, products of 16 bits lose nothing that counts.
     pub fn new(params: &Params, heads: usize, beside_int8: bool) -> Self {
         let backend = params.backend();
-        let products = Products::of(backend, beside_int8);
+        let products = match backend.kernels {
+            Some(_) if backend.words && backend.multiplies_words() => [Products::Words; 2],
+            Some(isa) if backend.int8 && beside_int8 => in_16_bits(isa),
+            _ => [Products::Floats; 2],
+        };
         Self { heads, causal: false, kernels: backend.kernels, products }
     }
 
     /// The same in which no row sees a later one, of few rows to themselves.
     pub fn causal(params: &Params, heads: usize) -> Self {
-        Self { causal: true, products: Products::Floats, ..Self::new(params, heads, false) }
+        Self { causal: true, products: [Products::Floats; 2], ..Self::new(params, heads, false) }
     }
 
     /// `softmax(q k^T / sqrt(d)) v` for each head (Vaswani et al. 2017), all three from the same rows.
@@ -89,9 +55,10 @@ impl Attention {
     fn run(&self, kind: Kind, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         let (batch, rows, channels) = query.dims3()?;
         let macs = 2 * batch * rows * key.dim(1)? * channels;
-        let gain = self.kernels.map_or(1.0, |isa| self.products.rate(isa, kind));
+        let products = self.products[usize::from(kind == Kind::CrossAttention)];
+        let gain = self.kernels.map_or(1.0, |isa| products.rate(isa));
         meter::record(kind, macs, gain, || match self.kernels {
-            Some(isa) => self.by_kernels(isa, kind, query, key, value),
+            Some(isa) => self.by_kernels(isa, products, query, key, value),
             None if self.causal => causal_by_candle(query, key, value, self.heads),
             #[cfg(feature = "cuda")]
             None if query.device().is_cuda() => cuda::attention(query, key, value, self.heads),
@@ -102,7 +69,7 @@ impl Attention {
     fn by_kernels(
         &self,
         isa: Isa,
-        kind: Kind,
+        products: Products,
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
@@ -120,23 +87,27 @@ impl Attention {
                         ..dense
                     };
                     let output = kernels::collect(batch * q_len * channels, |output| {
-                        let (q, k, v) = (q.data, k.data, v.data);
-                        anyhow::Ok(match self.products {
-                            Products::Floats if self.causal => attention.apply_causal(isa, q, k, v, output),
-                            Products::Floats => attention.apply(isa, q, k, v, output),
-                            Products::Bf16 => attention.apply_in_bf16(isa, q, k, v, output),
-                            Products::WordsAndBytes if kind == Kind::SelfAttention => {
-                                attention.apply_in_words_and_bytes(isa, q, k, v, output)
-                            }
-                            Products::Words | Products::WordsAndBytes => {
-                                attention.apply_in_words(isa, q, k, v, output)
-                            }
+                        let rows = [q.data, k.data, v.data];
+                        anyhow::Ok(match self.causal {
+                            true => attention.apply_causal(isa, rows, output),
+                            false => attention.apply(isa, products, rows, output),
                         })
                     })?;
                     Ok(Tensor::from_vec(output, (batch, q_len, channels), &Device::Cpu)?)
                 })
             })
         })
+    }
+}
+
+/// What the products of 16 bits that are fastest take, to rows themselves and to others; floats where none are faster.
+fn in_16_bits(isa: Isa) -> [Products; 2] {
+    if isa.multiplies_words_fast() {
+        [Products::WordsAndBytes, Products::Words]
+    } else if isa.multiplies_bf16_fast() {
+        [Products::Bf16; 2]
+    } else {
+        [Products::Floats; 2]
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use pochade::kernels::{
     Attention, Conv2d, Epilogue, GROUP, Gather, GroupNorm, Grouped, Isa, LayerNorm, PackedF32, PackedI8,
-    Padding, QuantizedRows, Winograd, WinogradWords, quantize_rows,
+    Padding, Products, QuantizedRows, Winograd, WinogradWords, quantize_rows,
 };
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, QuantParams};
 use rten_tensor::prelude::*;
@@ -222,10 +222,10 @@ fn attention() {
         let (mut output, mut from_words) = (vec![0.0; q.len()], vec![0.0; q.len()]);
         let [ours, words, yard] = medians([
             &mut || {
-                sizes.apply(isa, &q, &k, &v, &mut output);
+                sizes.apply(isa, Products::Floats, [&q, &k, &v], &mut output);
             },
             &mut || {
-                sizes.apply_in_words(isa, &q, &k, &v, &mut from_words);
+                sizes.apply(isa, Products::Words, [&q, &k, &v], &mut from_words);
             },
             &mut || yardstick.run(),
         ]);

@@ -17,9 +17,7 @@ impl Attention {
     pub fn apply_causal<'a>(
         &self,
         isa: Isa,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        [q, k, v]: [&[f32]; 3],
         output: impl Into<Output<'a>>,
     ) -> Written<'a> {
         let output = output.into();

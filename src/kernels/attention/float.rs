@@ -10,15 +10,8 @@ use super::super::tile::TileKernel;
 use super::Attention;
 use super::part::{KEY_BLOCK, Results};
 
-/// See [`Attention::apply`].
-pub fn apply<'a>(
-    sizes: &Attention,
-    isa: Isa,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    output: Output<'a>,
-) -> Written<'a> {
+/// See [`super::Products::Floats`].
+pub fn apply<'a>(sizes: &Attention, isa: Isa, [q, k, v]: [&[f32]; 3], output: Output<'a>) -> Written<'a> {
     let Attention { head_dim, q_len, kv_len, .. } = *sizes;
     let (height, lanes) = isa.properties().attention_tile;
     let padded_dim = head_dim.next_multiple_of(height);

@@ -8,11 +8,41 @@
 mod bf16;
 mod causal;
 mod float;
+mod heads;
 mod part;
 mod words;
 
 use super::isa::Isa;
 use super::output::{Output, Written};
+
+/// What queries, keys, values and exponentials are as they are multiplied. NaN and infinity come out as NaN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Products {
+    /// As they are. The exponential's relative error is below 3e-7 (see `math::exp2`).
+    Floats,
+    /// bfloat16: 8 bits, of whatever size. A fourth of the time where [`Isa::multiplies_bf16_fast`]; results are 50 dB
+    /// above the error, 45 dB if attention is peaked, and 36 dB where it is one-hot.
+    Bf16,
+    /// 16-bit integers (`words` says how). Half of the time where [`Isa::multiplies_words_fast`]; results are 60 dB
+    /// above the error, flat attention or peaked, and 55 dB where it is one-hot.
+    Words,
+    /// The same with bytes for queries and keys, in five sixths of the time, where [`Isa::multiplies_words_and_bytes`].
+    /// Results are then 53 dB above the error, 40 dB if attention is peaked.
+    WordsAndBytes,
+}
+
+impl Products {
+    /// How many of them take the time of one of f32, at the most.
+    pub fn rate(self, isa: Isa) -> f64 {
+        match self {
+            Self::Floats => 1.0,
+            Self::Bf16 => isa.bf16_rate(),
+            // Half of the products are of bytes, which take half the time.
+            Self::WordsAndBytes if isa.multiplies_words_and_bytes() => isa.word_rate() * 4.0 / 3.0,
+            Self::Words | Self::WordsAndBytes => isa.word_rate(),
+        }
+    }
+}
 
 /// Sizes of a multi-head attention.
 ///
@@ -53,80 +83,27 @@ impl Attention {
 
     /// `softmax(q k^T * scale) v` for each head, into `output` `[batch, q_len, heads * head_dim]`.
     ///
-    /// The exponential's relative error is below 3e-7 (see `math::exp2`). Sums are in an order that depends
-    /// only on the sizes and the instruction set.
+    /// Sums are in an order that depends only on the sizes and the instruction set.
     ///
     /// # Panics
     /// If a size is zero, a stride is smaller than its rows, or a slice is too short.
     pub fn apply<'a>(
         &self,
         isa: Isa,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        products: Products,
+        [q, k, v]: [&[f32]; 3],
         output: impl Into<Output<'a>>,
     ) -> Written<'a> {
         let output = output.into();
         self.check(q, k, v, &output);
-        float::apply(self, isa, q, k, v, output)
-    }
-
-    /// The same by products of 16-bit integers, in about half the time where [`Isa::multiplies_words_fast`].
-    ///
-    /// Queries, keys, values and exponentials are rounded (`words` says how). Results are 60 dB above the error, flat
-    /// attention or peaked, and 55 dB where it is one-hot. NaN and infinity come out as NaN.
-    ///
-    /// # Panics
-    /// As [`Attention::apply`].
-    pub fn apply_in_words<'a>(
-        &self,
-        isa: Isa,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        output: impl Into<Output<'a>>,
-    ) -> Written<'a> {
-        let output = output.into();
-        self.check(q, k, v, &output);
-        words::apply(self, isa, false, q, k, v, output)
-    }
-
-    /// The same with queries and keys rounded to bytes, in five sixths of the time, where the instruction set multiplies
-    /// them as it does words (`vpdpbusd`). Results are then 53 dB above the error, 40 dB if attention is peaked.
-    ///
-    /// # Panics
-    /// As [`Attention::apply`].
-    pub fn apply_in_words_and_bytes<'a>(
-        &self,
-        isa: Isa,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        output: impl Into<Output<'a>>,
-    ) -> Written<'a> {
-        let output = output.into();
-        self.check(q, k, v, &output);
-        words::apply(self, isa, isa.multiplies_words_and_bytes(), q, k, v, output)
-    }
-
-    /// The same by products of bfloat16, in a fourth of the time where [`Isa::multiplies_bf16_fast`].
-    ///
-    /// Queries, keys, values and exponentials are rounded to 8 bits, of whatever size they are. Results are 50 dB above the
-    /// error, 45 dB if attention is peaked, and 36 dB where it is one-hot. NaN and infinity come out as NaN.
-    ///
-    /// # Panics
-    /// As [`Attention::apply`].
-    pub fn apply_in_bf16<'a>(
-        &self,
-        isa: Isa,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        output: impl Into<Output<'a>>,
-    ) -> Written<'a> {
-        let output = output.into();
-        self.check(q, k, v, &output);
-        bf16::apply(self, isa, q, k, v, output)
+        match products {
+            Products::Floats => float::apply(self, isa, [q, k, v], output),
+            Products::Bf16 => bf16::apply(self, isa, [q, k, v], output),
+            Products::Words => words::apply(self, isa, false, [q, k, v], output),
+            Products::WordsAndBytes => {
+                words::apply(self, isa, isa.multiplies_words_and_bytes(), [q, k, v], output)
+            }
+        }
     }
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], output: &Output<'_>) {

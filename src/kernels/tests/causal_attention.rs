@@ -57,7 +57,7 @@ fn no_token_sees_a_later_one() {
             let expected = expected(&sizes, q, k, v);
             for &isa in Isa::available() {
                 let mut output = vec![f32::NAN; expected.len()];
-                sizes.apply_causal(isa, q, k, v, &mut output);
+                sizes.apply_causal(isa, [q, k, v], &mut output);
                 let allowed = if factor == 1.0 { 2e-6 } else { 2e-4 };
                 assert_close(&output, &expected, allowed, format_args!("{isa} {sizes:?} x {factor}"));
             }
@@ -73,7 +73,7 @@ fn a_later_key_however_large_changes_nothing() {
     k[16..].fill(1e30);
     for &isa in Isa::available() {
         let mut output = vec![f32::NAN; 24];
-        sizes.apply_causal(isa, &q, &k, &v, &mut output);
+        sizes.apply_causal(isa, [&q, &k, &v], &mut output);
         assert_eq!(output[..8], v[..8], "{isa}");
         assert!(output[8..16].iter().zip(&v[4..]).all(|(y, x)| (y - x).abs() < 1e-5), "{isa} {output:?}");
         assert_eq!(output[16..], v[16..], "{isa}");
@@ -87,7 +87,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let [q, k, v] = std::array::from_fn(|_| random.floats(2 * 77 * 120));
     let run = || {
         let mut output = vec![f32::NAN; q.len()];
-        sizes.apply_causal(Isa::best(), &q, &k, &v, &mut output);
+        sizes.apply_causal(Isa::best(), [&q, &k, &v], &mut output);
         output
     };
     assert_eq!(on_threads(1, run), on_threads(2, run));

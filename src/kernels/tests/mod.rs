@@ -3,7 +3,6 @@
 //! `cargo test --release --lib kernels`
 
 mod attention;
-mod bf16_attention;
 mod causal_attention;
 #[allow(dead_code, reason = "the tests of networks and pictures share it")]
 #[path = "../../../tests/support/comparison.rs"]
@@ -11,6 +10,7 @@ mod comparison;
 mod integer_products;
 mod plain;
 mod products;
+mod rounded_attention;
 mod rows;
 mod winograd;
 mod word_products;

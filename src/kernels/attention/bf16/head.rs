@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::super::super::bf16_product::QUAD;
 use super::super::super::simd::{Kernel, Simd};
-use super::super::part::{KEY_BLOCK, Rows};
+use super::super::heads::Pack;
+use super::super::part::KEY_BLOCK;
 
 /// Quads of a block's keys.
 pub const BLOCK_QUADS: usize = KEY_BLOCK / QUAD;
@@ -20,7 +21,7 @@ pub struct Layout {
     /// `head_dim` in whole tiles.
     pub padded_dim: usize,
     /// `kv_len` in whole tiles.
-    padded_len: usize,
+    pub padded_len: usize,
 }
 
 impl Layout {
@@ -33,28 +34,14 @@ impl Layout {
             padded_len: kv_len.next_multiple_of(tile_height),
         }
     }
-
-    pub fn keys_len(self) -> usize {
-        self.padded_len * self.quads * QUAD
-    }
-
-    pub fn values_len(self) -> usize {
-        self.kv_len.div_ceil(KEY_BLOCK) * KEY_BLOCK * self.padded_dim
-    }
-
-    /// f32 beside the rounded numbers: see [`Head`].
-    pub fn floats_len(self) -> usize {
-        self.head_dim + 1
-    }
 }
 
 /// Keys and values of one head, both without their mean over all tokens.
 pub struct Head<'a> {
-    pub layout: Layout,
     /// `[pairs of keys][quads of channels][2]` quads; tiles that reach further than the keys repeat the last.
-    pub keys: &'a [bf16],
+    pub keys: &'a [i16],
     /// `[blocks][pairs of channels][BLOCK_QUADS][2]` quads of tokens, zeros where there is none.
-    pub values: &'a [bf16],
+    pub values: &'a [i16],
     /// `[head_dim]`.
     pub value_means: &'a [f32],
     /// Zero, or NaN if a key has NaN or infinity.
@@ -62,10 +49,21 @@ pub struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    pub fn split(layout: Layout, keys: &'a [bf16], values: &'a [bf16], floats: &'a [f32]) -> Self {
-        let (value_means, poison) = floats.split_at(layout.head_dim);
-        Self { layout, keys, values, value_means, poison: poison[0] }
+    /// f32 beside the rounded numbers.
+    pub fn floats_len(layout: Layout) -> usize {
+        layout.head_dim + 1
     }
+
+    pub fn split(layout: Layout, keys: &'a [i16], values: &'a [i16], floats: &'a [f32]) -> Self {
+        let (value_means, poison) = floats.split_at(layout.head_dim);
+        Self { keys, values, value_means, poison: poison[0] }
+    }
+}
+
+/// The bits of the nearest bfloat16.
+#[inline(always)]
+pub fn round(x: f32) -> i16 {
+    bf16::from_f32(x).to_bits().cast_signed()
 }
 
 /// Where number `at` of row `row` lies, in pairs of rows of `quads` quads.
@@ -74,23 +72,12 @@ fn place(row: usize, at: usize, quads: usize) -> usize {
     ((row / 2 * quads + at / QUAD) * 2 + row % 2) * QUAD + at % QUAD
 }
 
-/// Rounds keys and values of one head.
-pub struct Pack<'a> {
-    pub layout: Layout,
-    pub k: Rows<'a>,
-    pub v: Rows<'a>,
-    /// As in [`Head`], all zero.
-    pub keys: &'a mut [bf16],
-    pub values: &'a mut [bf16],
-    pub floats: &'a mut [f32],
-}
-
-impl Kernel for Pack<'_> {
+impl Kernel for Pack<'_, Layout> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { layout, k, v, keys, values, floats } = self;
+        let Self { format: layout, k, v, keys, values, floats, .. } = self;
         let Layout { head_dim, kv_len, quads, padded_dim, padded_len } = layout;
         let (value_means, poison) = floats.split_at_mut(head_dim);
         v.means(kv_len, value_means);
@@ -101,13 +88,13 @@ impl Kernel for Pack<'_> {
         for row in 0..padded_len {
             let key = k.row(row.min(kv_len - 1), head_dim);
             for (channel, (x, mean)) in key.iter().zip(&key_means).enumerate() {
-                keys[place(row, channel, quads)] = bf16::from_f32(x - mean);
+                keys[place(row, channel, quads)] = round(x - mean);
             }
         }
         for token in 0..kv_len {
             let block = &mut values[token / KEY_BLOCK * KEY_BLOCK * padded_dim..];
             for (channel, (x, mean)) in v.row(token, head_dim).iter().zip(&*value_means).enumerate() {
-                block[place(channel, token % KEY_BLOCK, BLOCK_QUADS)] = bf16::from_f32(x - mean);
+                block[place(channel, token % KEY_BLOCK, BLOCK_QUADS)] = round(x - mean);
             }
         }
     }

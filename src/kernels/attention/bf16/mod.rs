@@ -6,118 +6,51 @@
 mod head;
 mod panel;
 
-use half::bf16;
-
-use super::super::aligned::AlignedBuf;
 use super::super::bf16_product::{Bf16Kernel, Bf16Product, QUAD};
 use super::super::isa::Isa;
 use super::super::output::{Output, Written};
-use super::super::parallel::{Disjoint, for_each_index, with_scratch};
 use super::super::simd::Simd;
 use super::super::tile::TileKernel;
 use super::Attention;
-use super::part::{KEY_BLOCK, Part, Results, Rows};
-use head::{Head, Layout, Pack};
+use super::heads::{self, Format, Task};
+use super::part::KEY_BLOCK;
+use head::{Head, Layout};
 use panel::{Block, Panel};
 
-/// See [`Attention::apply_in_bf16`].
-pub fn apply<'a>(
-    sizes: &Attention,
-    isa: Isa,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    output: Output<'a>,
-) -> Written<'a> {
-    let Attention { batch, heads, head_dim, q_len, kv_len, .. } = *sizes;
-    let (height, lanes) = isa.properties().bf16_attention_tile;
-    let layout = Layout::new(head_dim, kv_len, height);
-    let (keys_len, values_len, floats_len) = (layout.keys_len(), layout.values_len(), layout.floats_len());
-    let count = batch * heads;
-    let mut keys = AlignedBuf::<bf16>::zeros(count * keys_len);
-    let mut values = AlignedBuf::<bf16>::zeros(count * values_len);
-    let mut floats = vec![0.0; count * floats_len];
-    {
-        let keys = Disjoint::new(keys.as_mut_slice());
-        let values = Disjoint::new(values.as_mut_slice());
-        let floats = Disjoint::new(&mut floats);
-        for_each_index(count, |index| {
-            let (item, column) = (index / heads, index % heads * head_dim);
-            // SAFETY: each head is packed once, into parts of its own.
-            let (keys, values, floats) = unsafe {
-                (
-                    keys.part(index * keys_len..(index + 1) * keys_len),
-                    values.part(index * values_len..(index + 1) * values_len),
-                    floats.part(index * floats_len..(index + 1) * floats_len),
-                )
-            };
-            isa.run(Pack {
-                layout,
-                k: Rows { values: &k[item * kv_len * sizes.k_stride + column..], stride: sizes.k_stride },
-                v: Rows { values: &v[item * kv_len * sizes.v_stride + column..], stride: sizes.v_stride },
-                keys,
-                values,
-                floats,
-            });
-        });
+/// See [`super::Products::Bf16`].
+pub fn apply<'a>(sizes: &Attention, isa: Isa, rows: [&[f32]; 3], output: Output<'a>) -> Written<'a> {
+    let tile = isa.properties().bf16_attention_tile;
+    let layout = Layout::new(sizes.head_dim, sizes.kv_len, tile.0);
+    heads::apply(sizes, isa, layout, tile, rows, output)
+}
+
+impl Format for Layout {
+    fn keys_len(self) -> usize {
+        self.padded_len * self.quads * QUAD
     }
 
-    let scores_len = KEY_BLOCK.next_multiple_of(height) * lanes;
-    let (rounded_len, state_len) = (Panel::rounded_len(layout, lanes), Panel::floats_len(layout, lanes));
-    let output = output.into_disjoint();
-    let panel_bytes = rounded_len * size_of::<bf16>() + state_len * size_of::<f32>();
-    sizes.for_each_part(lanes, panel_bytes, |part| {
-        let Part { item, head, first, queries, panels } = part;
-        let index = item * heads + head;
-        with_scratch(panels * state_len + scores_len, 0, |scratch| {
-            let exponentials_len = KEY_BLOCK * lanes;
-            scratch.bf16.reserve_len(panels * rounded_len + exponentials_len);
-            let (scores, state) = scratch.floats.as_mut_slice().split_at_mut(scores_len);
-            let (exponentials, rounded) = scratch.bf16.as_mut_slice().split_at_mut(exponentials_len);
-            isa.run_bf16(Task {
-                head: Head::split(
-                    layout,
-                    &keys.as_slice()[index * keys_len..][..keys_len],
-                    &values.as_slice()[index * values_len..][..values_len],
-                    &floats[index * floats_len..][..floats_len],
-                ),
-                q: Rows {
-                    values: &q[(item * q_len + first) * sizes.q_stride + head * head_dim..],
-                    stride: sizes.q_stride,
-                },
-                scale: sizes.scale,
-                queries,
-                scores,
-                exponentials,
-                rounded: &mut rounded[..panels * rounded_len],
-                state: &mut state[..panels * state_len],
-                results: Results::of(sizes, part, &output),
-            });
-        });
-    });
-    // SAFETY: parts cover all queries of all heads, whose values lie side by side.
-    unsafe { Written::all_of(output) }
+    fn values_len(self) -> usize {
+        self.kv_len.next_multiple_of(KEY_BLOCK) * self.padded_dim
+    }
+
+    fn floats_len(self) -> usize {
+        Head::floats_len(self)
+    }
+
+    fn queries_len(self, lanes: usize) -> usize {
+        self.quads * lanes * QUAD
+    }
+
+    fn state_len(self, lanes: usize) -> usize {
+        Panel::floats_len(self, lanes)
+    }
+
+    fn attend(isa: Isa, task: Task<'_, Self>) {
+        isa.run_bf16(task);
+    }
 }
 
-/// Some queries of one head over all its keys.
-struct Task<'a> {
-    head: Head<'a>,
-    /// Of the task's queries.
-    q: Rows<'a>,
-    scale: f32,
-    queries: usize,
-    /// `[KEY_BLOCK rounded up][lanes]`.
-    scores: &'a mut [f32],
-    /// `[KEY_BLOCK / QUAD][lanes]` quads.
-    exponentials: &'a mut [bf16],
-    /// The panels' queries.
-    rounded: &'a mut [bf16],
-    /// The rest of the panels' states.
-    state: &'a mut [f32],
-    results: Results<'a>,
-}
-
-impl Bf16Kernel for Task<'_> {
+impl Bf16Kernel for Task<'_, Layout> {
     type Output = ();
 
     #[inline(always)]
@@ -126,18 +59,12 @@ impl Bf16Kernel for Task<'_> {
     }
 }
 
-impl<P: Bf16Product> TileKernel<P> for Task<'_> {
+impl<P: Bf16Product> TileKernel<P> for Task<'_, Layout> {
     #[inline(always)]
     fn run<const MR: usize, const NV: usize>(self, product: P) {
-        self.attend::<P, MR, NV>(product);
-    }
-}
-
-impl Task<'_> {
-    #[inline(always)]
-    fn attend<P: Bf16Product, const MR: usize, const NV: usize>(self, product: P) {
-        let Self { head, q, scale, queries, scores, exponentials, rounded, state, results } = self;
-        let layout = head.layout;
+        let Self { format: layout, q, scale, queries, scores, exponentials, rounded, state, results, .. } =
+            self;
+        let head = Head::split(layout, self.keys, self.values, self.floats);
         let lanes = NV * P::Simd::LANES;
         let panels = queries.div_ceil(lanes);
 

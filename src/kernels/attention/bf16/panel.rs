@@ -2,19 +2,17 @@
 
 use std::f32::consts::LOG2_E;
 
-use half::bf16;
-
 use super::super::super::bf16_product::{Bf16Product, QUAD};
 use super::super::super::math;
 use super::super::super::micro_kernel;
 use super::super::super::simd::Simd;
 use super::super::part::Rows;
-use super::head::{BLOCK_QUADS, Layout};
+use super::head::{BLOCK_QUADS, Layout, round};
 
 /// What a panel of queries carries from block to block, all with queries in the lanes.
 pub struct Panel<'a> {
     /// The rounded queries, `[quads][lanes]` quads.
-    queries: &'a mut [bf16],
+    queries: &'a mut [i16],
     /// The values summed so far, `[padded_dim][lanes]`.
     pub sums: &'a mut [f32],
     /// The greatest score so far, `[lanes]`.
@@ -26,9 +24,9 @@ pub struct Panel<'a> {
 /// A block of keys with their values, both in pairs of rows.
 pub struct Block<'a> {
     /// `len` keys in whole tiles.
-    pub keys: &'a [bf16],
+    pub keys: &'a [i16],
     /// `[padded_dim / 2][BLOCK_QUADS][2]` quads.
-    pub values: &'a [bf16],
+    pub values: &'a [i16],
     pub len: usize,
     pub layout: Layout,
 }
@@ -37,22 +35,18 @@ impl<'a> Panel<'a> {
     /// Panel `number` of all whose queries lie in `rounded` and whose states in `floats`.
     #[inline(always)]
     pub fn of(
-        rounded: &'a mut [bf16],
+        rounded: &'a mut [i16],
         floats: &'a mut [f32],
         number: usize,
         layout: Layout,
         lanes: usize,
     ) -> Self {
-        let (rounded_len, floats_len) = (Self::rounded_len(layout, lanes), Self::floats_len(layout, lanes));
+        let (rounded_len, floats_len) = (layout.quads * lanes * QUAD, Self::floats_len(layout, lanes));
         let queries = &mut rounded[number * rounded_len..][..rounded_len];
         let state = &mut floats[number * floats_len..][..floats_len];
         let (sums, rest) = state.split_at_mut(layout.padded_dim * lanes);
         let (greatest, total) = rest.split_at_mut(lanes);
         Self { queries, sums, greatest, total }
-    }
-
-    pub fn rounded_len(layout: Layout, lanes: usize) -> usize {
-        layout.quads * lanes * QUAD
     }
 
     pub fn floats_len(layout: Layout, lanes: usize) -> usize {
@@ -66,14 +60,13 @@ impl<'a> Panel<'a> {
         let scale = scale * LOG2_E;
         let lanes = self.total.len();
         self.sums.fill(0.0);
-        self.queries.fill(bf16::ZERO);
+        self.queries.fill(0);
         self.greatest.fill(f32::NEG_INFINITY);
         for lane in 0..lanes {
             let row = queries.row(lane.min(count - 1), layout.head_dim);
             self.total[lane] = poison;
             for (channel, x) in row.iter().enumerate() {
-                self.queries[(channel / QUAD * lanes + lane) * QUAD + channel % QUAD] =
-                    bf16::from_f32(x * scale);
+                self.queries[(channel / QUAD * lanes + lane) * QUAD + channel % QUAD] = round(x * scale);
                 self.total[lane] += 0.0 * x;
             }
         }
@@ -99,8 +92,9 @@ impl<'a> Panel<'a> {
         assert!(self.queries.len() == quads * lanes * QUAD);
         for (keys, to) in tiles.take(block.len.div_ceil(MR)) {
             // SAFETY: `keys` holds MR rows of `quads` quads, in pairs; the queries are as many quads of `lanes`.
-            let acc: [[_; NV]; MR] =
-                unsafe { product.accumulate(keys.as_ptr(), quads, self.queries.as_ptr(), quads) };
+            let acc: [[_; NV]; MR] = unsafe {
+                product.accumulate(keys.as_ptr().cast(), quads, self.queries.as_ptr().cast(), quads)
+            };
             for row in &acc {
                 for v in 0..NV {
                     greatest[v] = simd.max(greatest[v], row[v]);
@@ -121,7 +115,7 @@ impl<'a> Panel<'a> {
         greatest: [<P::Simd as Simd>::F; NV],
         block: &Block<'_>,
         scores: &[f32],
-        exponentials: &mut [bf16],
+        exponentials: &mut [i16],
     ) -> [<P::Simd as Simd>::F; NV] {
         let simd = product.simd();
         let (lanes, vector) = (NV * P::Simd::LANES, P::Simd::LANES);
@@ -145,7 +139,7 @@ impl<'a> Panel<'a> {
                 total[v] = simd.add(total[v], simd.add(simd.add(x[0], x[1]), simd.add(x[2], x[3])));
                 let to = &mut to[v * vector * QUAD..][..vector * QUAD];
                 // SAFETY: `to` holds as many quads as a vector has lanes.
-                unsafe { product.store_quads(to.as_mut_ptr(), x) };
+                unsafe { product.store_quads(to.as_mut_ptr().cast(), x) };
             }
         }
         if let (1.., Some((scores, to))) = (rest, quads.next()) {
@@ -158,7 +152,7 @@ impl<'a> Panel<'a> {
                 }
                 let to = &mut to[v * vector * QUAD..][..vector * QUAD];
                 // SAFETY: as above.
-                unsafe { product.store_quads(to.as_mut_ptr(), x) };
+                unsafe { product.store_quads(to.as_mut_ptr().cast(), x) };
             }
         }
         for (to, total) in self.total.chunks_exact_mut(vector).zip(total) {
@@ -173,7 +167,7 @@ impl<'a> Panel<'a> {
         &mut self,
         product: P,
         block: &Block<'_>,
-        exponentials: &[bf16],
+        exponentials: &[i16],
         decay: [<P::Simd as Simd>::F; NV],
     ) {
         let simd = product.simd();
@@ -184,8 +178,9 @@ impl<'a> Panel<'a> {
         for (values, sums) in tiles.zip(self.sums.chunks_exact_mut(MR * lanes)) {
             // SAFETY: `values` holds MR rows of as many quads as a block has, in pairs; exponentials are `quads` quads
             // of `lanes`.
-            let acc: [[_; NV]; MR] =
-                unsafe { product.accumulate(values.as_ptr(), BLOCK_QUADS, exponentials.as_ptr(), quads) };
+            let acc: [[_; NV]; MR] = unsafe {
+                product.accumulate(values.as_ptr().cast(), BLOCK_QUADS, exponentials.as_ptr().cast(), quads)
+            };
             // SAFETY: `sums` holds MR rows of `lanes`.
             let mut tile: [[_; NV]; MR] = unsafe { micro_kernel::load(simd, sums.as_ptr(), lanes) };
             for i in 0..MR {

@@ -2,6 +2,7 @@
 
 use super::super::super::simd::{Kernel, Simd};
 use super::super::super::word_product::{round_to_word, scale_of};
+use super::super::heads::Pack;
 use super::super::part::{KEY_BLOCK, Rows};
 
 /// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
@@ -48,24 +49,10 @@ impl Layout {
         let of_words = (f64::from(i32::MAX) / self.depth as f64).sqrt().floor().min(32767.0) as f32;
         if self.in_bytes { 127.0 } else { of_words }
     }
-
-    pub fn keys_len(self) -> usize {
-        self.kv_len * self.depth
-    }
-
-    pub fn values_len(self) -> usize {
-        self.kv_len.next_multiple_of(2) * self.padded_dim
-    }
-
-    /// f32 beside the words: see [`Head`].
-    pub fn floats_len(self) -> usize {
-        self.blocks + (self.blocks + 1) * self.padded_dim + self.head_dim
-    }
 }
 
 /// Keys and values of one head.
 pub struct Head<'a> {
-    pub layout: Layout,
     /// `[kv_len][depth]`.
     pub keys: &'a [i16],
     /// `[kv_len / 2][padded_dim][2]`: of two tokens side by side, zeros where there is none.
@@ -81,12 +68,18 @@ pub struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
+    /// f32 beside the words.
+    pub fn floats_len(layout: Layout) -> usize {
+        let Layout { blocks, padded_dim, head_dim, .. } = layout;
+        blocks + (blocks + 1) * padded_dim + head_dim
+    }
+
     pub fn split(layout: Layout, keys: &'a [i16], values: &'a [i16], floats: &'a [f32]) -> Self {
         let (key_scales, rest) = floats.split_at(layout.blocks);
         let (value_scales, rest) = rest.split_at(layout.blocks * layout.padded_dim);
         let (value_means, query_factors) = rest.split_at(layout.padded_dim);
         let value_means = &value_means[..layout.head_dim];
-        Self { layout, keys, values, key_scales, value_scales, value_means, query_factors }
+        Self { keys, values, key_scales, value_scales, value_means, query_factors }
     }
 }
 
@@ -96,26 +89,12 @@ pub fn magnitude(x: f32) -> u32 {
     x.to_bits() & 0x7FFF_FFFF
 }
 
-/// Rounds keys and values of one head.
-pub struct Pack<'a> {
-    pub layout: Layout,
-    /// Queries, which are not rounded here, and how many.
-    pub q: Rows<'a>,
-    pub q_len: usize,
-    pub k: Rows<'a>,
-    pub v: Rows<'a>,
-    /// As in [`Head`], all zero.
-    pub keys: &'a mut [i16],
-    pub values: &'a mut [i16],
-    pub floats: &'a mut [f32],
-}
-
-impl Kernel for Pack<'_> {
+impl Kernel for Pack<'_, Layout> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Self { layout, q, q_len, k, v, keys, values, floats } = self;
+        let Self { format: layout, q, q_len, k, v, keys, values, floats } = self;
         let Layout { head_dim, kv_len, depth, in_bytes, padded_dim, blocks } = layout;
         let (key_scales, rest) = floats.split_at_mut(blocks);
         let (value_scales, rest) = rest.split_at_mut(blocks * padded_dim);
