@@ -20,7 +20,6 @@ use crate::pipeline::{DrawError, Model, Numerics, Pipeline, Residency};
 use crate::request::{Defaults, Precision, Request, Sampler, Schedule};
 use watch::{Sample, Watch, median};
 use work::Work;
-use yardstick::Yardstick;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -76,8 +75,8 @@ impl Options {
 pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
     options.validate()?;
     progress("f32 product");
-    let mut yardstick = Yardstick::new(Isa::chosen()?)?;
-    let mut rounds = vec![yardstick.run()?];
+    let isa = Isa::chosen()?;
+    let mut rounds = vec![yardstick::run(isa)?];
 
     progress("loading");
     let mut inventing = checkpoint.tensors().time_inventing();
@@ -106,11 +105,11 @@ pub fn run(checkpoint: Checkpoint, options: &Options, progress: &mut dyn FnMut(&
             inventing = checkpoint.tensors().time_inventing().saturating_sub(inventing);
         }
         peak = memory::peak_resident();
-        rounds.push(yardstick.run()?);
+        rounds.push(yardstick::run(isa)?);
     }
 
     let work = Work::of(checkpoint, options)?;
-    let rate = |runs: &[f64]| Yardstick::GMAC / median(runs, |seconds| *seconds);
+    let rate = |runs: &[f64]| yardstick::GMAC / median(runs, |seconds| *seconds);
     let (candle, kernels): (Vec<_>, Vec<_>) =
         rounds.into_iter().map(|runs| (runs.candle, runs.kernels)).unzip();
     let f32_gmacs = rate(&candle.concat());

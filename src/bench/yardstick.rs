@@ -11,46 +11,31 @@ const SIDE: usize = 1024;
 const WARM_UP: usize = 5;
 const RUNS: usize = 25;
 
-/// Two square matrices to multiply.
-pub struct Yardstick {
-    a: Tensor,
-    b: Tensor,
-    rows: Vec<f32>,
-    packed: PackedF32,
-    output: Vec<f32>,
-}
+/// 10^9 multiply-accumulates of one product.
+pub const GMAC: f64 = (SIDE * SIDE * SIDE) as f64 / 1e9;
 
-/// Seconds of each of several products on all threads.
+/// Seconds of each of several products of two square matrices on all threads.
 pub struct Runs {
     pub candle: Vec<f64>,
     pub kernels: Vec<f64>,
 }
 
-impl Yardstick {
-    /// 10^9 multiply-accumulates of one product.
-    pub const GMAC: f64 = (SIDE * SIDE * SIDE) as f64 / 1e9;
-
-    pub fn new(isa: Isa) -> Result<Self> {
-        let matrix = || Tensor::rand(-1f32, 1.0, (SIDE, SIDE), &Device::Cpu);
-        let (a, b) = (matrix()?, matrix()?);
-        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
-        let packed = PackedF32::pack(&values(&b)?, SIDE, 1, SIDE, isa);
-        Ok(Self { rows: values(&a)?, packed, output: vec![0.0; SIDE * SIDE], a, b })
-    }
-
-    pub fn run(&mut self) -> Result<Runs> {
-        let Self { a, b, rows, packed, output } = self;
-        let candle = timed(|| {
-            a.matmul(b)?;
-            Ok(())
-        })?;
-        let gather = Gather::identity(SIDE);
-        let kernels = timed(|| {
-            packed.apply(rows, &gather, &Epilogue::default(), &mut *output);
-            Ok(())
-        })?;
-        Ok(Runs { candle, kernels })
-    }
+/// Multiplies matrices that are gone afterwards: they are no part of what a model takes.
+pub fn run(isa: Isa) -> Result<Runs> {
+    let matrix = || Tensor::rand(-1f32, 1.0, (SIDE, SIDE), &Device::Cpu);
+    let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+    let (a, b) = (matrix()?, matrix()?);
+    let candle = timed(|| {
+        a.matmul(&b)?;
+        Ok(())
+    })?;
+    let (rows, packed) = (values(&a)?, PackedF32::pack(&values(&b)?, SIDE, 1, SIDE, isa));
+    let (gather, mut output) = (Gather::identity(SIDE), vec![0.0; SIDE * SIDE]);
+    let kernels = timed(|| {
+        packed.apply(&rows, &gather, &Epilogue::default(), &mut output);
+        Ok(())
+    })?;
+    Ok(Runs { candle, kernels })
 }
 
 /// Seconds of each run of `product`, the first few of which don't count.

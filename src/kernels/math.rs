@@ -1,6 +1,6 @@
 //! Elementary functions of f32 vectors, each with its formula and error; loops over memory are elsewhere.
 
-use super::simd::{ROUNDING, Simd};
+use super::simd::Simd;
 
 /// e^x for x clamped to [-87.3, 88.3], so never zero, infinite or subnormal; relative error below 2e-7.
 ///
@@ -26,15 +26,12 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
 /// 2^n through the exponent bits. One operation shorter than [`exp`] and as accurate.
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
-    let x = simd.min(simd.max(x, simd.splat(-126.0)), simd.splat(127.4));
-    let n = simd.round(x);
-    let r = simd.sub(x, n);
+    let (r, n) = simd.split(simd.min(simd.max(x, simd.splat(-126.0)), simd.splat(127.4)));
     let mut p = simd.splat(1.535_336_2e-4);
     for c in [1.339_887_5e-3, 9.618_437e-3, 5.550_332_6e-2, 2.402_264_8e-1, 6.931_472e-1] {
         p = simd.mul_add(p, r, simd.splat(c));
     }
-    let p = simd.mul_add(p, r, simd.splat(1.0));
-    simd.mul(p, simd.pow2(n))
+    simd.scale_by_power(simd.mul_add(p, r, simd.splat(1.0)), n)
 }
 
 /// one * 2^x for x in [-126, 0], or below, which counts as -126; relative error below 4e-6, for results that are rounded
@@ -45,14 +42,12 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
 #[inline(always)]
 pub(super) fn exp2_of_few_bits<S: Simd>(simd: S, x: S::F, one: f32) -> S::F {
     const COEFFICIENTS: [f32; 4] = [0.055_917_863, 0.240_247_44, 0.693_121_8, 0.999_999_3];
-    let x = simd.max(x, simd.splat(-126.0));
-    let shifted = simd.add(x, simd.splat(ROUNDING));
-    let r = simd.sub(x, simd.sub(shifted, simd.splat(ROUNDING)));
+    let (r, n) = simd.split(x);
     let mut p = simd.splat(0.009_570_102 * one);
     for c in COEFFICIENTS {
         p = simd.mul_add(p, r, simd.splat(c * one));
     }
-    simd.scale_by_power(p, shifted)
+    simd.scale_by_power(p, n)
 }
 
 /// x * sigmoid(x) = x / (1 + e^-x); relative error below 5e-7 where the result exceeds 1e-30 in magnitude.

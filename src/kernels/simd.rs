@@ -48,8 +48,8 @@ pub(super) unsafe trait Simd: Token {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// 2^n for integral n in [-126, 127].
     fn pow2(self, n: Self::F) -> Self::F;
-    /// x * 2^n, where `shifted` is n + [`ROUNDING`]; x and the result must be normal.
-    fn scale_by_power(self, x: Self::F, shifted: Self::F) -> Self::F;
+    /// x * 2^n, with n in the form that [`Self::split`] gives it; x and the result must be normal.
+    fn scale_by_power(self, x: Self::F, n: Self::F) -> Self::F;
     /// Writes `LANES` bytes: each lane rounded to nearest, ties to even; lanes must lie in [0, 255].
     ///
     /// # Safety
@@ -86,6 +86,16 @@ pub(super) unsafe trait Simd: Token {
     fn round(self, x: Self::F) -> Self::F {
         let rounding = self.splat(ROUNDING);
         self.sub(self.add(x, rounding), rounding)
+    }
+
+    /// r and n, whose sum is x and of which n is the nearest integer, here with [`ROUNDING`] added to it. x below -126
+    /// may count as -126.
+    #[inline(always)]
+    fn split(self, x: Self::F) -> (Self::F, Self::F) {
+        let rounding = self.splat(ROUNDING);
+        let x = self.max(x, self.splat(-126.0));
+        let n = self.add(x, rounding);
+        (self.sub(x, self.sub(n, rounding)), n)
     }
 
     /// The first `LANES` values of `from`; panics if there are fewer.

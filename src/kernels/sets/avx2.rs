@@ -42,9 +42,9 @@ unsafe impl Simd for Avx2 {
         pow2(n) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(
             _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)),
         ));
-        scale_by_power(x, shifted) = _mm256_castsi256_ps(_mm256_add_epi32(
+        scale_by_power(x, n) = _mm256_castsi256_ps(_mm256_add_epi32(
             _mm256_castps_si256(x),
-            _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)),
+            _mm256_slli_epi32::<23>(_mm256_castps_si256(n)),
         ));
     }
 

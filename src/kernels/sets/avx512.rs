@@ -42,10 +42,15 @@ unsafe impl Simd for Avx512 {
         pow2(n) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(
             _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)),
         ));
-        scale_by_power(x, shifted) = _mm512_castsi512_ps(_mm512_add_epi32(
-            _mm512_castps_si512(x),
-            _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted)),
-        ));
+        scale_by_power(x, n) = _mm512_scalef_ps(x, n);
+    }
+
+    /// n as it is, which is `vscalefps`'s form.
+    #[inline(always)]
+    fn split(self, x: Self::F) -> (Self::F, Self::F) {
+        // SAFETY: a token exists only where its instructions do.
+        let r = unsafe { _mm512_reduce_ps::<0>(x) };
+        (r, self.sub(x, r))
     }
 
     #[inline(always)]

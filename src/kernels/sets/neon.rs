@@ -121,9 +121,9 @@ unsafe impl Simd for Neon {
         max(a, b) = vmaxq_f32(a, b);
         mul_add(a, b, c) = vfmaq_f32(c, a, b);
         pow2(n) = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127))));
-        scale_by_power(x, shifted) = vreinterpretq_f32_s32(vaddq_s32(
+        scale_by_power(x, n) = vreinterpretq_f32_s32(vaddq_s32(
             vreinterpretq_s32_f32(x),
-            vshlq_n_s32::<23>(vreinterpretq_s32_f32(shifted)),
+            vshlq_n_s32::<23>(vreinterpretq_s32_f32(n)),
         ));
     }
 

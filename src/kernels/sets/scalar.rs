@@ -68,7 +68,7 @@ unsafe impl Simd for Scalar {
         max(a, b) = if a > b { a } else { b };
         mul_add(a, b, c) = a * b + c;
         pow2(n) = f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23);
-        scale_by_power(x, shifted) = f32::from_bits(x.to_bits().wrapping_add(shifted.to_bits() << 23));
+        scale_by_power(x, n) = f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23));
     }
 
     #[inline(always)]

@@ -34,9 +34,9 @@ unsafe impl Simd for Sse2 {
         max(a, b) = _mm_max_ps(a, b);
         mul_add(a, b, c) = _mm_add_ps(_mm_mul_ps(a, b), c);
         pow2(n) = _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127))));
-        scale_by_power(x, shifted) = _mm_castsi128_ps(_mm_add_epi32(
+        scale_by_power(x, n) = _mm_castsi128_ps(_mm_add_epi32(
             _mm_castps_si128(x),
-            _mm_slli_epi32::<23>(_mm_castps_si128(shifted)),
+            _mm_slli_epi32::<23>(_mm_castps_si128(n)),
         ));
     }
 
