@@ -1,5 +1,6 @@
 //! How attention is cut up: blocks of keys, parts of the queries with the place of their results, and rows of a head.
 
+use super::super::aligned::LINE;
 use super::super::parallel::{Disjoint, for_each_index};
 use super::super::simd::Simd;
 use super::Attention;
@@ -8,6 +9,8 @@ use super::Attention;
 pub const KEY_BLOCK: usize = 64;
 /// Queries of one task at most, which share each block of keys while it is in cache.
 const TASK_QUERIES: usize = 192;
+/// Queries that are asked for before they are read: of a head they lie too far apart for a processor to foresee them.
+pub const QUERIES_AHEAD: usize = 8;
 /// Bytes of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
 const TASK_STATE: usize = 384 * 1024;
 
@@ -84,6 +87,12 @@ impl<'a> Results<'a> {
         means: &[f32],
     ) {
         let lanes = totals.len();
+        // Rows of a head lie too far apart for a processor to foresee them.
+        for query in first..first + count {
+            for at in (0..means.len()).step_by(LINE / size_of::<f32>()) {
+                simd.prefetch_to_write(self.output.address(self.start + query * self.stride + at).cast());
+            }
+        }
         for at in (0..lanes).step_by(S::LANES) {
             let inverse = simd.div(simd.splat(1.0), simd.read(&totals[at..]));
             for (sums, &mean) in sums.chunks_exact_mut(lanes).zip(means) {
@@ -112,6 +121,15 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn row(self, row: usize, len: usize) -> &'a [f32] {
         &self.values[row * self.stride..][..len]
+    }
+
+    /// Asks for row `row`, if there is one, to be read soon.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(self, simd: S, row: usize, len: usize) {
+        let start = self.values.as_ptr().wrapping_add(row * self.stride);
+        for at in (0..len).step_by(LINE / size_of::<f32>()) {
+            simd.prefetch(start.wrapping_add(at).cast());
+        }
     }
 
     /// Those from row `row` on.

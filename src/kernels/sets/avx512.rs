@@ -45,6 +45,17 @@ unsafe impl Simd for Avx512 {
         scale_by_power(x, n) = _mm512_scalef_ps(x, n);
     }
 
+    /// What is less than a vector by a mask, where others copy.
+    #[inline(always)]
+    fn read_up_to(self, from: &[f32]) -> Self::F {
+        if from.len() >= Self::LANES {
+            return self.read(from);
+        }
+        let mask = ((1u32 << from.len()) - 1) as u16;
+        // SAFETY: lanes beyond the slice are not read; a token exists only where its instructions do.
+        unsafe { _mm512_maskz_loadu_ps(mask, from.as_ptr()) }
+    }
+
     /// n as it is, which is `vscalefps`'s form.
     #[inline(always)]
     fn split(self, x: Self::F) -> (Self::F, Self::F) {

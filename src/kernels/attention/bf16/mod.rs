@@ -71,7 +71,8 @@ impl<P: Bf16Product> TileKernel<P> for Task<'_, Layout> {
         for p in 0..panels {
             let mut panel = Panel::of(rounded, state, p, layout, lanes);
             let first = p * lanes;
-            panel.begin(layout, scale, head.poison, q.starting_at(first), queries - first);
+            let rows = q.starting_at(first);
+            panel.begin(product.simd(), layout, (scale, head.poison), rows, queries - first);
         }
 
         for first_key in (0..layout.kv_len).step_by(KEY_BLOCK) {
