@@ -9,8 +9,8 @@ use super::Attention;
 pub const KEY_BLOCK: usize = 64;
 /// Queries of one task at most, which share each block of keys while it is in cache.
 const TASK_QUERIES: usize = 192;
-/// Queries that are asked for before they are read: of a head they lie too far apart for a processor to foresee them.
-pub const QUERIES_AHEAD: usize = 8;
+/// Rows that are asked for before they are read: of a head they lie too far apart for a processor to foresee them.
+pub const ROWS_AHEAD: usize = 8;
 /// Bytes of a task's queries and results at most, so that they stay in L2 (a quarter to half of it).
 const TASK_STATE: usize = 384 * 1024;
 
@@ -140,10 +140,11 @@ impl<'a> Rows<'a> {
 
     /// The mean of each column over `rows` rows.
     #[inline(always)]
-    pub fn means(self, rows: usize, to: &mut [f32]) {
+    pub fn means<S: Simd>(self, simd: S, rows: usize, to: &mut [f32]) {
         to.fill(0.0);
         let width = to.len();
         for row in 0..rows {
+            self.prefetch(simd, row + ROWS_AHEAD, width);
             for (sum, x) in to.iter_mut().zip(self.row(row, width)) {
                 *sum += x;
             }

@@ -76,13 +76,13 @@ impl Kernel for Pack<'_, Layout> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { format: layout, k, v, keys, values, floats, .. } = self;
         let Layout { head_dim, kv_len, quads, padded_dim, padded_len } = layout;
         let (value_means, poison) = floats.split_at_mut(head_dim);
-        v.means(kv_len, value_means);
+        v.means(simd, kv_len, value_means);
         let mut key_means = vec![0.0; head_dim];
-        k.means(kv_len, &mut key_means);
+        k.means(simd, kv_len, &mut key_means);
         poison[0] = key_means.iter().map(|mean| 0.0 * mean).sum();
 
         for row in 0..padded_len {

@@ -6,7 +6,7 @@ use super::super::super::bf16_product::{Bf16Product, QUAD};
 use super::super::super::math;
 use super::super::super::micro_kernel;
 use super::super::super::simd::Simd;
-use super::super::part::{QUERIES_AHEAD, Rows};
+use super::super::part::{ROWS_AHEAD, Rows};
 use super::head::{BLOCK_QUADS, Layout, round};
 
 /// What a panel of queries carries from block to block, all with queries in the lanes.
@@ -71,7 +71,7 @@ impl<'a> Panel<'a> {
         self.greatest.fill(f32::NEG_INFINITY);
         for lane in 0..lanes {
             let row = queries.row(lane.min(count - 1), layout.head_dim);
-            queries.prefetch(simd, lane + QUERIES_AHEAD, layout.head_dim);
+            queries.prefetch(simd, lane + ROWS_AHEAD, layout.head_dim);
             self.total[lane] = poison;
             for (channel, x) in row.iter().enumerate() {
                 self.queries[(channel / QUAD * lanes + lane) * QUAD + channel % QUAD] = round(x * scale);

@@ -3,7 +3,7 @@
 use super::super::super::simd::{Kernel, Simd};
 use super::super::super::word_product::{round_to_word, scale_of};
 use super::super::heads::Pack;
-use super::super::part::{KEY_BLOCK, Rows};
+use super::super::part::{KEY_BLOCK, ROWS_AHEAD, Rows};
 
 /// The greatest exponential as an integer, and the greatest value: a block's sums stay below 2^31.
 pub const ONE: f32 = 32767.0;
@@ -93,16 +93,16 @@ impl Kernel for Pack<'_, Layout> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { format: layout, q, q_len, k, v, keys, values, floats } = self;
         let Layout { head_dim, kv_len, depth, in_bytes, padded_dim, blocks } = layout;
         let (key_scales, rest) = floats.split_at_mut(blocks);
         let (value_scales, rest) = rest.split_at_mut(blocks * padded_dim);
         let (value_means, query_factors) = rest.split_at_mut(padded_dim);
         let value_means = &mut value_means[..head_dim];
-        v.means(kv_len, value_means);
+        v.means(simd, kv_len, value_means);
         let mut key_means = vec![0.0; head_dim];
-        k.means(kv_len, &mut key_means);
+        k.means(simd, kv_len, &mut key_means);
 
         let limit = layout.score_limit();
         let mut key_factors = vec![1.0; head_dim];
@@ -117,6 +117,7 @@ impl Kernel for Pack<'_, Layout> {
             let tokens = block * KEY_BLOCK..((block + 1) * KEY_BLOCK).min(kv_len);
             greatest.fill(0);
             for token in tokens.clone() {
+                k.prefetch(simd, token + ROWS_AHEAD, head_dim);
                 centered_magnitudes(k.row(token, head_dim), &key_means, &mut greatest);
             }
             let scaled = greatest.iter().zip(&key_factors);
@@ -137,6 +138,7 @@ impl Kernel for Pack<'_, Layout> {
 
             greatest.fill(0);
             for token in tokens.clone() {
+                v.prefetch(simd, token + ROWS_AHEAD, head_dim);
                 centered_magnitudes(v.row(token, head_dim), value_means, &mut greatest);
             }
             let scales = &mut value_scales[block * padded_dim..][..head_dim];

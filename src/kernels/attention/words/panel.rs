@@ -4,7 +4,7 @@ use std::f32::consts::LOG2_E;
 
 use super::super::super::simd::Simd;
 use super::super::super::word_product::{scale_of, shifted};
-use super::super::part::{QUERIES_AHEAD, Rows};
+use super::super::part::{ROWS_AHEAD, Rows};
 use super::head::{KEY_ZERO, Layout};
 
 /// What a panel of queries carries from block to block, all with queries in the lanes.
@@ -67,7 +67,7 @@ impl<'a> Panel<'a> {
         let (mut scaled, mut bytes) = (vec![0.0; padded], vec![0; padded]);
         for lane in 0..lanes {
             let row = queries.row(lane.min(count - 1), layout.head_dim);
-            queries.prefetch(simd, lane + QUERIES_AHEAD, layout.head_dim);
+            queries.prefetch(simd, lane + ROWS_AHEAD, layout.head_dim);
             let zero = simd.splat(0.0);
             let (mut greatest, mut poison) = (zero, zero);
             let chunks = row.chunks(S::LANES).zip(factors.chunks(S::LANES));
