@@ -1,4 +1,5 @@
-//! Where the program's memory comes from: blocks of megabytes lie in huge pages and are kept for the next of their size.
+//! Where the program's memory comes from: blocks of megabytes lie in huge pages and are kept for the next of their size,
+//! or give their pages to one of another size.
 //!
 //! A step makes and frees hundreds of maps between weights that stay. The system's heap either puts them all in one
 //! place, whose holes come to more than what is in use, or asks the kernel for each, which then clears it page by page.
@@ -7,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap_fixed, munmap};
 
 /// Smaller blocks are the system heap's.
 const LARGE: usize = 1 << 20;
@@ -16,6 +17,8 @@ const HUGE: usize = 2 << 20;
 /// Bytes of free blocks that are kept at most, and how many.
 const MOST_KEPT: usize = 400 << 20;
 const SLOTS: usize = 64;
+/// Blocks at most whose pages become those of another one.
+const PIECES: usize = 16;
 
 /// The program's allocator. Free blocks are kept as long as they fit below the most that was ever in use at once, so
 /// that they never add to the peak.
@@ -64,8 +67,11 @@ impl Heap {
         }
         // Others go on while the kernel works.
         let block = map(len, size)?;
+        let spare = self.with(|blocks| blocks.take_pages(len));
+        let fresh = spare.iter().all(Option::is_none);
+        move_pages(spare, block)?;
         self.with(|blocks| blocks.lent(len));
-        Some((block, Fresh(true)))
+        Some((block, Fresh(fresh)))
     }
 }
 
@@ -101,6 +107,35 @@ impl Blocks {
         Some(block)
     }
 
+    /// Huge pages of blocks that are too short or too long for one of `len` bytes, for its beginning: the oldest first.
+    /// What is left of a block is kept.
+    fn take_pages(&mut self, len: usize) -> [Option<Block>; PIECES] {
+        let mut pieces = [None; PIECES];
+        let mut wanted = len / HUGE * HUGE;
+        let mut at = 0;
+        for piece in &mut pieces {
+            let suits = |block: &Option<Block>| block.is_some_and(|block| block.huge_pages() > 0);
+            let Some(found) = self.kept[at..].iter().position(suits).filter(|_| wanted > 0) else { break };
+            at += found;
+            let Some(block) = self.kept[at] else { break };
+            let taken = Block { len: (block.huge_pages() * HUGE).min(wanted), ..block };
+            wanted -= taken.len;
+            self.kept_bytes -= taken.len;
+            *piece = Some(taken);
+            let rest = Block { start: block.after(taken.len), len: block.len - taken.len };
+            if rest.len >= LARGE {
+                self.kept[at] = Some(rest);
+                at += 1;
+            } else {
+                self.kept[at] = None;
+                self.kept[at..].rotate_left(1);
+                self.kept_bytes -= rest.len;
+                unmap(rest);
+            }
+        }
+        pieces
+    }
+
     fn lent(&mut self, len: usize) {
         self.lent_bytes += len;
         self.most_lent = self.most_lent.max(self.lent_bytes);
@@ -132,11 +167,54 @@ impl Blocks {
         if let Some(block) = self.kept[0].take() {
             self.kept.rotate_left(1);
             self.kept_bytes -= block.len;
-            // SAFETY: the block is a mapping of its own, which nobody uses any more.
-            let unmapped = unsafe { munmap(block.start.as_ptr().cast(), block.len) };
-            debug_assert!(unmapped.is_ok());
+            unmap(block);
         }
     }
+}
+
+impl Block {
+    /// How many it begins with.
+    fn huge_pages(&self) -> usize {
+        if self.start.align_offset(HUGE) == 0 { self.len / HUGE } else { 0 }
+    }
+
+    /// Where its byte `at` lies, or its end.
+    fn after(&self, at: usize) -> NonNull<u8> {
+        debug_assert!(at <= self.len);
+        // SAFETY: inside the block, or just behind it.
+        unsafe { self.start.add(at) }
+    }
+}
+
+/// Gives a free block back to the system.
+fn unmap(block: Block) {
+    if block.len > 0 {
+        // SAFETY: whole pages of mappings of this heap, which nobody uses any more.
+        let unmapped = unsafe { munmap(block.start.as_ptr().cast(), block.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Makes huge pages that were in use the first ones of a fresh block, so that the kernel needn't clear others. A block
+/// consists of several mappings then, none of which ends within a huge page; that is why they move one by one.
+fn move_pages(pieces: [Option<Block>; PIECES], to: Block) -> Option<()> {
+    let mut moved = 0;
+    for piece in pieces.into_iter().flatten() {
+        for at in (0..piece.len).step_by(HUGE) {
+            let (from, page) = (piece.after(at).as_ptr().cast(), to.after(moved).as_ptr().cast());
+            moved += HUGE;
+            // SAFETY: both are huge pages that nobody else knows of: of a piece that was kept, and of a fresh block, which
+            // is at least as long as all pieces.
+            if unsafe { mremap_fixed(from, HUGE, HUGE, MremapFlags::MAYMOVE, page) }.is_err() {
+                unmap(Block { start: piece.after(at), len: HUGE });
+                let (access, flags) =
+                    (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
+                // SAFETY: the failed move has left a hole in the block, or the page, which is still nobody's.
+                unsafe { mmap_anonymous(page, HUGE, access, flags) }.ok()?;
+            }
+        }
+    }
+    Some(())
 }
 
 /// Fresh memory of `len` bytes, of which `size` will be used: huge pages cover no more than these.
@@ -241,6 +319,23 @@ mod tests {
         unsafe { std::slice::from_raw_parts(start, size) }.iter().all(|&byte| byte == value)
     }
 
+    /// Writes into each page of a block where the page lies.
+    fn mark(start: *mut u8, size: usize) {
+        for at in (0..size - 8).step_by(4096) {
+            let page = start.wrapping_add(at).cast::<usize>();
+            // SAFETY: as in `fill`.
+            unsafe { page.write(page.addr() ^ size) };
+        }
+    }
+
+    fn is_marked(start: *mut u8, size: usize) -> bool {
+        (0..size - 8).step_by(4096).all(|at| {
+            let page = start.wrapping_add(at).cast::<usize>();
+            // SAFETY: as in `fill`.
+            unsafe { page.read() == page.addr() ^ size }
+        })
+    }
+
     #[test]
     fn blocks_are_long_enough_and_classes_few() {
         for size in [LARGE, LARGE + 1, 3 << 20, (3 << 20) + 77, 100_000_001] {
@@ -290,6 +385,50 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_kept_blocks_become_a_longer_one() {
+        let heap = Heap::new();
+        let (first, second, both) = (layout(6 << 20), layout(5 << 20), layout(11 << 20));
+        // SAFETY: each block is used within its size and freed once.
+        unsafe {
+            let blocks = [heap.alloc(first), heap.alloc(second)];
+            fill(blocks[0], first.size(), 1);
+            fill(blocks[1], second.size(), 2);
+            heap.dealloc(blocks[0], first);
+            heap.dealloc(blocks[1], second);
+            // The second's last megabyte is no huge page: it is kept, and fresh memory takes its place.
+            let joined = heap.alloc(both);
+            assert!(is_filled(joined, 6 << 20, 1) && is_filled(joined.add(6 << 20), 4 << 20, 2));
+            assert!(is_filled(joined.add(10 << 20), 1 << 20, 0));
+            heap.with(|blocks| assert_eq!((blocks.kept_bytes, blocks.lent_bytes), (0, class(11 << 20))));
+            fill(joined, both.size(), 3);
+            heap.dealloc(joined, both);
+            let zeroed = heap.alloc_zeroed(first);
+            assert!(is_filled(zeroed, first.size(), 0));
+            heap.dealloc(zeroed, first);
+        }
+    }
+
+    #[test]
+    fn a_longer_block_gives_pages_and_keeps_the_rest() {
+        let heap = Heap::new();
+        let (long, short) = (layout(14 << 20), layout(4 << 20));
+        // SAFETY: each block is used within its size and freed once.
+        unsafe {
+            let block = heap.alloc(long);
+            fill(block, long.size(), 5);
+            heap.dealloc(block, long);
+            let part = heap.alloc(short);
+            assert!(is_filled(part, short.size(), 5) && part != block);
+            heap.with(|blocks| assert_eq!((blocks.kept_bytes, blocks.lent_bytes), (10 << 20, 4 << 20)));
+            let rest = heap.alloc(layout(10 << 20));
+            assert_eq!(rest, block.add(4 << 20));
+            assert!(is_filled(rest, 10 << 20, 5));
+            heap.dealloc(rest, layout(10 << 20));
+            heap.dealloc(part, short);
+        }
+    }
+
+    #[test]
     fn what_is_kept_never_adds_to_the_most_in_use() {
         let heap = Heap::new();
         let mut random = Random::new(60);
@@ -298,9 +437,12 @@ mod tests {
             if held.is_empty() || random.size(0, 1) == 0 && held.len() < 40 {
                 let size = random.size(LARGE, 9 << 20);
                 // SAFETY: freed below.
-                held.push((unsafe { heap.alloc(layout(size)) }, size));
+                let start = unsafe { heap.alloc(layout(size)) };
+                mark(start, size);
+                held.push((start, size));
             } else {
                 let (start, size) = held.swap_remove(random.size(0, held.len() - 1));
+                assert!(is_marked(start, size));
                 // SAFETY: it comes from this heap and is freed once.
                 unsafe { heap.dealloc(start, layout(size)) };
             }
@@ -337,7 +479,7 @@ mod tests {
                 scope.spawn(move || {
                     let mut random = Random::new(thread);
                     for _ in 0..60 {
-                        let layout = layout(random.size(1, 4) << 20);
+                        let layout = layout(random.size(1, 9) << 20);
                         // SAFETY: each block is used within its size and freed once.
                         unsafe {
                             let start = heap.alloc(layout);
