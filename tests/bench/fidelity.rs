@@ -128,6 +128,29 @@ fn outliers_planted_everywhere() {
     planted(Place::All);
 }
 
+/// What no factors undo: layers that suffer are kept in floats.
+#[test]
+#[ignore = "takes minutes"]
+fn outliers_rotated() {
+    let folder = TempDir::new().unwrap();
+    let (planted, kept) = (folder.path().join("planted"), folder.path().join("kept"));
+    let source = named_floats(&folder);
+    row("unplanted", &record(&source, 8, 0).compare(&source, &mut |_, _| {}).unwrap());
+    for (spread_name, spread) in [SPREADS[3], SPREADS[5]] {
+        let outlying = plant(&source, Place::Rotated, spread, 1, &planted);
+        let recording = record(&outlying, 8, 0);
+        let compare = |checkpoint: &Checkpoint| recording.compare(checkpoint, &mut |_, _| {}).unwrap();
+        row(spread_name, &compare(&outlying));
+        for keep in [&["*.to_out.0"][..], &["*.to_v"], &["*.to_v", "*.to_out.0"]] {
+            let names: Vec<String> = keep.iter().map(|k| (*k).to_owned()).collect();
+            let policy = Policy::keeping(&names);
+            let balance = outlying.tensors().balance(&policy).unwrap();
+            outlying.write_native(&kept, Storage::Balanced(&policy, &balance)).unwrap();
+            row(&format!("{spread_name}, {keep:?}"), &compare(&Checkpoint::open(&kept).unwrap()));
+        }
+    }
+}
+
 /// The hardest two with 24 prompts, of planting and of pictures.
 fn planted_with_seed(seed: u64) {
     let folder = TempDir::new().unwrap();

@@ -22,6 +22,8 @@ pub enum Place {
     QueryKey,
     /// The text encoder's last norm's, against all that read the prompt.
     Text,
+    /// The same as values, then spread over [`MIXED`] neighbors by a rotation, so that no factors undo them.
+    Rotated,
     All,
 }
 
@@ -102,9 +104,54 @@ impl Floats {
         }
     }
 
+    fn values(&self, name: &str) -> Vec<f32> {
+        let (shape, start) = &self.tensors[name];
+        let bytes = self.bytes[*start..].as_chunks().0;
+        bytes[..shape.iter().product()].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    fn mix_rows(&mut self, name: &str, rotation: &Rotation) {
+        let values = self.values(name);
+        let columns = values.len() / self.rows(name);
+        self.change(name, |row, column, _| {
+            let (first, own) = (row / MIXED * MIXED, &rotation[row % MIXED]);
+            own.iter().enumerate().map(|(at, share)| share * values[(first + at) * columns + column]).sum()
+        });
+    }
+
+    fn mix_columns(&mut self, name: &str, rotation: &Rotation) {
+        let values = self.values(name);
+        let columns = values.len() / self.rows(name);
+        self.change(name, |row, column, _| {
+            let (first, own) = (column / MIXED * MIXED, &rotation[column % MIXED]);
+            own.iter().enumerate().map(|(at, share)| share * values[row * columns + first + at]).sum()
+        });
+    }
+
     fn divide_columns(&mut self, layer: &str, factors: &[f32]) {
         self.change(&format!("{layer}.weight"), |_, column, value| value / factors[column]);
     }
+}
+
+/// Neighbors that a rotation mixes: no head has fewer.
+pub const MIXED: usize = 8;
+
+type Rotation = [[f32; MIXED]; MIXED];
+
+/// Random rows made orthogonal one after the other (Gram and Schmidt).
+fn rotation(seed: u64) -> Rotation {
+    let random = noise(seed, &[MIXED, MIXED]).to_vec2::<f32>().unwrap();
+    let mut rows: Rotation = std::array::from_fn(|row| std::array::from_fn(|column| random[row][column]));
+    let dot = |a: &[f32; MIXED], b: &[f32; MIXED]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    for at in 0..MIXED {
+        for before in 0..at {
+            let share = dot(&rows[at], &rows[before]);
+            rows[at] = std::array::from_fn(|column| rows[at][column] - share * rows[before][column]);
+        }
+        let length = dot(&rows[at], &rows[at]).sqrt();
+        rows[at] = rows[at].map(|value| value / length);
+    }
+    rows
 }
 
 /// `checkpoint` in f32 with outliers, as the file `path`.
@@ -142,6 +189,14 @@ pub fn plant(checkpoint: &Checkpoint, place: Place, spread: Spread, seed: u64, p
                 let factors = factors(floats.rows(&at("to_v.weight")));
                 floats.multiply_rows(&at("to_v"), &factors);
                 floats.divide_columns(&at("to_out.0"), &factors);
+            }
+            if place == Place::Rotated {
+                let factors = factors(floats.rows(&at("to_v.weight")));
+                floats.multiply_rows(&at("to_v"), &factors);
+                floats.divide_columns(&at("to_out.0"), &factors);
+                let rotation = rotation(seed);
+                floats.mix_rows(&at("to_v.weight"), &rotation);
+                floats.mix_columns(&at("to_out.0.weight"), &rotation);
             }
             if is(Place::QueryKey) {
                 let factors = factors(floats.rows(&at("to_q.weight")));
