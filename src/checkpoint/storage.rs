@@ -45,6 +45,11 @@ impl Storage<'_> {
 
     /// How many bits a tensor is written with.
     pub fn bits(self, name: &str, shape: &[usize]) -> Bits {
+        if let Self::Balanced(_, balance) = self
+            && balance.keeps(name)
+        {
+            return Bits::Sixteen;
+        }
         self.policy().map_or(Bits::Sixteen, |policy| policy.stored_bits(name, shape))
     }
 

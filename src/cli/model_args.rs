@@ -16,7 +16,7 @@ use crate::request::{Lora, SIZE_STEP};
 pub const REPORT_PIXELS: usize = 256;
 
 /// Components that take the place of the model's own.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct PartArgs {
     /// Autoencoder to use instead of the model's: a .safetensors or GGUF file or a diffusers folder
     #[arg(hide_short_help = true, long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Model")]
@@ -51,7 +51,7 @@ impl PartArgs {
 }
 
 /// LoRAs that become part of what is written.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct MergeArgs {
     /// LoRA, LoHa or LoKr to merge into the weights for good, with its weight [default: 1]; several add up
     #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, value_parser = parse_lora)]
@@ -140,7 +140,7 @@ pub enum StorageChoice {
     F16,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(group = ArgGroup::new("goal").args(["size", "quality"]))]
 #[command(group = ArgGroup::new("measures").args(["compare", "report", "size", "quality"]).multiple(true))]
 pub struct QuantizeArgs {

@@ -264,7 +264,8 @@ impl<'a> Params<'a> {
     /// Whether the weights called `name` are multiplied in int8.
     pub fn computes_int8(&self, name: &str) -> bool {
         let path = self.path(&name);
-        self.backend.int8 && Policy::default().computes_int8(&path, self.tensors.origin(&path))
+        let kept = self.balance.is_some_and(|balance| balance.keeps(&path));
+        self.backend.int8 && !kept && Policy::default().computes_int8(&path, self.tensors.origin(&path))
     }
 
     /// Weights of a layer with `shape[0]` outputs, in the precision the layer runs in.

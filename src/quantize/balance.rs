@@ -1,10 +1,11 @@
 //! Equalization of a model's pairs: which factors its rows, columns and norms get, and weights with them applied.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
+use super::amplification::{MOST_AMPLIFIED, amplification};
 use super::equalize::{Channels, Matrix, factors, weights_sizes};
 use super::pairs::{Giver, PAIRS, PROMPT, Pair, blocks, layer_name};
 use super::{GroupedWeight, Origin, Policy, QuantizedWeight, Weight, divide_columns};
@@ -40,6 +41,8 @@ pub struct Balance {
     columns: HashMap<String, Factors>,
     /// What a layer multiplies its inputs with, because nobody before it does; by its weight.
     inputs: HashMap<String, Factors>,
+    /// Weights that stay float, because no factors make their channels alike.
+    kept: BTreeSet<String>,
 }
 
 impl Balance {
@@ -61,6 +64,13 @@ impl Balance {
     fn add(&mut self, block: &Block<'_>, pair: &Pair) -> Result<()> {
         let readers: Vec<String> = pair.readers.iter().map(|reader| block.weight(reader)).collect();
         let Some(factors) = block.factors(pair, &readers)? else { return Ok(()) };
+        if let Giver::Rows { layer, reads } = pair.giver
+            && block.mixes_outliers(layer, reads, &readers, &factors)?
+        {
+            self.kept.insert(block.weight(layer));
+            self.kept.extend(readers);
+            return Ok(());
+        }
         let factors: Factors = factors.into();
         for (name, factors) in block.given(pair.giver, &factors) {
             self.rows.insert(name, factors);
@@ -77,6 +87,16 @@ impl Balance {
     /// What the columns of the weight called `name` are divided by before it is rounded.
     pub fn columns(&self, name: &str) -> Option<&[f32]> {
         self.columns.get(name).map(|factors| &**factors)
+    }
+
+    /// Whether the weight called `name` stays float: its channels have outliers that no factors undo.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.kept.contains(name)
+    }
+
+    /// All of these, by name.
+    pub fn kept(&self) -> impl Iterator<Item = &str> {
+        self.kept.iter().map(String::as_str)
     }
 
     /// What the layer of the weight called `name` has to multiply its inputs with.
@@ -210,6 +230,23 @@ impl Block<'_> {
         Ok(Some(factors(&inputs, &weights_sizes(&matrices, &inputs))))
     }
 
+    /// Whether `layer` and `readers`, its channels multiplied by `factors` and theirs divided, would lose much more in
+    /// int8 than layers without outliers. What was rounded has lost it already.
+    fn mixes_outliers(&self, layer: &str, reads: &str, readers: &[String], factors: &[f32]) -> Result<bool> {
+        let layer = self.weight(layer);
+        if self.is_rounded(&layer) || readers.iter().any(|reader| self.is_rounded(reader)) {
+            return Ok(false);
+        }
+        let giver = self.tensors.matrix(&layer)?;
+        let inputs = self.read_by(reads, giver.columns)?.sizes(0..giver.columns);
+        let mut most = 0f64;
+        for reader in readers {
+            let found = amplification(&inputs, &giver, factors, &self.tensors.matrix(reader)?);
+            most = most.max(found);
+        }
+        Ok(most > MOST_AMPLIFIED)
+    }
+
     /// What the norm called `norm` gives.
     fn normed(&self, norm: &str) -> Result<Channels> {
         let vector = |name: String| Ok::<_, anyhow::Error>(self.tensors.matrix(&name)?.values);
@@ -260,7 +297,7 @@ mod tests {
                 ("a.bias".to_owned(), factors(&[2.0, 1.0])),
             ]),
             columns: HashMap::from([("a.weight".to_owned(), factors(&[0.5, 4.0, 1.0]))]),
-            inputs: HashMap::new(),
+            ..Balance::default()
         };
         let values = vec![1.0, 8.0, 2.0, -1.0, 0.0, 4.0];
         let floats = |weight: Weight| weight.into_f32();

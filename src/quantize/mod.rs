@@ -2,6 +2,7 @@
 
 mod adaround;
 pub mod allocation;
+mod amplification;
 mod balance;
 mod cholesky;
 mod equalize;

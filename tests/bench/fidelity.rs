@@ -128,25 +128,22 @@ fn outliers_planted_everywhere() {
     planted(Place::All);
 }
 
-/// What no factors undo: layers that suffer are kept in floats.
+/// What no factors undo: at least half of what it costs comes back, because layers with it stay float.
 #[test]
 #[ignore = "takes minutes"]
 fn outliers_rotated() {
     let folder = TempDir::new().unwrap();
-    let (planted, kept) = (folder.path().join("planted"), folder.path().join("kept"));
+    let (planted, rounded) = (folder.path().join("planted"), folder.path().join("rounded"));
     let source = named_floats(&folder);
-    row("unplanted", &record(&source, 8, 0).compare(&source, &mut |_, _| {}).unwrap());
-    for (spread_name, spread) in [SPREADS[3], SPREADS[5]] {
-        let outlying = plant(&source, Place::Rotated, spread, 1, &planted);
-        let recording = record(&outlying, 8, 0);
-        let compare = |checkpoint: &Checkpoint| recording.compare(checkpoint, &mut |_, _| {}).unwrap();
-        row(spread_name, &compare(&outlying));
-        for keep in [&["*.to_out.0"][..], &["*.to_v"], &["*.to_v", "*.to_out.0"]] {
-            let names: Vec<String> = keep.iter().map(|k| (*k).to_owned()).collect();
-            let policy = Policy::keeping(&names);
-            let balance = outlying.tensors().balance(&policy).unwrap();
-            outlying.write_native(&kept, Storage::Balanced(&policy, &balance)).unwrap();
-            row(&format!("{spread_name}, {keep:?}"), &compare(&Checkpoint::open(&kept).unwrap()));
+    let [_, unplanted] = both(&source, &rounded);
+    row("unplanted", &unplanted);
+    let psnr = |found: &Fidelity| found.picture_mean_psnr.unwrap();
+    for seed in 0..3 {
+        for (spread_name, spread) in [SPREADS[3], SPREADS[5]] {
+            let [without, with] = both(&plant(&source, Place::Rotated, spread, seed, &planted), &rounded);
+            row(&format!("seed {seed}, {spread_name}, as it is"), &without);
+            row(&format!("seed {seed}, {spread_name}, kept"), &with);
+            assert!(psnr(&with) > f64::midpoint(psnr(&without), psnr(&unplanted)));
         }
     }
 }

@@ -236,6 +236,37 @@ fn a_text_encoder_from_elsewhere_fits_a_file() {
     assert_identical(&call(&file, &Backend::cpu_int8().unwrap(), true), &before, "another text encoder");
 }
 
+/// No factors undo what a rotation has spread over neighbors: the layers on both sides of it stay float, loaded or in a
+/// file, which costs no other model anything.
+#[test]
+fn rotated_outliers_stay_float() {
+    let folder = TempDir::new().unwrap();
+    let source = plant(&small(), Place::Rotated, OUTLIERS, 1, &folder.path().join("planted.safetensors"));
+    let (float, int8) = (Backend::cpu().unwrap(), Backend::cpu_int8().unwrap());
+    let reference = call(&source, &float, false);
+    assert!(distance(&reference, &call(&small(), &float, false)).snr() > 90.0, "planting changes no float");
+    let balance = source.tensors().balance(&Policy::default()).unwrap();
+    assert!(balance.kept().count() > 0);
+    for name in balance.kept() {
+        assert!(name.ends_with(".to_v.weight") || name.ends_with(".to_out.0.weight"), "{name}");
+    }
+    assert_eq!(small().tensors().balance(&Policy::default()).unwrap().kept().count(), 0);
+
+    let file = balanced(&source, &folder.path().join("int8.safetensors"));
+    let rounded = plain(&source, &folder.path().join("plain.safetensors"));
+    let loss = |checkpoint: &Checkpoint| distance(&call(checkpoint, &int8, true), &reference).snr();
+    let unplanted = distance(&call(&small(), &int8, true), &reference).snr();
+    let (loaded, read, without) = (loss(&source), loss(&file), loss(&rounded));
+    println!(
+        "rotated: int8 {without:.1} dB, loaded {loaded:.1}, a file {read:.1}, unplanted {unplanted:.1} dB"
+    );
+    assert!(loaded > unplanted - 1.0 && read > unplanted - 1.0);
+    assert!(without < unplanted - 6.0);
+    for name in balance.kept() {
+        assert_eq!(file.tensors().view(name).unwrap().dtype, Dtype::F16, "{name}");
+    }
+}
+
 #[test]
 fn damaged_factors_are_refused_by_name() {
     let folder = TempDir::new().unwrap();

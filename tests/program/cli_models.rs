@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::models::data;
+use crate::support::planting::{Place, Spread, plant};
 use crate::support::sandbox::Sandbox;
 
 /// The built-in model, whose weights are int8, as a float file outside the sandbox.
@@ -196,6 +197,37 @@ fn rounding_is_learned_from_a_list() {
     let again = ["quantize", "learned.safetensors", "new.safetensors", "--method", "gptq"];
     sandbox.run(&again).refused(3, &["quantized already"]);
     assert!(!sandbox.join("new.safetensors").exists());
+}
+
+/// By either method, weights whose outliers no factors undo are what they were, in 16 bits, and the command says so.
+#[test]
+fn outliers_that_no_factors_undo_stay_float() {
+    let sandbox = Sandbox::new();
+    let outliers = Spread::Outliers { share: 0.05, times: 100.0 };
+    let small = Checkpoint::open(&data("small")).unwrap();
+    let source = plant(&small, Place::Rotated, outliers, 1, &sandbox.join("planted.safetensors"));
+    sandbox.write("list.txt", b"an owl\n");
+    let learn =
+        ["--method", "gptq", "--calibrate", "list.txt", "--calibrate-size", "64", "--calibrate-steps", "1"];
+    for (file, args) in [("nearest.safetensors", &[][..]), ("learned.safetensors", &learn[..])] {
+        let left = sandbox.run(&[&["quantize", "planted.safetensors", file], args].concat());
+        left.done();
+        assert!(left.stderr.contains("layers stay in 16 bits for their outliers, e.g. unet."), "{left:?}");
+        let written = Checkpoint::open(&sandbox.join(file)).unwrap();
+        let kept: Vec<&str> =
+            written.tensors().parameters().filter(|name| name.ends_with("to_v.weight")).collect();
+        assert!(!kept.is_empty());
+        for name in kept {
+            let view = source.tensors().view(name).unwrap();
+            let values = |checkpoint: &Checkpoint| checkpoint.tensors().f32(name, view.shape).unwrap();
+            for (written, planted) in values(&written).iter().zip(values(&source)) {
+                assert!(
+                    (written - planted).abs() <= planted.abs() / 2000.0 + 1e-7,
+                    "{name} {written} {planted}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl Floats {
 }
 
 /// Neighbors that a rotation mixes: no head has fewer.
-pub const MIXED: usize = 8;
+pub const MIXED: usize = 4;
 
 type Rotation = [[f32; MIXED]; MIXED];
 

@@ -49,6 +49,7 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
     if let Some(name) = &args.name {
         checkpoint.describe(name.clone(), checkpoint.defaults());
     }
+    let args = &keeping_outliers(args, &checkpoint, printer)?;
     let policy = Policy::new(args.bits.clone()).and_keeping(&args.keep);
     policy.check(checkpoint.tensors().parameters()).or_exit(Exit::Usage)?;
     let settings = settings(args, &checkpoint.defaults());
@@ -95,6 +96,24 @@ pub fn run(args: &QuantizeArgs) -> Result<Exit, Failure> {
         return measure(args, &checkpoint, &policy, choice.as_ref(), &recording, written, printer);
     }
     print(args, &written, None)
+}
+
+/// The same arguments with the layers among those to keep whose outliers no factors undo.
+fn keeping_outliers(
+    args: &QuantizeArgs,
+    checkpoint: &Checkpoint,
+    printer: Printer,
+) -> Result<QuantizeArgs, Failure> {
+    let balance = checkpoint.tensors().balance(&Policy::default()).or_exit(Exit::Model)?;
+    let found: Vec<String> = balance.kept().map(str::to_owned).collect();
+    if !found.is_empty() {
+        printer.status(&format!(
+            "{} layers stay in 16 bits for their outliers, e.g. {}",
+            found.len(),
+            found[0]
+        ));
+    }
+    Ok(QuantizeArgs { keep: [args.keep.clone(), found].concat(), ..args.clone() })
 }
 
 /// Says how near the file comes to `checkpoint`, and what its layers cost if that is asked for.
