@@ -1,6 +1,8 @@
 //! What becomes of rounding errors between two layers whose outliers no factors undo, going by their weights.
 
-use super::equalize::Matrix;
+use rayon::prelude::*;
+
+use super::equalize::{Matrix, energy};
 
 /// Vectors of random signs by which a product of matrices is measured: its energy comes out to a few percent.
 const PROBES: usize = 16;
@@ -21,39 +23,36 @@ pub fn amplification(inputs: &[f64], giver: &Matrix, factors: &[f32], reader: &M
         return 1.0;
     }
     let inputs: Vec<f32> = inputs.iter().map(|&input| input as f32).collect();
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    let rows = giver.values.chunks_exact(giver.columns).zip(factors);
-    let given: f64 = rows
-        .map(|(row, factor)| row.iter().zip(&inputs).map(|(w, x)| square(w * x * factor)).sum::<f64>())
-        .sum();
-    let read: f64 = reader
-        .values
-        .chunks_exact(channels)
-        .map(|row| row.iter().zip(factors).map(|(w, factor)| square(w / factor)).sum::<f64>())
-        .sum();
-    let mut through = 0.0;
-    for probe in 0..PROBES as u64 {
-        let signed: Vec<f32> =
-            inputs.iter().zip(0..).map(|(input, at)| if sign(probe, at) { *input } else { -input }).collect();
-        let between = product(giver, &signed);
-        through += product(reader, &between).into_iter().map(square).sum::<f64>();
-    }
-    let through = through / PROBES as f64;
+    let inverses: Vec<f32> = factors.iter().map(|factor| 1.0 / factor).collect();
+    let rows = giver.values.par_chunks_exact(giver.columns).zip(factors);
+    let given: Vec<f64> =
+        rows.map(|(row, factor)| f64::from(energy(row, &inputs) * factor * factor)).collect();
+    let rows = reader.values.par_chunks_exact(channels);
+    let read: Vec<f64> = rows.map(|row| f64::from(energy(row, &inverses))).collect();
+    let probe = |probe: u64| {
+        let signs = (0..).map(|at| if sign(probe, at) { 1.0 } else { -1.0 });
+        let signed: Vec<f32> = inputs.iter().zip(signs).map(|(input, sign)| input * sign).collect();
+        let outputs = product(reader, &product(giver, &signed));
+        outputs.into_iter().map(|output| f64::from(output * output)).sum::<f64>()
+    };
+    let through: Vec<f64> = (0..PROBES as u64).into_par_iter().map(probe).collect();
+    let [given, read, through] = [given, read, through].map(|parts| parts.into_iter().sum::<f64>());
     // Of what gives nothing, nothing is lost.
-    if through > 0.0 { given * read / (channels as f64 * through) } else { 1.0 }
+    if through > 0.0 { given * read * PROBES as f64 / (channels as f64 * through) } else { 1.0 }
 }
 
+/// Eight sums at a time, which run on vectors.
 fn product(matrix: &Matrix, vector: &[f32]) -> Vec<f32> {
-    let dot = |row: &[f32]| {
+    let output = |row: &[f32]| {
         let mut sums = [0.0; 8];
-        for (row, vector) in row.chunks(8).zip(vector.chunks(8)) {
-            for ((sum, weight), value) in sums.iter_mut().zip(row).zip(vector) {
+        for (row, values) in row.chunks(8).zip(vector.chunks(8)) {
+            for ((sum, weight), value) in sums.iter_mut().zip(row).zip(values) {
                 *sum += weight * value;
             }
         }
         sums.iter().sum()
     };
-    matrix.values.chunks_exact(matrix.columns).map(dot).collect()
+    matrix.values.chunks_exact(matrix.columns).map(output).collect()
 }
 
 /// One of as many that are true as not, without a pattern (the finalizer of SplitMix64: Steele et al. 2014).

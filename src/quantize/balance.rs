@@ -63,15 +63,15 @@ impl Balance {
 
     fn add(&mut self, block: &Block<'_>, pair: &Pair) -> Result<()> {
         let readers: Vec<String> = pair.readers.iter().map(|reader| block.weight(reader)).collect();
-        let Some(factors) = block.factors(pair, &readers)? else { return Ok(()) };
-        if let Giver::Rows { layer, reads } = pair.giver
-            && block.mixes_outliers(layer, reads, &readers, &factors)?
-        {
-            self.kept.insert(block.weight(layer));
-            self.kept.extend(readers);
-            return Ok(());
-        }
-        let factors: Factors = factors.into();
+        let factors: Factors = match block.remedy(pair, &readers)? {
+            Remedy::None => return Ok(()),
+            Remedy::Factors(factors) => factors.into(),
+            Remedy::Floats { layer } => {
+                self.kept.insert(block.weight(layer));
+                self.kept.extend(readers);
+                return Ok(());
+            }
+        };
         for (name, factors) in block.given(pair.giver, &factors) {
             self.rows.insert(name, factors);
         }
@@ -170,6 +170,17 @@ fn multiply_rows(values: &mut [f32], factors: &[f32]) -> Result<()> {
     Ok(())
 }
 
+/// What makes the channels of a pair lose no more in int8 than others.
+enum Remedy {
+    None,
+    /// Those of [`Balance`].
+    Factors(Vec<f32>),
+    /// No factors do: the readers stay float, and the layer that gives them their channels.
+    Floats {
+        layer: &'static str,
+    },
+}
+
 /// One transformer block of a model.
 struct Block<'a> {
     tensors: &'a dyn Tensors,
@@ -194,8 +205,8 @@ impl Block<'_> {
         self.tensors.origin(name).is_some_and(Origin::is_rounded)
     }
 
-    /// The factors of a pair, unless there are no such layers or none of them is computed in int8.
-    fn factors(&self, pair: &Pair, readers: &[String]) -> Result<Option<Vec<f32>>> {
+    /// What makes the channels of a pair alike, unless there are no such layers or none of them is computed in int8.
+    fn remedy(&self, pair: &Pair, readers: &[String]) -> Result<Remedy> {
         let gives = match pair.giver {
             Giver::Norm(layer) | Giver::Rows { layer, .. } | Giver::Values { layer, .. } => {
                 self.has(&self.weight(layer))
@@ -207,44 +218,45 @@ impl Block<'_> {
             origin.is_some_and(|origin| self.policy.computes_int8(name, origin))
         };
         if !gives || !readers.iter().all(|reader| self.has(reader)) || !readers.iter().any(computed) {
-            return Ok(None);
+            return Ok(Remedy::None);
         }
         // What has been rounded was rounded with factors of its own, which cost nothing more.
         if let Some(rounded) = readers.iter().find(|reader| self.is_rounded(reader)) {
-            return self.tensors.columns(rounded);
+            return Ok(self.tensors.columns(rounded)?.map_or(Remedy::None, Remedy::Factors));
         }
         let matrices = readers.iter().map(|reader| self.tensors.matrix(reader));
         let matrices = matrices.collect::<Result<Vec<_>>>()?;
         let width = matrices.first().map_or(0, |matrix| matrix.columns);
-        let channels = match pair.giver {
-            Giver::Norm(norm) => self.normed(norm)?,
-            Giver::Prompt => self.read_by(PROMPT, width)?,
-            Giver::Rows { layer, reads } => self.through(layer, reads)?,
-            Giver::Values { layer, reads } => self.through(layer, reads)?.gated(),
+        let giver = match pair.giver {
+            Giver::Rows { layer, reads } | Giver::Values { layer, reads } => {
+                let matrix = self.tensors.matrix(&self.weight(layer))?;
+                Some((layer, self.read_by(reads, matrix.columns)?, matrix))
+            }
+            Giver::Norm(_) | Giver::Prompt => None,
+        };
+        let channels = match (pair.giver, &giver) {
+            (Giver::Norm(norm), _) => self.normed(norm)?,
+            (Giver::Values { layer, .. }, Some((_, read, matrix))) => {
+                self.through(layer, read, matrix)?.gated()
+            }
+            (Giver::Rows { layer, .. }, Some((_, read, matrix))) => self.through(layer, read, matrix)?,
+            _ => self.read_by(PROMPT, width)?,
         };
         let inputs = channels.sizes(0..channels.means.len());
         // Shapes that fit nothing are told by who loads the layers.
         if matrices.iter().any(|matrix| matrix.columns != inputs.len()) {
-            return Ok(None);
+            return Ok(Remedy::None);
         }
-        Ok(Some(factors(&inputs, &weights_sizes(&matrices, &inputs))))
-    }
-
-    /// Whether `layer` and `readers`, its channels multiplied by `factors` and theirs divided, would lose much more in
-    /// int8 than layers without outliers. What was rounded has lost it already.
-    fn mixes_outliers(&self, layer: &str, reads: &str, readers: &[String], factors: &[f32]) -> Result<bool> {
-        let layer = self.weight(layer);
-        if self.is_rounded(&layer) || readers.iter().any(|reader| self.is_rounded(reader)) {
-            return Ok(false);
+        let factors = factors(&inputs, &weights_sizes(&matrices, &inputs));
+        if let (Giver::Rows { .. }, Some((layer, read, matrix))) = (pair.giver, &giver)
+            && !self.is_rounded(&self.weight(layer))
+        {
+            let read = read.sizes(0..matrix.columns);
+            if matrices.iter().any(|reader| amplification(&read, matrix, &factors, reader) > MOST_AMPLIFIED) {
+                return Ok(Remedy::Floats { layer });
+            }
         }
-        let giver = self.tensors.matrix(&layer)?;
-        let inputs = self.read_by(reads, giver.columns)?.sizes(0..giver.columns);
-        let mut most = 0f64;
-        for reader in readers {
-            let found = amplification(&inputs, &giver, factors, &self.tensors.matrix(reader)?);
-            most = most.max(found);
-        }
-        Ok(most > MOST_AMPLIFIED)
+        Ok(Remedy::Factors(factors))
     }
 
     /// What the norm called `norm` gives.
@@ -261,12 +273,11 @@ impl Block<'_> {
         Ok(if channels.means.len() == width { channels } else { Channels::alike(width) })
     }
 
-    /// What `layer` gives, which reads what the norm `reads` gives.
-    fn through(&self, layer: &str, reads: &str) -> Result<Channels> {
-        let matrix = self.tensors.matrix(&self.weight(layer))?;
+    /// What `layer` gives, whose weights are `matrix`, of what it reads.
+    fn through(&self, layer: &str, read: &Channels, matrix: &Matrix) -> Result<Channels> {
         let bias = self.bias(layer);
         let bias = if self.has(&bias) { Some(self.tensors.matrix(&bias)?.values) } else { None };
-        Ok(self.read_by(reads, matrix.columns)?.through(&matrix, bias.as_deref()))
+        Ok(read.through(matrix, bias.as_deref()))
     }
 
     /// The tensors that are to give channels multiplied by `factors`, and what their rows are multiplied with.

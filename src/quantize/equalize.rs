@@ -106,7 +106,7 @@ pub fn weights_sizes(readers: &[Matrix], inputs: &[f64]) -> Vec<f64> {
 }
 
 /// The expected square of an output whose inputs are independent. Eight sums at a time, which run on vectors.
-fn energy(row: &[f32], inputs: &[f32]) -> f32 {
+pub fn energy(row: &[f32], inputs: &[f32]) -> f32 {
     let mut sums = [0.0; 8];
     for (row, inputs) in row.chunks(8).zip(inputs.chunks(8)) {
         for ((sum, weight), input) in sums.iter_mut().zip(row).zip(inputs) {
