@@ -4,34 +4,23 @@
 //! A step makes and frees hundreds of maps between weights that stay. The system's heap either puts them all in one
 //! place, whose holes come to more than what is in use, or asks the kernel for each, which then clears it page by page.
 
+mod pages;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap_fixed, munmap};
+use pages::{Block, HUGE, PIECES, map, move_pages, unmap};
 
 /// Smaller blocks are the system heap's.
 const LARGE: usize = 1 << 20;
-/// A huge page of x86-64, and of ARM with small pages of 4 KiB.
-const HUGE: usize = 2 << 20;
 /// Bytes of free blocks that are kept at most, and how many.
 const MOST_KEPT: usize = 400 << 20;
 const SLOTS: usize = 64;
-/// Blocks at most whose pages become those of another one.
-const PIECES: usize = 16;
 
 /// The program's allocator. Free blocks are kept as long as they fit below the most that was ever in use at once, so
 /// that they never add to the peak.
 pub struct Heap(Mutex<Blocks>);
-
-#[derive(Clone, Copy)]
-struct Block {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: a free block belongs to whoever holds it.
-unsafe impl Send for Block {}
 
 struct Blocks {
     /// Oldest first, then vacant slots.
@@ -69,7 +58,8 @@ impl Heap {
         let block = map(len, size)?;
         let spare = self.with(|blocks| blocks.take_pages(len));
         let fresh = spare.iter().all(Option::is_none);
-        move_pages(spare, block)?;
+        // SAFETY: what is kept is nobody's, and no more of it was taken than the fresh block has room for.
+        unsafe { move_pages(spare, block)? };
         self.with(|blocks| blocks.lent(len));
         Some((block, Fresh(fresh)))
     }
@@ -130,7 +120,8 @@ impl Blocks {
                 self.kept[at] = None;
                 self.kept[at..].rotate_left(1);
                 self.kept_bytes -= rest.len;
-                unmap(rest);
+                // SAFETY: a free block's last pages.
+                unsafe { unmap(rest) };
             }
         }
         pieces
@@ -167,79 +158,10 @@ impl Blocks {
         if let Some(block) = self.kept[0].take() {
             self.kept.rotate_left(1);
             self.kept_bytes -= block.len;
-            unmap(block);
+            // SAFETY: a free block.
+            unsafe { unmap(block) };
         }
     }
-}
-
-impl Block {
-    /// How many it begins with.
-    fn huge_pages(&self) -> usize {
-        if self.start.align_offset(HUGE) == 0 { self.len / HUGE } else { 0 }
-    }
-
-    /// Where its byte `at` lies, or its end.
-    fn after(&self, at: usize) -> NonNull<u8> {
-        debug_assert!(at <= self.len);
-        // SAFETY: inside the block, or just behind it.
-        unsafe { self.start.add(at) }
-    }
-}
-
-/// Gives a free block back to the system.
-fn unmap(block: Block) {
-    if block.len > 0 {
-        // SAFETY: whole pages of mappings of this heap, which nobody uses any more.
-        let unmapped = unsafe { munmap(block.start.as_ptr().cast(), block.len) };
-        debug_assert!(unmapped.is_ok());
-    }
-}
-
-/// Makes huge pages that were in use the first ones of a fresh block, so that the kernel needn't clear others. A block
-/// consists of several mappings then, none of which ends within a huge page; that is why they move one by one.
-fn move_pages(pieces: [Option<Block>; PIECES], to: Block) -> Option<()> {
-    let mut moved = 0;
-    for piece in pieces.into_iter().flatten() {
-        for at in (0..piece.len).step_by(HUGE) {
-            let (from, page) = (piece.after(at).as_ptr().cast(), to.after(moved).as_ptr().cast());
-            moved += HUGE;
-            // SAFETY: both are huge pages that nobody else knows of: of a piece that was kept, and of a fresh block, which
-            // is at least as long as all pieces.
-            if unsafe { mremap_fixed(from, HUGE, HUGE, MremapFlags::MAYMOVE, page) }.is_err() {
-                unmap(Block { start: piece.after(at), len: HUGE });
-                let (access, flags) =
-                    (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED);
-                // SAFETY: the failed move has left a hole in the block, or the page, which is still nobody's.
-                unsafe { mmap_anonymous(page, HUGE, access, flags) }.ok()?;
-            }
-        }
-    }
-    Some(())
-}
-
-/// Fresh memory of `len` bytes, of which `size` will be used: huge pages cover no more than these.
-fn map(len: usize, size: usize) -> Option<Block> {
-    let huge = size / HUGE * HUGE;
-    let margin = if huge > 0 { HUGE } else { 0 };
-    let access = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: a new mapping wherever there is room touches nothing that exists.
-    let start = unsafe { mmap_anonymous(ptr::null_mut(), len + margin, access, MapFlags::PRIVATE) };
-    let start: *mut u8 = start.ok()?.cast();
-    let before = if huge > 0 { start.align_offset(HUGE).min(HUGE) } else { 0 };
-    // SAFETY: inside the mapping, which is longer by `margin`.
-    let aligned = unsafe { start.add(before) };
-    for (from, bytes) in [(start, before), (aligned.wrapping_add(len), margin - before)] {
-        if bytes > 0 {
-            // SAFETY: whole pages of the mapping outside of the block, which nobody has seen yet.
-            let unmapped = unsafe { munmap(from.cast(), bytes) };
-            debug_assert!(unmapped.is_ok());
-        }
-    }
-    if huge > 0 {
-        // SAFETY: the block's own pages; advice changes no contents. A kernel without huge pages refuses.
-        let _ = unsafe { madvise(aligned.cast(), huge, Advice::LinuxHugepage) };
-    }
-    NonNull::new(aligned).map(|start| Block { start, len })
 }
 
 // SAFETY: blocks are as long as asked for or longer, aligned to pages, and lent to one user at a time; which of the two
