@@ -78,8 +78,12 @@ impl Layer {
             Operation::SelfAttention { heads, stacked: query, .. }
             | Operation::CrossAttention { heads, query, .. } => {
                 let names = graph.operations()[query.0].names();
+                let rows = match &graph.operations()[at] {
+                    Operation::CrossAttention { prompt, .. } => &graph.prompt()[*prompt].names[..],
+                    _ => &[],
+                };
                 let int8 = |name: &String| params.at(name).computes_int8("weight");
-                let beside_int8 = !names.is_empty() && names.iter().all(int8);
+                let beside_int8 = !names.is_empty() && names.iter().chain(rows).all(int8);
                 Self::Attention(Attention::new(params, *heads, beside_int8))
             }
             Operation::Input { .. } | Operation::Join { .. } | Operation::Receive { .. } => Self::None,

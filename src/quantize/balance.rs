@@ -32,7 +32,8 @@ pub trait Tensors {
 
 type Factors = Arc<[f32]>;
 
-/// Factors by canonical names, under which a network computes the same as without, but for the last bits.
+/// Factors by canonical names, under which a network computes the same as without, but for the last bits; and what stays
+/// float, because no factors help.
 #[derive(Debug, Clone, Default)]
 pub struct Balance {
     /// What the values of a vector, or the rows of a weight, are multiplied with.
