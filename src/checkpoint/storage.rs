@@ -43,14 +43,22 @@ impl Storage<'_> {
         }
     }
 
-    /// How many bits a tensor is written with.
+    /// How many bits a tensor of floats is written with.
     pub fn bits(self, name: &str, shape: &[usize]) -> Bits {
-        if let Self::Balanced(_, balance) = self
-            && balance.keeps(name)
-        {
-            return Bits::Sixteen;
+        self.rounding(name).map_or(Bits::Sixteen, |policy| policy.stored_bits(name, shape))
+    }
+
+    /// How many bits a tensor of bytes is written with.
+    pub(super) fn bits_of_bytes(self, name: &str, shape: &[usize]) -> Bits {
+        self.rounding(name).map_or(Bits::Sixteen, |policy| policy.stored_bits_of_bytes(name, shape))
+    }
+
+    /// What decides on the bits of the tensor called `name`, unless its outliers do.
+    fn rounding(&self, name: &str) -> Option<&Policy> {
+        match self {
+            Self::Balanced(_, balance) if balance.keeps(name) => None,
+            storage => storage.policy(),
         }
-        self.policy().map_or(Bits::Sixteen, |policy| policy.stored_bits(name, shape))
     }
 
     /// The factors of the columns of a tensor that is rounded.

@@ -94,7 +94,10 @@ pub fn plan<'a>(
         }
         let shape = tensors.view(name)?.shape.to_vec();
         let weight = tensors.weight(name, &shape)?;
-        let bits = storage.bits(name, &shape);
+        let bits = match &weight {
+            Weight::Int8(_) => storage.bits_of_bytes(name, &shape),
+            Weight::Float(_) | Weight::Int4(_) => storage.bits(name, &shape),
+        };
         let pending = |form: Form, shape: Vec<usize>| Pending { tensors, name, shape, form };
         let mut part = |suffix: &str, form: Form, shape: Vec<usize>| {
             planned.push((format!("{written}{suffix}"), pending(form, shape)));

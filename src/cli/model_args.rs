@@ -161,8 +161,9 @@ pub struct QuantizeArgs {
 
     /// Give the weights of these layers 4 bits, or 8 as the others, or 16, e.g. 'conv3x3=4,text_encoder.*=4'
     ///
-    /// Patterns are those of --keep, or conv3x3, the UNet's 3x3 convolutions. The last one that matches counts; layers
-    /// that are too sensitive stay f16. Weights of four bits have a scale for each 32 inputs.
+    /// Patterns are those of --keep, or conv3x3, the UNet's 3x3 convolutions. The last one that matches counts. Sensitive
+    /// layers are f16 unless a pattern names them, and get 8 bits at least; those that are too sensitive stay f16. Weights
+    /// of four bits have a scale for each 32 inputs.
     #[arg(long, value_name = "PATTERN=BITS", value_delimiter = ',', value_parser = parse_rule)]
     pub bits: Vec<Rule>,
 

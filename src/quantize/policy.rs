@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum Treatment {
     /// Stays float.
     Float,
+    /// Stays float unless a rule names it: then [`Self::Stored`], with no fewer than eight bits.
+    Sensitive,
     /// Small in the file and dequantized when it is loaded: inputs and products are float.
     Stored,
     /// Multiplied in int8 with quantized inputs.
@@ -110,14 +112,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Layers that a rule names get as many bits as the last such rule says, but for those that are always floats. A
-    /// `*` in a pattern stands for any characters, dots included; everything else stands for itself, but for `conv3x3`.
-    /// A pattern names a weight or the layer it belongs to.
+    /// Layers that a rule names get as many bits as the last such rule says, but for those that are always floats and
+    /// those that get no fewer than eight. A `*` in a pattern stands for any characters, dots included; everything else
+    /// stands for itself, but for `conv3x3`. A pattern names a weight or the layer it belongs to.
     pub fn new(rules: Vec<Rule>) -> Self {
         Self { rules }
     }
 
-    /// All layers get as many bits, but for those that are always floats.
+    /// All layers get as many bits, or as few as they may.
     pub fn all(bits: Bits) -> Self {
         Self::new(vec![Rule { pattern: "*".to_owned(), bits }])
     }
@@ -160,12 +162,25 @@ impl Policy {
         if shape.len() >= 2 { self.bits(name) } else { Bits::Sixteen }
     }
 
+    /// How many bits the tensor called `name` is written with if it has eight already: those that no rule asks more for
+    /// stay as they are.
+    pub fn stored_bits_of_bytes(&self, name: &str, shape: &[usize]) -> Bits {
+        let is_free = treatment(name) == Treatment::Sensitive && self.asked(name).is_none();
+        if is_free { Bits::Eight } else { self.stored_bits(name, shape) }
+    }
+
+    fn asked(&self, name: &str) -> Option<Bits> {
+        self.rules.iter().rfind(|rule| rule.names(name)).map(|rule| rule.bits)
+    }
+
     /// How many bits the weight called `name` is rounded to.
     pub fn bits(&self, name: &str) -> Bits {
-        if treatment(name) == Treatment::Float {
-            return Bits::Sixteen;
+        let asked = self.asked(name);
+        match treatment(name) {
+            Treatment::Float => Bits::Sixteen,
+            Treatment::Sensitive => asked.map_or(Bits::Sixteen, |bits| bits.max(Bits::Eight)),
+            Treatment::Stored | Treatment::Computed => asked.unwrap_or(Bits::Eight),
         }
-        self.rules.iter().rfind(|rule| rule.names(name)).map_or(Bits::Eight, |rule| rule.bits)
     }
 
     /// Whether the weight called `name`, which comes from `origin`, is multiplied in int8 where anything is. Loading,
@@ -176,7 +191,11 @@ impl Policy {
 
     /// The treatment of the tensor called `name`.
     pub fn treatment(&self, name: &str) -> Treatment {
-        if self.bits(name) == Bits::Sixteen { Treatment::Float } else { treatment(name) }
+        match treatment(name) {
+            _ if self.bits(name) == Bits::Sixteen => Treatment::Float,
+            Treatment::Sensitive => Treatment::Stored,
+            treatment => treatment,
+        }
     }
 }
 
@@ -198,19 +217,21 @@ fn text_encoder(layer: &str) -> Treatment {
     if is_norm(layer) || layer.ends_with("position_embedding") { Treatment::Float } else { Treatment::Stored }
 }
 
-/// The first and the last convolution and the time embedding are too sensitive, and cheap. The projections of
-/// the time embedding run once per step: only their weights, which take rounding well, are worth shrinking.
+/// The first and the last convolution are too sensitive, and small. The projections of the time embedding run once per
+/// step: only their weights, which take rounding well, are worth shrinking.
 ///
 /// Nothing goes around the shortcuts on the way up. Those of the widest maps are 1.4 % of SD 1.5's products and
 /// nearly half of the error that int8 brings into the output: in float they raise its SQNR by 2 dB. What enters a
-/// transformer is as cheap (1.6 %) and worth 1 dB.
+/// transformer is as cheap (1.6 %) and worth 1 dB. Inputs in bytes bring most of that: weights alone may be small.
 fn unet(layer: &str) -> Treatment {
     let late = layer.starts_with("up_blocks.2.") || layer.starts_with("up_blocks.3.");
-    let ends = matches!(layer, "conv_in" | "conv_out")
-        || (late && layer.ends_with(".conv_shortcut"))
-        || layer.ends_with(".proj_in");
-    if ends || is_norm(layer) || layer.starts_with("time_embedding.") {
+    if matches!(layer, "conv_in" | "conv_out") || is_norm(layer) {
         Treatment::Float
+    } else if layer.starts_with("time_embedding.")
+        || (late && layer.ends_with(".conv_shortcut"))
+        || layer.ends_with(".proj_in")
+    {
+        Treatment::Sensitive
     } else if layer.ends_with(".time_emb_proj") {
         Treatment::Stored
     } else {
@@ -219,12 +240,19 @@ fn unet(layer: &str) -> Treatment {
 }
 
 /// Inputs are never bytes: products are of floats, or of 16-bit integers where these are as fast, and their errors are
-/// not seen in the picture. Only convolutions that a residual goes around are small in the file: rounding the others
-/// would reach every pixel undiminished.
+/// not seen in the picture. Convolutions that a residual goes around are small in the file: rounding the others reaches
+/// every pixel undiminished.
 fn vae(layer: &str) -> Treatment {
     let resnet = layer.contains(".resnets.") && (layer.ends_with(".conv1") || layer.ends_with(".conv2"));
-    let tiny_block = layer.contains(".layers.") && layer.contains(".conv.");
-    if resnet || tiny_block { Treatment::Stored } else { Treatment::Float }
+    let tiny = layer.contains(".layers.");
+    let ends = ["conv_in", "conv_out", "quant_conv"].iter().any(|end| layer.ends_with(end));
+    if resnet || (tiny && layer.contains(".conv.")) {
+        Treatment::Stored
+    } else if ends || tiny || is_norm(layer) {
+        Treatment::Float
+    } else {
+        Treatment::Sensitive
+    }
 }
 
 /// `norm1`, `group_norm`, `conv_norm_out`, `final_layer_norm`, …
@@ -252,22 +280,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sensitive_layers_stay_float() {
-        use Treatment::{Computed, Float, Stored};
+    fn layers_are_treated_by_their_names() {
+        use Treatment::{Computed, Float, Sensitive, Stored};
         for (name, expected) in [
             ("unet.conv_in.weight", Float),
             ("unet.conv_out.weight", Float),
             ("unet.conv_norm_out.weight", Float),
-            ("unet.time_embedding.linear_1.weight", Float),
+            ("unet.time_embedding.linear_1.weight", Sensitive),
             ("unet.down_blocks.0.resnets.0.time_emb_proj.weight", Stored),
             ("unet.down_blocks.0.resnets.0.norm1.weight", Float),
             ("unet.down_blocks.0.resnets.0.conv1.weight", Computed),
             ("unet.down_blocks.1.resnets.0.conv_shortcut.weight", Computed),
-            ("unet.up_blocks.3.resnets.0.conv_shortcut.weight", Float),
+            ("unet.up_blocks.3.resnets.0.conv_shortcut.weight", Sensitive),
             ("unet.up_blocks.3.resnets.0.conv1.weight", Computed),
             ("unet.down_blocks.0.resnets.0.conv1.bias", Float),
             ("unet.down_blocks.0.attentions.0.norm.weight", Float),
-            ("unet.down_blocks.0.attentions.0.proj_in.weight", Float),
+            ("unet.down_blocks.0.attentions.0.proj_in.weight", Sensitive),
             ("unet.down_blocks.0.attentions.0.proj_out.weight", Computed),
             ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.weight", Computed),
             ("text_encoder.embeddings.token_embedding.weight", Stored),
@@ -275,10 +303,12 @@ mod tests {
             ("text_encoder.encoder.layers.0.layer_norm1.weight", Float),
             ("text_encoder.encoder.layers.0.mlp.fc1.weight", Stored),
             ("vae.quant_conv.weight", Float),
+            ("vae.post_quant_conv.weight", Float),
+            ("vae.decoder.mid_block.attentions.0.group_norm.weight", Float),
             ("vae.decoder.conv_in.weight", Float),
-            ("vae.decoder.mid_block.attentions.0.to_q.weight", Float),
-            ("vae.decoder.up_blocks.0.upsamplers.0.conv.weight", Float),
-            ("vae.decoder.up_blocks.2.resnets.0.conv_shortcut.weight", Float),
+            ("vae.decoder.mid_block.attentions.0.to_q.weight", Sensitive),
+            ("vae.decoder.up_blocks.0.upsamplers.0.conv.weight", Sensitive),
+            ("vae.decoder.up_blocks.2.resnets.0.conv_shortcut.weight", Sensitive),
             ("vae.decoder.up_blocks.2.resnets.0.conv2.weight", Stored),
             ("vae.encoder.down_blocks.0.resnets.0.conv1.weight", Stored),
             ("vae.decoder.layers.0.weight", Float),
@@ -300,6 +330,25 @@ mod tests {
         assert!(policy.check(names.into_iter()).is_ok());
         let unmatched = Policy::keeping(&["*.bias".to_owned()]).check(names.into_iter());
         assert!(unmatched.unwrap_err().to_string().contains("no layer matches '*.bias'"));
+    }
+
+    #[test]
+    fn sensitive_layers_are_floats_or_stored_in_eight_bits() {
+        let name = "unet.mid_block.attentions.0.proj_in.weight";
+        for (rule, bits, treatment) in [
+            ("*.proj_out=4", Bits::Sixteen, Treatment::Float),
+            ("*.proj_in=8", Bits::Eight, Treatment::Stored),
+            ("*=4", Bits::Eight, Treatment::Stored),
+            ("unet.mid_block.*=16", Bits::Sixteen, Treatment::Float),
+        ] {
+            let policy = Policy::new(vec![rule.parse().unwrap()]);
+            assert_eq!((policy.bits(name), policy.treatment(name)), (bits, treatment), "{rule}");
+            let of_bytes = if rule == "*.proj_out=4" { Bits::Eight } else { bits };
+            assert_eq!(policy.stored_bits_of_bytes(name, &[2, 2]), of_bytes, "{rule}");
+            // Loading goes by the default policy, whatever a file was written with.
+            assert!(!policy.computes_int8(name, Origin::Float));
+        }
+        assert!(!Policy::default().computes_int8(name, Origin::Int8));
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Costs {
                 done += 1;
             }
             let rounded = |tensors: &[String]| {
-                checkpoint.merged(RoundedFloats { bits, tensors: tensors.iter().cloned().collect() })
+                let tensors = tensors.iter().map(|name| (name.clone(), policy.bits(name)));
+                checkpoint.merged(RoundedFloats(tensors.collect()))
             };
             let (encoder, others): (Vec<_>, Vec<_>) =
                 others.into_iter().partition(|(name, _)| name.starts_with("text_encoder."));
@@ -160,7 +161,7 @@ impl Costs {
                 let is_rounded = checkpoint
                     .tensors()
                     .view(name)
-                    .is_ok_and(|view| policy.stored_bits(name, view.shape) == Bits::Four);
+                    .is_ok_and(|view| policy.stored_bits(name, view.shape) != Bits::Sixteen);
                 ensure!(is_rounded, "it is about another model: '{name}' is no weight that could be rounded");
                 ensure!(measured.insert(name), "it has '{name}' twice");
             }
@@ -169,7 +170,7 @@ impl Costs {
         let kept = policy.and_keeping(keep);
         let missing = checkpoint.tensors().parameters().find(|name| {
             let shape = checkpoint.tensors().view(name).map_or(&[][..], |view| view.shape);
-            kept.stored_bits(name, shape) == Bits::Four && !measured.contains(name)
+            kept.stored_bits(name, shape) != Bits::Sixteen && !measured.contains(name)
         });
         if let Some(name) = missing {
             bail!("it lacks '{name}': measured with another --keep, or of another model");
@@ -262,28 +263,23 @@ impl<'a> Autoencoder<'a> {
 
 const ENCODER: &str = "vae.encoder.";
 
-/// Floats that weights become when they are rounded.
-struct RoundedFloats {
-    bits: Bits,
-    tensors: BTreeSet<String>,
-}
+/// Floats that weights become when each of these is rounded to so many bits.
+struct RoundedFloats(BTreeMap<String, Bits>);
 
 impl Overlay for RoundedFloats {
     fn changes(&self, name: &str) -> bool {
-        self.tensors.contains(name)
+        self.0.contains_key(name)
     }
 
     fn apply(&self, name: &str, shape: &[usize], stored: Weight) -> Result<Weight> {
-        let Weight::Float(values) = stored else { return Ok(stored) };
-        if !self.changes(name) {
-            return Ok(Weight::Float(values));
-        }
-        let &[outputs, inputs, ref kernel @ ..] = shape else { return Ok(Weight::Float(values)) };
-        let rounded = match self.bits {
+        let (Weight::Float(values), Some(bits)) = (&stored, self.0.get(name)) else { return Ok(stored) };
+        let &[outputs, inputs, ref kernel @ ..] = shape else { return Ok(stored) };
+        let rounded = match bits {
             Bits::Four => {
-                GroupedWeight::round(&values, inputs, kernel.iter().product(), None).map(Weight::Int4)
+                GroupedWeight::round(values, inputs, kernel.iter().product(), None).map(Weight::Int4)
             }
-            _ => QuantizedWeight::round(&values, outputs).map(Weight::Int8),
+            Bits::Eight => QuantizedWeight::round(values, outputs).map(Weight::Int8),
+            Bits::Sixteen => return Ok(stored),
         };
         Ok(Weight::Float(rounded.with_context(|| format!("tensor '{name}'"))?.into_f32()))
     }

@@ -79,7 +79,7 @@ fn pictures_equal_diffusers_and_have_the_background_asked_for() {
     }
 }
 
-/// What quantizing activations does to 24 pictures; the weights are the same int8 values in both.
+/// What quantizing activations does to 24 pictures; the weights are the same integers in both.
 #[test]
 fn int8_keeps_the_picture() {
     let request = |(seed, prompt): (usize, &String)| Request::new(prompt, seed as u64, &MODEL.defaults());

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pochade::calibration::{self, Kept, Learned, Lesson, Runs};
-use pochade::checkpoint::{Checkpoint, FloatType, Storage};
+use pochade::checkpoint::{Checkpoint, Storage};
 use pochade::quantize::{Balance, Bits, Learning, Policy};
 use pochade::request::{Defaults, Request};
 use pochade::sensitivity::{Recording, Settings};
 use tempfile::TempDir;
 
+use crate::support::model_files::disturbed_floats;
 use crate::support::models::{prompts, small};
 
 fn runs(checkpoint: &Checkpoint, pixels: usize, count: u64) -> Runs {
@@ -116,27 +117,12 @@ fn a_calibration_is_known_by_all_that_it_depends_on() {
     }
 }
 
-/// Makes each float of a file of nothing else up to 5 % larger or smaller: the built-in model's are multiples of what it
-/// was quantized to, which rounding to the nearest finds again.
-fn disturb(path: &Path) {
-    let mut bytes = fs::read(path).unwrap();
-    let data = 8 + u64::from_le_bytes(bytes.as_chunks().0[0]) as usize;
-    let mut state = 1u32;
-    for float in bytes[data..].as_chunks_mut::<4>().0 {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let factor = 1.0 + 0.1 * (state as f32 / u32::MAX as f32 - 0.5);
-        *float = (f32::from_le_bytes(*float) * factor).to_le_bytes();
-    }
-    fs::write(path, bytes).unwrap();
-}
-
 /// The whole built-in model, from its file.
 #[test]
 fn a_model_that_learned_is_nearer_to_its_floats() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
-    Checkpoint::built_in().unwrap().write_native(&path("f32"), Storage::Float(FloatType::F32)).unwrap();
-    disturb(&path("f32"));
+    disturbed_floats(&path("f32"));
     let model = Checkpoint::open(&path("f32")).unwrap();
     let policy = Policy::default();
     let balance = model.tensors().balance(&policy).unwrap();

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::comparison::{assert_identical, distance};
+use crate::support::model_files::disturbed_floats;
 use crate::support::models::{draw, generate, noise, open, resolve, small, text_encoder, unet, unet_config};
 
 fn policy(rules: &[&str]) -> Policy {
@@ -32,7 +33,7 @@ fn quantized(source: &Checkpoint, folder: &TempDir, rules: &[&str]) -> PathBuf {
     path
 }
 
-/// The built-in model, whose weights are int8, as a float file in `folder`.
+/// The built-in model, whose weights are integers, as a float file in `folder`.
 fn float_pocket(folder: &TempDir) -> Checkpoint {
     let path = folder.path().join("floats.safetensors");
     Checkpoint::built_in().unwrap().write_native(&path, Storage::Float(FloatType::F32)).unwrap();
@@ -184,6 +185,26 @@ fn kernels_compute_with_four_bits_as_with_eight() {
     }
 }
 
+/// Inputs and products of sensitive layers are floats: bytes in the file cost them next to nothing.
+#[test]
+fn sensitive_layers_are_bytes_in_the_file_where_a_rule_names_them() {
+    let folder = TempDir::new().unwrap();
+    let source = float_pocket(&folder);
+    let int8 = Backend::cpu_int8().unwrap();
+    let names = ["unet.time_embedding.linear_1.weight", "unet.mid_block.attentions.0.proj_in.weight"];
+    let mut answers = Vec::new();
+    for rules in [&[][..], &["*.time_embedding.*=8", "*.proj_in=4"]] {
+        let rounded = Checkpoint::open(&quantized(&source, &folder, rules)).unwrap();
+        for name in names {
+            let expected = if rules.is_empty() { Dtype::F16 } else { Dtype::I8 };
+            assert_eq!(rounded.tensors().view(name).unwrap().dtype, expected, "{name}");
+        }
+        answers.push(noise_prediction(&rounded, &int8));
+    }
+    let loss = distance(&answers[1], &answers[0]).snr();
+    assert!(loss > 40.0 && loss.is_finite(), "{loss} dB");
+}
+
 #[test]
 fn text_encoders_take_four_bits() {
     let folder = TempDir::new().unwrap();
@@ -205,11 +226,12 @@ fn text_encoders_take_four_bits() {
 #[test]
 fn learned_rounding_of_four_bits_is_nearer() {
     let folder = TempDir::new().unwrap();
-    let model = float_pocket(&folder);
+    let path = |name: &str| folder.path().join(name);
+    disturbed_floats(&path("floats"));
+    let model = Checkpoint::open(&path("floats")).unwrap();
     let policy = policy(&["conv3x3=4"]);
     let balance = model.tensors().balance(&policy).unwrap();
     let storage = Storage::Balanced(&policy, &balance);
-    let path = |name: &str| folder.path().join(name);
     model.write_native(&path("nearest"), storage).unwrap();
     let defaults = Defaults { width: 128, height: 128, ..model.defaults() };
     let requests: Vec<_> =
@@ -234,7 +256,6 @@ fn learned_rounding_of_four_bits_is_nearer() {
     let report = sensitivity::study(&model, &policy, &recording, &mut |_, _| {}).unwrap();
     for layer in &report.layers {
         let four = layer.tensors.iter().all(|name| policy.bits(name) == Bits::Four);
-        // These floats were bytes once, which come back exactly.
         assert_eq!(layer.weight_sqnr.is_some_and(|sqnr| sqnr < 30.0), four, "{layer:?}");
     }
 }

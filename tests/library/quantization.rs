@@ -19,7 +19,7 @@ use crate::support::comparison::{assert_identical, distance, largest};
 use crate::support::model_files::copy_small;
 use crate::support::models::{data, draw, load_tensors, small, text_encoder, unet, unet_config};
 
-/// The built-in model, whose weights are int8, as a float file in `folder`.
+/// The built-in model, whose weights are integers, as a float file in `folder`.
 fn float_pocket(folder: &TempDir) -> PathBuf {
     let path = folder.path().join("pocket.safetensors");
     Checkpoint::built_in().unwrap().write_native(&path, Storage::Float(FloatType::F16)).unwrap();
@@ -455,7 +455,7 @@ fn the_report_lists_every_int8_layer_worst_first() {
     }
     // Together they can't lose less than the worst alone, nor more than a picture can bear.
     let all = report.output_sqnr.unwrap();
-    assert!(all < outputs[0] && all > 30.0, "{all} dB");
+    assert!(all < outputs[0] && all > 27.0, "{all} dB");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["layers"][0]["layer"], report.layers[0].layer);
     assert_eq!(json["steps"], 3);

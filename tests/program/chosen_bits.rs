@@ -3,19 +3,19 @@
 use std::fs;
 use std::sync::OnceLock;
 
-use pochade::checkpoint::{Checkpoint, FloatType, Storage};
+use pochade::checkpoint::Checkpoint;
 use serde_json::Value;
 
+use crate::support::model_files::disturbed_floats;
 use crate::support::sandbox::{Left, Sandbox};
 
 /// Little to measure with.
 const LITTLE: [&str; 4] = ["--report-prompt", "a dog", "--report-size", "64"];
 
-/// A folder with the built-in model's weights as floats.
+/// A folder with floats that are much like the built-in model's.
 fn with_floats() -> Sandbox {
     let sandbox = Sandbox::new();
-    let floats = Storage::Float(FloatType::F32);
-    Checkpoint::built_in().unwrap().write_native(&sandbox.join("floats.safetensors"), floats).unwrap();
+    disturbed_floats(&sandbox.join("floats.safetensors"));
     sandbox
 }
 
@@ -79,11 +79,12 @@ fn json_tells_what_is_in_the_file() {
         json(&sandbox.run(&[&["quantize", source, file, "--json"], args].concat()))
     };
     let four = to("floats.safetensors", "four.safetensors", &["--bits", "*=4"]);
-    let count = tensors(&four, 4);
-    assert!(count > 0 && tensors(&four, 8) == 0, "{four}");
+    let counts = [4, 8].map(|bits| tensors(&four, bits));
+    // The sensitive layers: both of the time embedding's, what enters seven transformers, two shortcuts.
+    assert!(counts[0] > 100 && counts[1] == 11, "{four}");
     // What has lost bits doesn't get them back.
     let again = to("four.safetensors", "again.safetensors", &[]);
-    assert_eq!([4, 8].map(|bits| tensors(&again, bits)), [count, 0], "{again}");
+    assert_eq!([4, 8].map(|bits| tensors(&again, bits)), counts, "{again}");
     for written in [four, again] {
         let widths = written["widths"].as_array().unwrap().iter();
         let bytes: u64 = widths.map(|width| width["bytes"].as_u64().unwrap()).sum();
@@ -98,9 +99,8 @@ fn files_are_no_larger_than_asked_for_and_the_larger_the_better() {
     let measured = read(&sandbox, "r.json");
     assert!(length(&sandbox, "reported.safetensors") <= 9_000_000);
     let layers = measured["layers"].as_array().unwrap();
-    let lossy = |bits: &str| layers.iter().filter(|layer| layer[bits][0].as_f64().unwrap() > 1e-9).count();
-    // These floats were bytes once: rounded to bytes again, only inputs lose anything.
-    assert!(lossy("four_bits") > lossy("eight_bits"), "{} {}", lossy("four_bits"), lossy("eight_bits"));
+    let lost = |bits: &str| layers.iter().map(|layer| layer[bits][0].as_f64().unwrap()).sum::<f64>();
+    assert!(lost("four_bits") > 10.0 * lost("eight_bits"), "{} {}", lost("four_bits"), lost("eight_bits"));
     assert!(layers.iter().any(|layer| layer["layer"].as_str().unwrap().starts_with("text_encoder.")));
     assert!(layers.iter().any(|layer| layer["layer"].as_str().unwrap().starts_with("vae.decoder.")));
 
@@ -159,7 +159,7 @@ fn files_keep_what_is_asked_for_and_no_smaller_one_was_chosen() {
     let mut least = 0;
     for (quality, decibel) in [("26", 26.0), ("33.5dB", 33.5), ("40 dB", 40.0)] {
         let found = choose("a.safetensors", quality, &[]);
-        assert!((decibel..decibel + 1.0).contains(&output(&found)), "{quality}: {}", output(&found));
+        assert!((decibel..decibel + 1.5).contains(&output(&found)), "{quality}: {}", output(&found));
         assert!(length(&sandbox, "a.safetensors") > least);
         least = length(&sandbox, "a.safetensors");
     }

@@ -14,7 +14,7 @@ use crate::support::models::data;
 use crate::support::planting::{Place, Spread, plant};
 use crate::support::sandbox::Sandbox;
 
-/// The built-in model, whose weights are int8, as a float file outside the sandbox.
+/// The built-in model, whose weights are integers, as a float file outside the sandbox.
 fn pocket(folder: &TempDir) -> String {
     let path = folder.path().join("pocket.safetensors");
     Checkpoint::built_in().unwrap().write_native(&path, Storage::Float(FloatType::F16)).unwrap();

@@ -331,7 +331,8 @@ fn costs(checkpoint: &Checkpoint) -> serde_json::Value {
     use pochade::quantize::Bits;
 
     let (tensors, policy) = (checkpoint.tensors(), Policy::all(Bits::Four));
-    let is_rounded = |name: &&str| policy.stored_bits(name, tensors.view(name).unwrap().shape) == Bits::Four;
+    let is_rounded =
+        |name: &&str| policy.stored_bits(name, tensors.view(name).unwrap().shape) != Bits::Sixteen;
     let layer = |name| serde_json::json!({"layer": name, "tensors": [name], "four_bits": [1e-3], "eight_bits": [1e-5]});
     let layers: Vec<_> = tensors.parameters().filter(is_rounded).map(layer).collect();
     serde_json::json!({

@@ -14,7 +14,8 @@ fn with_model() -> (Sandbox, String) {
     (sandbox, packed)
 }
 
-const PICTURE: [&str; 8] = ["a fox", "-m", "model.safetensors", "--steps", "2", "-s", "1", "-o"];
+const PICTURE: [&str; 10] =
+    ["a fox", "-m", "model.safetensors", "--size", "64x64", "--steps", "2", "-s", "1", "-o"];
 
 #[test]
 fn pictures_are_the_same_and_what_does_not_fit_is_noted() {

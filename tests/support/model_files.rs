@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
+use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 
 use super::models::{data, load_tensors};
 
@@ -29,6 +30,21 @@ pub fn overwrite(path: &Path, tensor: &str, bytes: &[u8]) {
     let start = 8 + length + offset as usize;
     file[start..start + bytes.len()].copy_from_slice(bytes);
     fs::write(path, file).unwrap();
+}
+
+/// Writes the built-in model as floats, each up to 15 % larger or smaller: its own are multiples of what they were rounded
+/// to, which rounding to the nearest finds again.
+pub fn disturbed_floats(path: &Path) {
+    Checkpoint::built_in().unwrap().write_native(path, Storage::Float(FloatType::F32)).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes.as_chunks().0[0]) as usize;
+    let mut state = 1u32;
+    for float in bytes[data..].as_chunks_mut::<4>().0 {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let factor = 1.0 + 0.3 * (state as f32 / u32::MAX as f32 - 0.5);
+        *float = (f32::from_le_bytes(*float) * factor).to_le_bytes();
+    }
+    fs::write(path, bytes).unwrap();
 }
 
 /// One line of SD 1.5's inventory.

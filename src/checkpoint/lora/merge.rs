@@ -28,7 +28,7 @@ pub struct Merge {
 }
 
 impl Merge {
-    /// Lays `adapter` at `weight` over `tensors`, after those that are there.
+    /// Lays `adapter` at `weight` over `tensors`, after those that are there. At zero it leaves all layers as they are.
     ///
     /// # Errors
     /// When none of its layers is one of the model's, or one of its factors does not fit its layer.
@@ -42,7 +42,9 @@ impl Merge {
                 continue;
             };
             adapter.check(stem, tensors.view(name)?.shape)?;
-            self.layers.entry(name.to_owned()).or_default().push((number, stem.to_owned()));
+            if weight != 0.0 {
+                self.layers.entry(name.to_owned()).or_default().push((number, stem.to_owned()));
+            }
             matched += 1;
         }
         ensure!(

@@ -30,7 +30,7 @@ enum Goal {
 /// What was chosen, and by what.
 pub struct Choice {
     pub costs: Costs,
-    /// Of each layer of the costs.
+    /// Of each layer of the costs, the fewest of its weights'.
     pub bits: Vec<Bits>,
     pub policy: Policy,
     /// By the costs, in dB.
@@ -66,8 +66,10 @@ pub fn choose(
         Goal::Size(size) => chooser.within(size)?,
         Goal::Quality(quality) => chooser.reaching(quality)?,
     };
-    let (bits, policy) = (chooser.combinations[number].clone(), chooser.policy(number));
-    let expected_sqnr = allocation::expected(&chooser.candidates, &bits);
+    let policy = chooser.policy(number);
+    let expected_sqnr = allocation::expected(&chooser.candidates, &chooser.combinations[number]);
+    let fewest = |layer: &LayerCosts| layer.tensors.iter().map(|name| policy.bits(name)).min();
+    let bits = costs.layers.iter().map(|layer| fewest(layer).unwrap_or(Bits::Sixteen)).collect();
     let learned = chooser.learned.take().map(|learned| Mixed { policy: policy.clone(), ..learned });
     Ok(Some(Choice { bits, policy, expected_sqnr, learned, costs }))
 }
@@ -81,7 +83,7 @@ fn read(path: &Path, checkpoint: &Checkpoint, keep: &[String]) -> Result<Costs, 
     let costs = files::text(path, LARGEST_REPORT).and_then(|text| Ok(serde_json::from_str::<Costs>(&text)?));
     let mut costs = costs.with_context(unusable).or_exit(Exit::Usage)?;
     costs.check(checkpoint, keep).with_context(unusable).or_exit(Exit::Usage)?;
-    let kept = Policy::keeping(keep);
+    let kept = Policy::all(Bits::Four).and_keeping(keep);
     for layer in &mut costs.layers {
         layer.tensors.retain(|name| kept.bits(name) != Bits::Sixteen);
     }
@@ -154,7 +156,7 @@ impl<'a> Chooser<'a> {
         }
         let megabytes = (self.length(0)? as f64 / 1e5).ceil() / 10.0;
         Err(Failure::usage(format!(
-            "the file can't be so small: with four bits wherever there may be, it takes {megabytes:.1} MB"
+            "the file can't be so small: with as few bits as there may be, it takes {megabytes:.1} MB"
         )))
     }
 
