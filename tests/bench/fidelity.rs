@@ -82,6 +82,16 @@ fn built_in_model_in_int8() {
     assert!(found.picture_worst_psnr > found.other_seed_mean_psnr);
 }
 
+/// A file, named by `POCHADE_FILE`, beside the floats that it was made from.
+#[test]
+#[ignore = "takes half a minute, and needs both models"]
+fn file_beside_its_floats() {
+    let folder = TempDir::new().unwrap();
+    let file = std::env::var_os("POCHADE_FILE").expect("POCHADE_FILE names the file");
+    let recording = record(&named_floats(&folder), 24, 0);
+    row("file", &recording.compare(&Checkpoint::open(Path::new(&file)).unwrap(), &mut |_, _| {}).unwrap());
+}
+
 /// One place and every spread, with 8 prompts.
 fn planted(place: Place) {
     let folder = TempDir::new().unwrap();

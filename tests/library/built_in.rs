@@ -35,7 +35,7 @@ fn psnr(expected: &RgbImage, got: &RgbImage) -> f64 {
     distance(got, expected).psnr(255.0)
 }
 
-/// What diffusers drew in float32, before the weights were rounded to int8, and what was asked for.
+/// What diffusers drew in float32 with the floats that the weights stand for, and what was asked for.
 fn samples() -> Vec<(Request, RgbImage)> {
     let meta = std::fs::read_to_string(data("golden/meta.json")).unwrap();
     let samples: Vec<serde_json::Value> = serde_json::from_str(&meta).unwrap();
@@ -69,10 +69,10 @@ fn pictures_equal_diffusers_and_have_the_background_asked_for() {
     let samples = samples();
     assert_eq!(samples.len(), 8);
     let requests: Vec<_> = samples.iter().map(|(request, _)| request.clone()).collect();
-    for precision in [Precision::Int8, Precision::F32] {
+    for (precision, least) in [(Precision::Int8, 42.0), (Precision::F32, 75.0)] {
         for ((request, expected), picture) in samples.iter().zip(draw(precision, &requests)) {
             let psnr = psnr(expected, &picture);
-            assert!(psnr >= 40.0, "{} in {precision}: {psnr:.1} dB", request.prompt);
+            assert!(psnr >= least, "{} in {precision}: {psnr:.1} dB", request.prompt);
             let found = background(&picture);
             assert!(request.prompt.contains(&format!("{found} background")), "{}: {found}", request.prompt);
         }

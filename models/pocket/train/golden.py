@@ -1,4 +1,4 @@
-"""Draw the list of `FOLDER/meta.json` with diffusers' own pipeline in float32, beside it; `python golden.py FOLDER`."""
+"""Draw the list of `FOLDER/meta.json` with diffusers in float32, beside it; `python golden.py MODEL FOLDER`."""
 
 import json
 import sys
@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from data import WORK
-
 
 def main():
-    folder = Path(sys.argv[1])
-    pipeline = StableDiffusionPipeline.from_pretrained(WORK / "diffusers")
+    model, folder = map(Path, sys.argv[1:3])
+    pipeline = StableDiffusionPipeline.from_pretrained(model)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     for picture in json.loads((folder / "meta.json").read_text()):
         width, height = map(int, picture["size"].split("x"))
