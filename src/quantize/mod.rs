@@ -15,6 +15,7 @@ mod pairs;
 mod policy;
 mod rounder;
 mod rounding;
+mod treatment;
 
 pub use balance::{Balance, Tensors};
 pub use equalize::Matrix;
@@ -22,9 +23,10 @@ pub use gptq::Cancellation;
 pub use gridded::Gridded;
 pub use grouped::GroupedWeight;
 pub use moments::{Finished, Moments};
-pub use policy::{Bits, Origin, Policy, Rule, Treatment};
+pub use policy::{Bits, Origin, Policy, Rule};
 pub use rounder::{Learning, Rounder};
 pub use rounding::{Energy, QuantizedWeight, divide_columns, round_with_scales, scales, sqnr};
+pub use treatment::Treatment;
 
 /// Weights as they are stored, or as they are to be computed with.
 #[derive(Debug, Clone, PartialEq)]
