@@ -76,7 +76,7 @@ impl Costs {
         on_layer: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         check(checkpoint)?;
-        let mut layers = BTreeMap::new();
+        let mut layers: BTreeMap<String, LayerCosts> = BTreeMap::new();
         let (mut done, mut total) = (0, 0);
         for bits in WIDTHS {
             let policy = Policy::all(bits).and_keeping(keep);
@@ -86,6 +86,16 @@ impl Costs {
                 candidates.iter().flat_map(|candidate| candidate.tensors.iter().map(String::as_str));
             let others = stored(checkpoint, &policy, &computed.collect());
             total = total.max(WIDTHS.len() * (candidates.len() + others.len()));
+            // What has no fewer than eight bits costs what it did with eight.
+            let (as_before, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|(_, tensors)| {
+                bits == Bits::Four && tensors.iter().all(|name| policy.bits(name) == Bits::Eight)
+            });
+            done += as_before.len();
+            for (name, _) in &as_before {
+                if let Some(costs) = layers.get_mut(name) {
+                    costs.four_bits.clone_from(&costs.eight_bits);
+                }
+            }
             let mut add = |layer: String, tensors: Vec<String>, errors: Vec<Energy>| {
                 let costs = layers.entry(layer.clone());
                 let costs = costs.or_insert_with(|| LayerCosts {
