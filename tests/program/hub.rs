@@ -92,6 +92,7 @@ fn a_pulled_model_is_found_shown_checked_and_drawn_with() {
     );
     let list: Value = serde_json::from_str(offline(&["models", "list", "--json"]).done()).unwrap();
     assert_eq!(list[0]["id"], "pocket");
+    assert_eq!(list[0]["types"], serde_json::json!(["f16", "i4", "i8"]));
     assert_eq!((&list[1]["id"], &list[1]["kind"]), (&ID.into(), &"int8 file".into()));
     let show: Value = serde_json::from_str(offline(&["models", "show", ID, "--json"]).done()).unwrap();
     assert_eq!((&show["name"], &show["commit"]), (&"small".into(), &COMMIT.into()));

@@ -106,7 +106,7 @@ fn part(checkpoint: &Checkpoint, component: Component) -> ComponentRow {
 /// The types of a model's weights.
 pub fn types(tensors: &TensorSet) -> Vec<String> {
     let views = tensors.parameters().filter_map(|name| tensors.view(name).ok());
-    distinct(views.map(|view| format!("{:?}", view.dtype)))
+    distinct(views.map(|view| view.type_name()))
 }
 
 fn distinct(types: impl Iterator<Item = String>) -> Vec<String> {
