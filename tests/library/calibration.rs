@@ -122,13 +122,13 @@ fn a_calibration_is_known_by_all_that_it_depends_on() {
 fn a_model_that_learned_is_nearer_to_its_floats() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
-    disturbed_floats(&path("f32"));
+    disturbed_floats(&path("f32"), 0.05);
     let model = Checkpoint::open(&path("f32")).unwrap();
     let policy = Policy::default();
     let balance = model.tensors().balance(&policy).unwrap();
     let storage = Storage::Balanced(&policy, &balance);
     model.write_native(&path("nearest"), storage).unwrap();
-    let learned = learn(&model, &balance, &runs(&model, 128, 4), 1 << 30);
+    let learned = learn(&model, &balance, &runs(&model, 128, 16), 1 << 30);
     model.merged(learned).write_native(&path("learned"), storage).unwrap();
 
     let prompts = prompts().into_iter().take(2).collect();
@@ -138,5 +138,5 @@ fn a_model_that_learned_is_nearer_to_its_floats() {
         .map(|name| recording.compare(&Checkpoint::open(&path(name)).unwrap(), &mut |_, _| {}).unwrap());
     println!("{nearest}\n{learned}");
     let gain = learned.output_mean_sqnr.unwrap() - nearest.output_mean_sqnr.unwrap();
-    assert!(gain > 0.3, "{gain} dB");
+    assert!(gain > 0.8, "{gain} dB");
 }

@@ -227,7 +227,7 @@ fn text_encoders_take_four_bits() {
 fn learned_rounding_of_four_bits_is_nearer() {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
-    disturbed_floats(&path("floats"));
+    disturbed_floats(&path("floats"), 0.15);
     let model = Checkpoint::open(&path("floats")).unwrap();
     let policy = policy(&["conv3x3=4"]);
     let balance = model.tensors().balance(&policy).unwrap();

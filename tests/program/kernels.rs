@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use pochade::checkpoint::{Checkpoint, FloatType, Storage};
 use pochade::compare::compare;
 use pochade::kernels::{Isa, VARIABLE};
 use serde_json::Value;
 
+use crate::support::model_files::built_in_in_bytes;
 use crate::support::sandbox::{Left, Sandbox};
 
 fn run(sandbox: &Sandbox, kernel: &str, args: &[&str]) -> Left {
@@ -18,10 +18,7 @@ fn every_kernel_draws_the_golden_picture_and_is_recorded() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/00.png");
     let golden = image::open(golden).unwrap().to_rgb8();
     let sandbox = Sandbox::new();
-    // Most of the built-in model has four bits: another one with eight in their place.
-    let floats = Storage::Float(FloatType::F32);
-    Checkpoint::built_in().unwrap().write_native(&sandbox.join("floats.safetensors"), floats).unwrap();
-    sandbox.run(&["quantize", "floats.safetensors", "bytes.safetensors"]).done();
+    built_in_in_bytes(&sandbox.join("bytes.safetensors"));
     for (isa, model) in
         Isa::available().iter().flat_map(|isa| ["pocket", "bytes.safetensors"].map(|model| (isa, model)))
     {

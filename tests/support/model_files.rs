@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
 use pochade::checkpoint::{Checkpoint, FloatType, Storage};
+use pochade::quantize::Policy;
 
 use super::models::{data, load_tensors};
 
@@ -32,19 +33,29 @@ pub fn overwrite(path: &Path, tensor: &str, bytes: &[u8]) {
     fs::write(path, file).unwrap();
 }
 
-/// Writes the built-in model as floats, each up to 15 % larger or smaller: its own are multiples of what they were rounded
+/// Writes the built-in model as floats, each larger or smaller by up to `most` of it: its own are multiples of what they were rounded
 /// to, which rounding to the nearest finds again.
-pub fn disturbed_floats(path: &Path) {
+pub fn disturbed_floats(path: &Path, most: f32) {
     Checkpoint::built_in().unwrap().write_native(path, Storage::Float(FloatType::F32)).unwrap();
     let mut bytes = fs::read(path).unwrap();
     let data = 8 + u64::from_le_bytes(bytes.as_chunks().0[0]) as usize;
     let mut state = 1u32;
     for float in bytes[data..].as_chunks_mut::<4>().0 {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let factor = 1.0 + 0.3 * (state as f32 / u32::MAX as f32 - 0.5);
+        let factor = 1.0 + 2.0 * most * (state as f32 / u32::MAX as f32 - 0.5);
         *float = (f32::from_le_bytes(*float) * factor).to_le_bytes();
     }
     fs::write(path, bytes).unwrap();
+}
+
+/// Writes the built-in model, most of which has four bits, with eight in their place.
+pub fn built_in_in_bytes(path: &Path) {
+    let floats = path.with_extension("floats");
+    Checkpoint::built_in().unwrap().write_native(&floats, Storage::Float(FloatType::F32)).unwrap();
+    let (source, policy) = (Checkpoint::open(&floats).unwrap(), Policy::default());
+    let balance = source.tensors().balance(&policy).unwrap();
+    source.write_native(path, Storage::Balanced(&policy, &balance)).unwrap();
+    fs::remove_file(floats).unwrap();
 }
 
 /// One line of SD 1.5's inventory.
